@@ -1,0 +1,128 @@
+package wire
+
+import "github.com/cellvisor/cellvisor/ident"
+
+// The control protocol between a serve process and the worker processes that it supervises. A worker listens on the Unix socket
+// CtlSocket in its own directory; any later serve of the same server connects to it and goes on (adoption). Each message is one JSON
+// frame (see WriteJSON); exactly one pointer field of the union is set.
+
+// Names of the files in a worker's directory, <data>/workers/<vmid>-<vm epoch of creation>/.
+const (
+	WorkerSpecFile    = "spec.json"   // WorkerSpec, written by serve before the worker starts
+	WorkerCtlSocket   = "ctl.sock"    // the worker listens here
+	WorkerConsoleFile = "console.log" // released console bytes, written by the home part's worker
+	WorkerOutputFile  = "output.log"  // released output records, one decimal number a line, written by the home part's worker
+	WorkerLogFile     = "worker.log"  // the worker's own log
+)
+
+// WorkerSpec is what a worker is told once, at its start.
+type WorkerSpec struct {
+	ClusterID   string            `json:"cluster_id"`
+	Server      ident.ServerID    `json:"server"`
+	ServerName  ident.ServerName  `json:"server_name"`
+	Cell        ident.CellName    `json:"cell"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+	VM          ident.VMID        `json:"vm"`
+	Name        string            `json:"name"`
+	Part        ident.Part        `json:"part"`
+	VCPUs       int               `json:"vcpus"`       // of the whole VM
+	LocalVCPUs  []ident.VCPU      `json:"local_vcpus"` // those that start on this part
+	MemoryBytes ident.Bytes       `json:"memory_bytes"`
+	PayloadPath string            `json:"payload_path"` // a file readable by the worker; only the home part needs it
+	Builtin     string            `json:"builtin"`      // or the name of a built-in payload
+	Args        string            `json:"args"`
+	OnLossTouch bool              `json:"on_loss_touch"`
+	ListenHost  string            `json:"listen_host"` // host part of the page-plane address, "127.0.0.1"
+	Secret      string            `json:"secret"`      // of this VM, hex: both sides of a page-plane connection prove that they know it
+	Options     map[string]string `json:"options,omitempty"`
+}
+
+// WorkerMember is one live part of a VM.
+type WorkerMember struct {
+	Part   ident.Part       `json:"part"`
+	Server ident.ServerID   `json:"server"`
+	Name   ident.ServerName `json:"name"`
+	Addr   string           `json:"addr"` // page plane, host:port
+}
+
+// ToWorker is a message from serve to a worker.
+type ToWorker struct {
+	Lease   *WorkerLease   `json:"lease,omitempty"`
+	Members *WorkerMembers `json:"members,omitempty"`
+	Stop    *WorkerStop    `json:"stop,omitempty"`
+	Pause   *WorkerPause   `json:"pause,omitempty"`
+}
+
+// WorkerLease lets the worker run guests and answer page requests until the time on the host's CLOCK_BOOTTIME, in microseconds.
+type WorkerLease struct {
+	UntilBootMicros ident.Micros `json:"until_boot_micros"`
+}
+
+// WorkerMembers says who belongs to the VM in an epoch. The first one starts the VM; a later one, with a higher epoch, takes the place
+// of the former: parts that are missing from it are gone for good.
+type WorkerMembers struct {
+	Epoch   ident.Epoch    `json:"epoch"`
+	Home    ident.Part     `json:"home"`
+	Members []WorkerMember `json:"members"`
+}
+
+// WorkerStop ends the worker: vCPUs stop, files are flushed, the process exits.
+type WorkerStop struct {
+	Reason string `json:"reason"`
+}
+
+// WorkerPause stops (On) or continues the vCPUs of this part.
+type WorkerPause struct {
+	On bool `json:"on"`
+}
+
+// FromWorker is a message from a worker to serve.
+type FromWorker struct {
+	Ready  *WorkerReady  `json:"ready,omitempty"`
+	Ended  *WorkerEnded  `json:"ended,omitempty"`
+	Hint   *WorkerHint   `json:"hint,omitempty"`
+	Fenced *WorkerFenced `json:"fenced,omitempty"`
+	Stats  *WorkerStats  `json:"stats,omitempty"`
+}
+
+// WorkerReady is the first message on each connection: who the worker is, where its page plane listens, and the epoch it runs under
+// (0 before the first WorkerMembers).
+type WorkerReady struct {
+	VM        ident.VMID  `json:"vm"`
+	Part      ident.Part  `json:"part"`
+	PID       int         `json:"pid"`
+	StartTime uint64      `json:"start_time"` // field 22 of /proc/PID/stat, tells a reused PID from this process
+	PageAddr  string      `json:"page_addr"`
+	Epoch     ident.Epoch `json:"epoch"`
+}
+
+// WorkerEnded reports that the VM ended as seen from this part. It is repeated on each new connection until serve says Stop.
+type WorkerEnded struct {
+	State      string `json:"state"` // "exited", "failed" or "lost"
+	ExitStatus uint32 `json:"exit_status"`
+	Reason     string `json:"reason"`
+	Registers  string `json:"registers,omitempty"` // a dump for people, when the guest failed
+}
+
+// WorkerHint says that a peer part does not answer, or that its connection was reset. A hint decides nothing.
+type WorkerHint struct {
+	Part  ident.Part `json:"part"`
+	Reset bool       `json:"reset"` // the connection was closed by the other side, not merely silent
+}
+
+// WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.
+type WorkerFenced struct {
+	On bool `json:"on"`
+}
+
+// WorkerStats are counters since the worker's start, sent about once a second.
+type WorkerStats struct {
+	RemoteReads   uint64       `json:"remote_reads"`
+	RemoteWrites  uint64       `json:"remote_writes"`
+	LocalFaults   uint64       `json:"local_faults"`
+	PagesIn       uint64       `json:"pages_in"`
+	PagesOut      uint64       `json:"pages_out"`
+	ResidentBytes ident.Bytes  `json:"resident_bytes"` // guest memory held here
+	VCPUExits     uint64       `json:"vcpu_exits"`
+	RunMicros     ident.Micros `json:"run_micros"` // summed over vCPUs
+}

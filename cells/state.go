@@ -1,0 +1,322 @@
+package cells
+
+import (
+	"slices"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Role says what a server is for.
+type Role string
+
+// Roles.
+const (
+	RoleServer  Role = "server"  // runs VM parts
+	RoleWitness Role = "witness" // only votes: the third voter of a cluster of two cells
+)
+
+// ServerState is where a server is in its life. The strings are shown to users.
+type ServerState string
+
+// States of a server.
+const (
+	ServerJoining ServerState = "joining" // known, never yet admitted
+	ServerLive    ServerState = "live"    // in the view
+	ServerDead    ServerState = "dead"    // excluded from the view
+)
+
+// Addrs are the addresses, host:port, at which other servers reach one server.
+type Addrs struct {
+	Peer   string `json:"peer"`   // monitor messages
+	API    string `json:"api"`    // control API
+	Gossip string `json:"gossip"` // membership gossip
+}
+
+// Process identifies one run of a server's serve process.
+type Process struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"` // field 22 of /proc/PID/stat: tells a reused PID from this process
+	Boot      string `json:"boot"`       // random, new with each start of serve; "" before the first
+}
+
+// Server is what the cluster knows about one server.
+type Server struct {
+	ID          ident.ServerID    `json:"id"`
+	Name        ident.ServerName  `json:"name"`
+	Cell        ident.CellName    `json:"cell"`
+	Role        Role              `json:"role"`
+	HostID      string            `json:"host_id"` // equal for servers on one host, where one can see whether the other's processes are gone
+	Process     Process           `json:"process"`
+	Addrs       Addrs             `json:"addrs"`
+	Slots       int               `json:"slots"` // vCPUs of one VM that it can run at once
+	MemoryBytes ident.Bytes       `json:"memory_bytes"`
+	Incarnation ident.Incarnation `json:"incarnation"` // 0 before the first admission
+	State       ServerState       `json:"state"`
+	Cordoned    bool              `json:"cordoned"`
+	LastError   string            `json:"last_error,omitempty"`
+	Left        ident.Epoch       `json:"left,omitempty"` // epoch of the view that excluded it, if dead
+}
+
+// Member is a live server in a view.
+type Member struct {
+	Server      ident.ServerID    `json:"server"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+}
+
+// View is the agreed set of live servers.
+type View struct {
+	Epoch ident.Epoch `json:"epoch"`
+	Live  []Member    `json:"live"` // by rising server ID
+}
+
+// Has tells whether this incarnation of the server is in the view.
+func (v View) Has(s ident.ServerID, inc ident.Incarnation) bool {
+	return slices.Contains(v.Live, Member{s, inc})
+}
+
+// OnLoss says what happens to an unprotected VM that loses a part.
+type OnLoss string
+
+// Choices of OnLoss.
+const (
+	OnLossStop  OnLoss = "stop"  // the VM is stopped at once
+	OnLossTouch OnLoss = "touch" // it runs until it touches what is gone
+)
+
+// Protect says how a VM is protected against the loss of a cell.
+type Protect string
+
+// Choices of Protect.
+const (
+	ProtectNone    Protect = "none"
+	ProtectReplica Protect = "replica"
+)
+
+// VMState is where a VM is in its life. The strings are shown to users.
+type VMState string
+
+// States of a VM.
+const (
+	VMStarting VMState = "starting" // placed; its workers are being started
+	VMRunning  VMState = "running"
+	VMStopped  VMState = "stopped" // by an operator
+	VMExited   VMState = "exited"  // the guest ended itself
+	VMLost     VMState = "lost"    // a server or cell that it depended on failed
+	VMFailed   VMState = "failed"  // the guest or one of its workers failed
+)
+
+// Active tells whether a VM in this state has workers.
+func (s VMState) Active() bool { return s == VMStarting || s == VMRunning }
+
+// VMSpec is what an operator asks for.
+type VMSpec struct {
+	Name          string           `json:"name"`
+	Builtin       string           `json:"builtin,omitempty"`        // name of a built-in payload, or:
+	PayloadSHA256 string           `json:"payload_sha256,omitempty"` // hash (hex) of a payload file
+	PayloadServer ident.ServerID   `json:"payload_server,omitempty"` // and the server that holds it
+	PayloadBytes  ident.Bytes      `json:"payload_bytes,omitempty"`
+	Args          string           `json:"args,omitempty"`
+	VCPUs         int              `json:"vcpus"`
+	MemoryBytes   ident.Bytes      `json:"memory_bytes"`
+	Span          []ident.CellName `json:"span,omitempty"` // cells to spread over; empty lets placement choose
+	OnLoss        OnLoss           `json:"on_loss"`        // "" means stop
+	Protect       Protect          `json:"protect"`        // "" means none
+	Restart       string           `json:"restart,omitempty"`
+}
+
+// VMPart is one VM's share on one server.
+type VMPart struct {
+	Part        ident.Part        `json:"part"`
+	Server      ident.ServerID    `json:"server"`
+	ServerName  ident.ServerName  `json:"server_name"`
+	Cell        ident.CellName    `json:"cell"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+	VCPUs       []ident.VCPU      `json:"vcpus"`
+	PID         int               `json:"pid,omitempty"` // of the worker, once ready
+	StartTime   uint64            `json:"start_time,omitempty"`
+	Addr        string            `json:"addr,omitempty"` // page plane, once ready
+	Ready       bool              `json:"ready"`
+	Gone        bool              `json:"gone,omitempty"` // its server was excluded; the VM goes on without it (on-loss touch)
+}
+
+// VM is one virtual machine in the registry.
+type VM struct {
+	ID         ident.VMID  `json:"id"`
+	Spec       VMSpec      `json:"spec"`
+	State      VMState     `json:"state"`
+	Reason     string      `json:"reason,omitempty"`
+	ExitStatus uint32      `json:"exit_status"`
+	Registers  string      `json:"registers,omitempty"`
+	Epoch      ident.Epoch `json:"epoch"`   // VM epoch: view epoch at which its member set last changed
+	Created    ident.Epoch `json:"created"` // VM epoch at its creation; names the workers' directories
+	Home       ident.Part  `json:"home"`
+	Parts      []VMPart    `json:"parts"` // by part
+	Secret     string      `json:"secret"`
+	CreatedMs  int64       `json:"created_ms"` // Unix time, milliseconds
+	EndedMs    int64       `json:"ended_ms,omitempty"`
+}
+
+// Cells lists the cells that the VM depends on, sorted.
+func (v *VM) Cells() []ident.CellName {
+	var out []ident.CellName
+	for _, p := range v.Parts {
+		if !slices.Contains(out, p.Cell) {
+			out = append(out, p.Cell)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// PartOn returns the VM's part on this incarnation of a server, or nil.
+func (v *VM) PartOn(s ident.ServerID, inc ident.Incarnation) *VMPart {
+	for i := range v.Parts {
+		if p := &v.Parts[i]; p.Server == s && p.Incarnation == inc && !p.Gone {
+			return p
+		}
+	}
+	return nil
+}
+
+// EventKind names what happened. The strings are shown to users and scripted against: they are kept.
+type EventKind string
+
+// Kinds of events.
+const (
+	EventServerAdded    EventKind = "server-added"
+	EventServerLive     EventKind = "server-live"
+	EventServerDead     EventKind = "server-dead"
+	EventServerResumed  EventKind = "server-resumed" // serve restarted, workers kept
+	EventServerRemoved  EventKind = "server-removed"
+	EventServerError    EventKind = "server-error"
+	EventServerCordon   EventKind = "server-cordon"
+	EventCellLost       EventKind = "cell-lost" // its last live server was excluded
+	EventCellLive       EventKind = "cell-live" // its first live server was admitted
+	EventVMCreated      EventKind = "vm-created"
+	EventVMRunning      EventKind = "vm-running"
+	EventVMStopped      EventKind = "vm-stopped"
+	EventVMExited       EventKind = "vm-exited"
+	EventVMLost         EventKind = "vm-lost"
+	EventVMFailed       EventKind = "vm-failed"
+	EventVMDegraded     EventKind = "vm-degraded" // on-loss touch: goes on without some parts
+	EventVMRemoved      EventKind = "vm-removed"
+	EventRecoveryStages EventKind = "recovery-stages"
+	EventVotersChanged  EventKind = "voters-changed"
+)
+
+// Event is one thing that happened, in the order of the log. Events are replicated: every server has the same ones under the same
+// sequence numbers, so that a follower of the stream can go on at another server.
+type Event struct {
+	Seq     uint64            `json:"seq"` // from 1, rising by one
+	UnixMs  int64             `json:"unix_ms"`
+	Kind    EventKind         `json:"kind"`
+	Epoch   ident.Epoch       `json:"epoch"`   // of the view in force
+	Subject string            `json:"subject"` // "server a-1", "cell b", "vm web"
+	Text    string            `json:"text"`
+	Fields  map[string]string `json:"fields,omitempty"`
+	Cause   uint64            `json:"cause,omitempty"` // sequence number of the event that led to this one, 0 if none
+}
+
+// MaxEvents is how many events are kept.
+const MaxEvents = 10_000
+
+// State is the replicated state. It is a value of plain data: equal logs give equal states, byte for byte in JSON.
+type State struct {
+	ClusterID string   `json:"cluster_id"`
+	Applied   uint64   `json:"applied"` // log index
+	View      View     `json:"view"`
+	Servers   []Server `json:"servers"` // by rising ID
+	VMs       []VM     `json:"vms"`     // by rising ID
+	NextSeq   uint64   `json:"next_seq"`
+}
+
+// Server returns the server with this ID, or nil.
+func (s *State) Server(id ident.ServerID) *Server {
+	i, ok := slices.BinarySearchFunc(s.Servers, id, func(x Server, id ident.ServerID) int {
+		switch {
+		case x.ID < id:
+			return -1
+		case x.ID > id:
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return nil
+	}
+	return &s.Servers[i]
+}
+
+// ServerNamed returns the server with this name, or nil.
+func (s *State) ServerNamed(name ident.ServerName) *Server {
+	for i := range s.Servers {
+		if s.Servers[i].Name == name {
+			return &s.Servers[i]
+		}
+	}
+	return nil
+}
+
+// VM returns the VM with this ID, or nil.
+func (s *State) VM(id ident.VMID) *VM {
+	for i := range s.VMs {
+		if s.VMs[i].ID == id {
+			return &s.VMs[i]
+		}
+	}
+	return nil
+}
+
+// VMNamed returns the VM with this name, or nil.
+func (s *State) VMNamed(name string) *VM {
+	for i := range s.VMs {
+		if s.VMs[i].Spec.Name == name {
+			return &s.VMs[i]
+		}
+	}
+	return nil
+}
+
+// Cells lists the cells that have servers, sorted.
+func (s *State) Cells() []ident.CellName {
+	var out []ident.CellName
+	for i := range s.Servers {
+		if c := s.Servers[i].Cell; !slices.Contains(out, c) {
+			out = append(out, c)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// CellLive tells whether a cell has a live server.
+func (s *State) CellLive(c ident.CellName) bool {
+	for i := range s.Servers {
+		if s.Servers[i].Cell == c && s.Servers[i].State == ServerLive {
+			return true
+		}
+	}
+	return false
+}
+
+// Clone returns a deep copy.
+func (s *State) Clone() State {
+	out := *s
+	out.View.Live = slices.Clone(s.View.Live)
+	out.Servers = slices.Clone(s.Servers)
+	out.VMs = make([]VM, len(s.VMs))
+	for i := range s.VMs {
+		out.VMs[i] = s.VMs[i].clone()
+	}
+	return out
+}
+
+func (v *VM) clone() VM {
+	out := *v
+	out.Spec.Span = slices.Clone(v.Spec.Span)
+	out.Parts = slices.Clone(v.Parts)
+	for i := range out.Parts {
+		out.Parts[i].VCPUs = slices.Clone(v.Parts[i].VCPUs)
+	}
+	return out
+}

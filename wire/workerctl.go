@@ -62,6 +62,7 @@ type WorkerLease struct {
 // of the former: parts that are missing from it are gone for good.
 type WorkerMembers struct {
 	Epoch   ident.Epoch    `json:"epoch"`
+	Fresh   bool           `json:"fresh"` // Epoch is the VM's first: no page was ever granted
 	Home    ident.Part     `json:"home"`
 	Members []WorkerMember `json:"members"`
 }

@@ -1,0 +1,265 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// How long the client waits. A healthy server on a busy machine answers Status in milliseconds.
+const (
+	probeStagger   = 100 * time.Millisecond // before the next server is asked too
+	probePatience  = 1 * time.Second        // for an answer by a server with a quorum, once another one has answered
+	dialPatience   = 4 * time.Second        // for any answer at all
+	callPatience   = 10 * time.Second       // of a unary call at one server
+	callBudget     = 30 * time.Second       // of a call with its repetitions at other servers
+	streamSilence  = 4 * time.Second        // a following stream must say something every second
+	maxMessageSize = 16 << 20
+)
+
+// ParseAddrs splits a comma-separated list of addresses, each "unix:///path/api.sock", an absolute path, or host:port.
+func ParseAddrs(list string) ([]string, error) {
+	var out []string
+	for _, a := range strings.Split(list, ",") {
+		a = strings.TrimSpace(a)
+		if a == "" {
+			continue
+		}
+		switch {
+		case strings.HasPrefix(a, "unix:///"):
+		case strings.HasPrefix(a, "/"):
+			a = "unix://" + a
+		default:
+			if _, _, err := net.SplitHostPort(a); err != nil {
+				return nil, fmt.Errorf("address %q is neither unix:///path nor host:port", a)
+			}
+		}
+		out = append(out, a)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("the list of addresses is empty")
+	}
+	return out, nil
+}
+
+// Client talks to a cluster through one of its servers, the current one. It is safe for concurrent use.
+type Client struct {
+	addrs []string
+
+	mu      sync.Mutex // protects what follows
+	conns   map[string]*grpc.ClientConn
+	current string
+}
+
+// Dial chooses a server among those of a comma-separated list (see ParseAddrs): the first that answers and has a quorum, else the first that
+// answers. The error has code UNAVAILABLE if none does.
+func Dial(ctx context.Context, list string) (*Client, error) {
+	addrs, err := ParseAddrs(list)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{addrs: addrs, conns: make(map[string]*grpc.ClientConn)}
+	if err := c.choose(ctx, ""); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close gives up all connections.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		conn.Close()
+	}
+	c.conns, c.current = nil, ""
+}
+
+// Addr returns the current server's address.
+func (c *Client) Addr() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current
+}
+
+// API returns the current server's service. Calls through it are not repeated elsewhere.
+func (c *Client) API() CellvisorClient {
+	c.mu.Lock()
+	addr := c.current
+	c.mu.Unlock()
+	conn, err := c.conn(addr)
+	if err != nil {
+		return NewCellvisorClient(deadConn{err})
+	}
+	return NewCellvisorClient(conn)
+}
+
+func (c *Client) conn(addr string) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conns == nil {
+		return nil, status.Error(codes.Canceled, "the client is closed")
+	}
+	if conn := c.conns[addr]; conn != nil {
+		return conn, nil
+	}
+	conn, err := connect(addr)
+	if err == nil {
+		c.conns[addr] = conn
+	}
+	return conn, err
+}
+
+func connect(addr string) (*grpc.ClientConn, error) {
+	target := addr
+	if !strings.HasPrefix(addr, "unix:") {
+		target = "passthrough:///" + addr
+	}
+	return grpc.NewClient(target,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithNoProxy(),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageSize)))
+}
+
+// answer is what one server said to a probe.
+type answer struct {
+	addr string
+	st   *StatusResponse
+	err  error
+}
+
+// choose asks all servers for their status, one after the other with a short stagger, and makes the best one current. A server to avoid
+// is asked last: it has just failed.
+func (c *Client) choose(ctx context.Context, avoid string) error {
+	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	order := make([]string, 0, len(c.addrs))
+	for _, a := range c.addrs {
+		if a != avoid {
+			order = append(order, a)
+		}
+	}
+	if len(order) < len(c.addrs) {
+		order = append(order, avoid)
+	}
+	answers := make(chan answer, len(order))
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var settle <-chan time.Time
+	var fallback *answer
+	var firstErr error
+	for asked, open := 0, len(order); open > 0; {
+		select {
+		case <-next.C:
+			if asked < len(order) {
+				go c.probe(ctx, order[asked], answers)
+				asked++
+				next.Reset(probeStagger)
+			}
+		case a := <-answers:
+			open--
+			switch {
+			case a.err != nil:
+				if firstErr == nil {
+					firstErr = a.err
+				}
+				next.Reset(0)
+			case a.st.GetQuorum() && a.st.GetServerState() == ServerState_SERVER_STATE_LIVE:
+				c.setCurrent(a.addr)
+				return nil
+			case fallback == nil:
+				fallback = &a
+				settle = time.After(probePatience)
+			}
+		case <-settle:
+			open = 0
+		case <-ctx.Done():
+			open = 0
+		}
+	}
+	if fallback != nil {
+		c.setCurrent(fallback.addr)
+		return nil
+	}
+	return c.unreachable(ctx, firstErr)
+}
+
+func (c *Client) unreachable(ctx context.Context, cause error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	why := "no answer"
+	if cause != nil && status.Code(cause) != codes.DeadlineExceeded {
+		why = Message(cause)
+	}
+	return status.Errorf(codes.Unavailable, "no server of the cluster answers at %s (%s)", strings.Join(c.addrs, ", "), why)
+}
+
+func (c *Client) setCurrent(addr string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current = addr
+}
+
+func (c *Client) probe(ctx context.Context, addr string, out chan<- answer) {
+	conn, err := c.conn(addr)
+	if err != nil {
+		out <- answer{addr: addr, err: err}
+		return
+	}
+	st, err := NewCellvisorClient(conn).Status(ctx, &StatusRequest{})
+	out <- answer{addr: addr, st: st, err: err}
+}
+
+// elsewhere tells whether another server may succeed where one failed with err.
+func elsewhere(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.Aborted:
+		return true
+	}
+	return false
+}
+
+// Call runs an idempotent call at the current server, and again at others as long as servers fail to answer. The caller's context
+// bounds all of it; without a deadline of its own it is given half a minute.
+func (c *Client) Call(ctx context.Context, call func(context.Context, CellvisorClient) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callBudget)
+	defer cancel()
+	for attempt := 0; ; attempt++ {
+		addr := c.Addr()
+		actx, acancel := context.WithTimeout(ctx, callPatience)
+		err := call(actx, c.API())
+		silent := err != nil && errors.Is(actx.Err(), context.DeadlineExceeded) && ctx.Err() == nil
+		acancel()
+		if err == nil || ctx.Err() != nil || !(elsewhere(err) || silent) || attempt >= 2*len(c.addrs) {
+			return err
+		}
+		if cerr := c.choose(ctx, addr); cerr != nil {
+			return cerr
+		}
+	}
+}
+
+// deadConn fails every call with err.
+type deadConn struct{ err error }
+
+func (d deadConn) Invoke(context.Context, string, any, any, ...grpc.CallOption) error { return d.err }
+
+func (d deadConn) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, d.err
+}

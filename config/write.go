@@ -1,0 +1,76 @@
+package config
+
+import (
+	"github.com/hashicorp/hcl/v2/hclwrite"
+	"github.com/zclconf/go-cty/cty"
+)
+
+// Format writes s as a configuration file that Parse reads back to the same values.
+func Format(s *Server) []byte {
+	f := hclwrite.NewEmptyFile()
+	b := f.Body().AppendNewBlock("cluster", nil).Body()
+	setString(b, "name", s.ClusterName)
+	setString(b, "id", s.ClusterID)
+
+	b = f.Body().AppendNewBlock("server", nil).Body()
+	setString(b, "name", string(s.Name))
+	setString(b, "cell", string(s.Cell))
+	if s.Role != RoleServer {
+		setString(b, "role", string(s.Role))
+	}
+	setString(b, "data_dir", s.DataDir)
+	if s.Role == RoleServer {
+		b.SetAttributeValue("slots", cty.NumberIntVal(int64(s.Slots)))
+		setString(b, "memory", s.MemoryBytes.String())
+	}
+	setString(b, "secret_file", s.SecretFile)
+	b.SetAttributeValue("nice", cty.NumberIntVal(int64(s.Nice)))
+
+	b = f.Body().AppendNewBlock("listen", nil).Body()
+	setString(b, "peer", s.Listen.Peer)
+	setString(b, "gossip", s.Listen.Gossip)
+	setString(b, "pages", s.Listen.Pages)
+	setString(b, "api", "unix://"+s.Listen.APIUnix)
+	setString(b, "api_tcp", s.Listen.APITCP)
+
+	for _, p := range s.Initial {
+		b = f.Body().AppendNewBlock("initial", []string{string(p.Name)}).Body()
+		b.SetAttributeValue("id", cty.NumberUIntVal(uint64(p.ID)))
+		setString(b, "cell", string(p.Cell))
+		if p.Role != RoleServer {
+			setString(b, "role", string(p.Role))
+		}
+		if !p.Voter {
+			b.SetAttributeValue("voter", cty.False)
+		}
+		setString(b, "peer", p.Peer)
+		setString(b, "gossip", p.Gossip)
+	}
+	if len(s.Join) > 0 {
+		var vals []cty.Value
+		for _, a := range s.Join {
+			vals = append(vals, cty.StringVal(a))
+		}
+		f.Body().SetAttributeValue("join", cty.ListVal(vals))
+	}
+	if s.Log.Format != "" || s.Log.Level != "" {
+		b = f.Body().AppendNewBlock("log", nil).Body()
+		setString(b, "format", s.Log.Format)
+		setString(b, "level", s.Log.Level)
+	}
+	if s.Timing != DefaultTiming() {
+		b = f.Body().AppendNewBlock("timing", nil).Body()
+		setString(b, "lease_length", s.Timing.LeaseLength.String())
+		setString(b, "lease_renew", s.Timing.LeaseRenew.String())
+		setString(b, "heartbeat", s.Timing.Heartbeat.String())
+		setString(b, "election_min", s.Timing.ElectionMin.String())
+	}
+	return f.Bytes()
+}
+
+// setString leaves an empty value out.
+func setString(b *hclwrite.Body, name, value string) {
+	if value != "" {
+		b.SetAttributeValue(name, cty.StringVal(value))
+	}
+}

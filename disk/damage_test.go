@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/cellvisor/cellvisor/cells"
 )
 
 // Not under the race detector: it turns on checkptr, which ends the process when bbolt follows a damaged count.
@@ -16,8 +18,8 @@ import (
 func TestDamageIsNeverSilent(t *testing.T) {
 	dir := t.TempDir()
 	s := openT(t, dir)
-	saveT(t, s, Batch{HardState: hard(1, 1, 0), Entries: entries(1, 40, 1), Sync: true})
-	saveT(t, s, Batch{HardState: hard(2, 1, 30), Snapshot: snapshot(10, 1), CompactTo: 10, Entries: entries(38, 60, 2), Sync: true})
+	saveT(t, s, &cells.Persist{HardState: hard(1, 1, 0), Entries: entries(1, 40, 1), MustSync: true})
+	saveT(t, s, &cells.Persist{HardState: hard(2, 1, 30), Snapshot: snapshot(10), DropThrough: 10, Entries: entries(38, 60, 2), MustSync: true})
 	want := describe(loadT(t, s))
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -34,7 +36,7 @@ func TestDamageIsNeverSilent(t *testing.T) {
 		s, err := Open(d, testIdentity)
 		if err == nil {
 			defer s.Close()
-			var st State
+			var st cells.Stored
 			if st, err = s.Load(); err == nil {
 				if got := describe(st); got != want || s.Fresh() {
 					t.Errorf("%s: silently loaded %s", what, got)

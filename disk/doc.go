@@ -21,8 +21,8 @@
 //   - What Save reported as done survives a crash of the process and of the host.
 //   - One Save is one transaction: after a crash all of it is there or nothing.
 //   - A failed write is never retried: after a failed fsync the kernel may have dropped the pages and a second one would lie.
-//   - Load returns a log without gaps, with rising terms, whose last index is not below the commit index; each record carries a
-//     CRC-32C. Everything else is ErrCorrupt, and never a shorter log: a voter that forgets what it promised can split the cluster.
+//   - Load returns exactly what was saved: each record carries a CRC-32C, and a summary tells where the log begins and ends.
+//     Everything else is ErrCorrupt, and never a shorter log: a voter that forgets what it promised can split the cluster.
 //
 // Locks: Store.mu protects the poison mark and the held-back commit index; the bbolt transaction runs under it.
 package disk

@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sys/unix"
 
+	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
 )
 
@@ -64,10 +64,9 @@ type Store struct {
 
 	beforeWrite func() error // tests inject failures here; nil otherwise
 
-	mu      sync.Mutex
-	poison  error             // protected by mu; the first failed write
-	held    *raftpb.HardState // protected by mu; a newer commit index that is not written yet
-	written *raftpb.HardState // protected by mu; the hard state as stored
+	mu     sync.Mutex
+	poison error  // protected by mu; the first failed write
+	held   []byte // protected by mu; a hard state with a newer commit index that is not written yet
 }
 
 // Peek returns the identity stored in dir, and false when dir holds no state yet. It takes no lock and changes nothing.
@@ -132,7 +131,7 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	var errs []error
 	if s.poison == nil && s.held != nil {
-		errs = append(errs, s.saveLocked(Batch{HardState: s.held, Sync: true}))
+		errs = append(errs, s.saveLocked(&cells.Persist{HardState: s.held, MustSync: true}))
 	}
 	if s.poison == nil {
 		s.poison = errors.New("storage is closed")
@@ -247,7 +246,7 @@ func createDB(dir string, id Identity) error {
 		}
 		record := binary.BigEndian.AppendUint64(nil, formatVersion)
 		record = binary.BigEndian.AppendUint64(record, uint64(id.Server))
-		return errors.Join(putRecord(meta, keyIdentity, append(record, id.ClusterID...)), writeSummary(meta, entries, &raftpb.HardState{}, 0))
+		return errors.Join(putRecord(meta, keyIdentity, append(record, id.ClusterID...)), writeSummary(meta, entries, summary{}))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err

@@ -1,0 +1,70 @@
+// Package payload holds the built-in guest programs: small static ELF64 images for tests, drills and benchmarks that keep the payload ABI,
+// version 1. Their C sources are in src, the committed images in images; `make -C payload` rebuilds them with gcc.
+//
+// src/payload.h is the ABI in C, for one's own payloads too.
+package payload
+
+import (
+	"embed"
+	"fmt"
+	"strings"
+)
+
+//go:generate make
+
+//go:embed images/*.elf
+var images embed.FS
+
+// Info describes a built-in payload for people.
+type Info struct {
+	Name string
+	Doc  string // one line: what it does
+	Args string // its arguments, as in "[N] [RATE_HZ]", empty if it takes none
+	Help string // what the arguments mean, one line
+}
+
+var list = []Info{
+	{"count", "vCPU 0 emits 0, 1, 2, … at a steady rate; the others idle", "[N] [RATE_HZ]",
+		"N numbers (0 = for ever, default 100) at RATE_HZ a second (0 = as fast as it goes, default 100)"},
+	{"dirty", "writes a given share of memory at a given rate", "[PERCENT] [RATE_PER_S] [SECONDS]",
+		"PERCENT of memory (default 10), RATE_PER_S pages written a second in all (default 1000, 0 = as fast as it goes), for SECONDS (default 10, 0 = for ever)"},
+	{"fault", "measures what a touch of a page costs that another vCPU has written; the samples are its output", "[N] [MODE] [READERS]",
+		"N pages a series (default 1000); MODE all, read, seq, write or shared (default all); READERS vCPUs that share each page in mode shared (default as many as there are, at most 3)"},
+	{"hello", "every vCPU says hello in turn, vCPU 0 emits 0 to 9", "[WORDS]", "WORDS are printed"},
+	{"idle", "all vCPUs idle for ever", "", ""},
+	{"litmus", "memory-order tests between vCPUs; fails on an outcome that x86-TSO forbids", "[ROUNDS] [TEST]",
+		"ROUNDS of each test (default 100000); TEST all, or one of sb, mp, lb, 22w, coww, corr, corw, iriw, sbf (default all)"},
+	{"lock", "all vCPUs increment counters under a spinlock and by atomics; the sums must be exact", "[ROUNDS]",
+		"ROUNDS increments of each counter by each vCPU (default 10000)"},
+	{"walk", "fills memory with a pattern, reads it from other vCPUs, checks it", "[MIB] [PASSES]",
+		"MIB of memory (default and at most all above 4 MiB), PASSES times (default 2)"},
+}
+
+// List describes all built-in payloads, sorted by name.
+func List() []Info { return append([]Info(nil), list...) }
+
+// Lookup describes one built-in payload.
+func Lookup(name string) (Info, bool) {
+	for _, info := range list {
+		if info.Name == name {
+			return info, true
+		}
+	}
+	return Info{}, false
+}
+
+// Open returns the ELF image of a built-in payload. The caller must not change it. The error for a name that is none names those that are.
+func Open(name string) ([]byte, error) {
+	if _, ok := Lookup(name); !ok {
+		names := make([]string, len(list))
+		for i, info := range list {
+			names[i] = info.Name
+		}
+		return nil, fmt.Errorf("no built-in payload %q: there are %s", name, strings.Join(names, ", "))
+	}
+	image, err := images.ReadFile("images/" + name + ".elf")
+	if err != nil {
+		return nil, fmt.Errorf("built-in payload %q: %w", name, err)
+	}
+	return image, nil
+}

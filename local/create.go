@@ -1,0 +1,264 @@
+package local
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/cellvisor/cellvisor/config"
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Bounds of a local cluster.
+const (
+	MaxCells   = 26 // named a to z
+	MaxServers = 32 // in one cell
+	maxVoters  = 5
+	// maxDirLen leaves room for the longest socket path below the directory, DIR/witness-1/workers/<vm>-<epoch>/ctl.sock, within the
+	// 107 bytes that Linux allows.
+	maxDirLen = 60
+)
+
+// Shape says what cluster is wanted. Zero values mean "as it is" for a directory that holds a cluster, else the default.
+type Shape struct {
+	Cells   int
+	PerCell int
+	Slots   int
+	Memory  ident.Bytes // of each server
+}
+
+// open returns the stopped cluster in dir, made anew if there is none. It refuses a directory that is not ours, holds other things, or whose
+// cluster runs or has another shape. The caller holds the directory's lock.
+func open(dir string, want Shape) (*Cluster, error) {
+	running, err := Find(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(running) > 0 {
+		return nil, fmt.Errorf("a cluster runs in %s already (%d processes, the first is %d): use it, take it down with `cellvisor down --dir %s`, or name another --dir",
+			dir, len(running), running[0].PID, dir)
+	}
+	c, err := Load(dir)
+	switch {
+	case err == nil:
+		return c, c.agrees(want)
+	case !errors.Is(err, ErrNoCluster):
+		return nil, err
+	}
+	if name := foreign(dir); name != "" {
+		return nil, fmt.Errorf("%s is not empty (it holds %s) and holds no cluster: name another --dir", dir, name)
+	}
+	return create(dir, want)
+}
+
+// claim makes the directory, for us alone, and refuses one that another user could have prepared.
+func claim(dir string) error {
+	if len(dir) > maxDirLen {
+		return fmt.Errorf("the path %s has %d bytes; Unix sockets below it need at most %d: name a shorter --dir", dir, len(dir), maxDirLen)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && int(sys.Uid) != os.Getuid() {
+		return fmt.Errorf("%s belongs to another user (uid %d): name another --dir", dir, sys.Uid)
+	}
+	return nil
+}
+
+// foreign returns the name of something in dir that no cluster put there.
+func foreign(dir string) string {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Name() != lockFile {
+			return e.Name()
+		}
+	}
+	return ""
+}
+
+// agrees tells whether the cluster has the wanted shape.
+func (c *Cluster) agrees(want Shape) error {
+	for _, d := range []struct {
+		what       string
+		want, have int
+	}{
+		{"cells", want.Cells, c.Cells},
+		{"servers a cell", want.PerCell, c.PerCell},
+		{"slots", want.Slots, c.Slots},
+		{"bytes of memory", int(want.Memory), int(c.Memory)},
+	} {
+		if d.want != 0 && d.want != d.have {
+			return fmt.Errorf("the cluster in %s has %d %s, not %d: leave the option out to start it as it is, `cellvisor down --purge --dir %s` to remove it, or name another --dir",
+				c.Dir, d.have, d.what, d.want, c.Dir)
+		}
+	}
+	return nil
+}
+
+// create lays out a new cluster: names, addresses, secret, configurations.
+func create(dir string, want Shape) (*Cluster, error) {
+	want = want.withDefaults()
+	c := &Cluster{
+		Version: clusterVersion, ID: randomHex(16), Name: "local", Dir: dir,
+		Cells: want.Cells, PerCell: want.PerCell, Slots: want.Slots, Memory: uint64(want.Memory),
+	}
+	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(randomHex(32)+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	peers, err := layout(want)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range peers {
+		s := Server{
+			Name: string(p.Name), Cell: string(p.Cell), Role: string(p.Role), Peer: p.Peer,
+			Config:  filepath.Join(dir, string(p.Name)+".hcl"),
+			Log:     filepath.Join(dir, string(p.Name)+".log"),
+			DataDir: filepath.Join(dir, string(p.Name)),
+		}
+		cfg := &config.Server{
+			ClusterID: c.ID, ClusterName: c.Name, Name: p.Name, Cell: p.Cell, Role: p.Role,
+			DataDir: s.DataDir, Slots: want.Slots, MemoryBytes: want.Memory, Nice: -10,
+			SecretFile: filepath.Join(dir, "secret"),
+			Listen:     config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock")},
+			Initial:    peers,
+			Timing:     config.DefaultTiming(),
+			Log:        config.Log{Format: "text", Level: "info"},
+		}
+		s.API = "unix://" + cfg.Listen.APIUnix
+		if err := os.MkdirAll(s.DataDir, 0o700); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(s.Config, config.Format(cfg), 0o600); err != nil {
+			return nil, err
+		}
+		c.Servers = append(c.Servers, s)
+	}
+	return c, c.save()
+}
+
+func (w Shape) withDefaults() Shape {
+	if w.Cells == 0 {
+		w.Cells = 3
+	}
+	if w.PerCell == 0 {
+		w.PerCell = 1
+	}
+	if w.Slots == 0 {
+		w.Slots = 4
+	}
+	if w.Memory == 0 {
+		const unit = 64 * ident.MiB
+		share := config.AvailableMemory() * 3 / 4 / ident.Bytes(w.Cells*w.PerCell)
+		w.Memory = max(share/unit*unit, unit)
+	}
+	return w
+}
+
+// layout names the servers, cell by cell, and gives them IDs, votes and addresses. Two cells get a witness: of two voters, neither could go
+// on without the other.
+func layout(want Shape) ([]config.Peer, error) {
+	var peers []config.Peer
+	add := func(name, cell string, role config.Role) {
+		peers = append(peers, config.Peer{
+			ID: ident.ServerID(len(peers) + 1), Name: ident.ServerName(name), Cell: ident.CellName(cell), Role: role,
+		})
+	}
+	for cell := range want.Cells {
+		letter := string(rune('a' + cell))
+		for n := range want.PerCell {
+			add(fmt.Sprintf("%s-%d", letter, n+1), letter, config.RoleServer)
+		}
+	}
+	if want.Cells == 2 {
+		add("witness-1", "", config.RoleWitness)
+	}
+	giveVotes(peers, want)
+	ports, err := freePorts(2 * len(peers))
+	if err != nil {
+		return nil, err
+	}
+	for i := range peers {
+		peers[i].Peer = fmt.Sprintf("127.0.0.1:%d", ports[2*i])
+		peers[i].Gossip = fmt.Sprintf("127.0.0.1:%d", ports[2*i+1])
+	}
+	return peers, nil
+}
+
+// giveVotes spreads an odd number of votes over the cells: first one to each cell, then a second, and so on. An even number would bear no
+// more losses than the odd one below it.
+func giveVotes(peers []config.Peer, want Shape) {
+	votes := min(len(peers), maxVoters)
+	if votes%2 == 0 {
+		votes--
+	}
+	if last := &peers[len(peers)-1]; last.Role == config.RoleWitness {
+		last.Voter = true
+		votes--
+	}
+	for n := range want.PerCell {
+		for cell := range want.Cells {
+			if votes > 0 {
+				peers[cell*want.PerCell+n].Voter = true
+				votes--
+			}
+		}
+	}
+}
+
+// freePorts returns ports that nobody on the loopback interface uses, TCP or UDP. They lie below the range from which the kernel gives
+// ports to outgoing connections, so that none is lost between this look and the server's start.
+func freePorts(n int) ([]int, error) {
+	const low, high, tries = 10000, 32000, 2000
+	seen := make(map[int]bool)
+	var out []int
+	for range tries {
+		if len(out) == n {
+			return out, nil
+		}
+		r, err := rand.Int(rand.Reader, big.NewInt(high-low))
+		if err != nil {
+			return nil, err
+		}
+		port := low + int(r.Int64())
+		if !seen[port] && portFree(port) {
+			out = append(out, port)
+		}
+		seen[port] = true
+	}
+	return nil, fmt.Errorf("found only %d of %d free ports between %d and %d on 127.0.0.1", len(out), n, low, high)
+}
+
+func portFree(port int) bool {
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	u, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return false
+	}
+	u.Close()
+	return true
+}
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	rand.Read(b) // never fails: crypto/rand ends the program rather than return an error
+	return hex.EncodeToString(b)
+}

@@ -1,8 +1,12 @@
 package link
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -14,8 +18,9 @@ import (
 // to completion on the reader thread: it may lock the worker's core, step it and flush an Outbox, but must never wait for another
 // peer, or two workers wait for each other.
 type PagesHandler interface {
-	// HandlePages takes one frame of page messages of the current epoch. The items alias the reader's buffer: what is kept must be
-	// copied. An error says that a message makes no sense; it is counted, and the connection is dropped.
+	// HandlePages takes one frame of page messages, sent in the current epoch, all well formed, of this VM, from that part to this
+	// one. Bodies alias the reader's buffer: what is kept must be copied. An error says that a message makes no sense; it is counted,
+	// and the connection is dropped. The epoch is that of the frame; SetMembers may have changed the current one since.
 	HandlePages(from ident.Part, epoch ident.Epoch, items *wire.PageItems) error
 
 	// HandleDevice takes a device request of the current epoch. It answers with req.Reply, now or later, from any thread. The payload
@@ -42,8 +47,8 @@ type PagesConfig struct {
 	ListenHost string // "127.0.0.1"; the port is the kernel's choice
 	Handler    PagesHandler
 
-	// Wrap, if set, takes a fresh connection, before the handshake, to put encryption around it. The raw descriptor is used past the
-	// handshake only when Wrap is nil or returns the connection that it was given.
+	// Wrap, if set, takes a fresh connection, before the handshake, to put encryption around it. Frames then go through what it
+	// returns, not through the bare socket, at the price of the direct path's speed.
 	Wrap func(conn net.Conn, dialer bool) (net.Conn, error)
 
 	SilentAfter      time.Duration // 0: DefaultSilentAfter
@@ -65,98 +70,184 @@ var (
 	ErrReset    = errors.New("the connection broke before the reply arrived")      // it may or may not have been served
 	ErrDeadline = errors.New("no reply before the deadline")                       // it may or may not have been served
 	ErrClosed   = errors.New("the page plane is closed")                           // by Close
-	ErrRefused  = errors.New("the peer refused the handshake")                     // and says why
-	ErrHostile  = errors.New("the peer does not prove that it knows the secret")   // or is somebody else
 	ErrEpoch    = errors.New("the epoch is older than the one that is in force")   // SetMembers with a lower epoch
 	ErrSelf     = errors.New("this end is not among the members that it was told") // SetMembers without Self
 )
 
-// DeviceRequest is a device request from a peer.
-type DeviceRequest struct {
-	Kind    wire.DeviceKind
-	OneWay  bool   // Reply does nothing
-	Payload []byte // valid until HandleDevice returns
-
-	id    uint64
-	epoch ident.Epoch
-	conn  *pageConn
-}
-
-// Reply answers the request. It never blocks. It may be called at most once, from any thread, even after the peer has gone.
-func (r DeviceRequest) Reply(status wire.DeviceStatus, payload []byte) {
-	if r.OneWay || r.conn == nil {
-		return
-	}
-	r.conn.sendDevice(r.epoch, wire.DeviceMsg{ID: r.id, Kind: r.Kind, Reply: true, Status: status, Payload: payload})
-}
-
 // Pages is the page plane of one worker.
-type Pages struct{}
+type Pages struct {
+	cfg      PagesConfig
+	listener net.Listener
+	count    pagesCounts
+	epoch    atomic.Uint64 // changed under mu, read by every frame
+
+	// conns are the established connections by part, for senders; changed under mu.
+	conns [ident.MaxParts]atomic.Pointer[pageConn]
+	cut   atomic.Uint64 // an ident.PartSet
+
+	mu      sync.Mutex
+	closed  bool
+	members [ident.MaxParts]*member // protected by mu; nil: not a member, or Self
+	changed chan struct{}           // protected by mu; closed and replaced whenever members, epoch, conns or cut change
+	fresh   map[net.Conn]struct{}   // protected by mu; connections in their handshake, for Close
+	done    chan struct{}           // closed by Close
+	running sync.WaitGroup          // every goroutine
+	reqID   atomic.Uint64
+}
+
+// member is one peer part, as SetMembers told. It is replaced, never changed.
+type member struct {
+	part   ident.Part
+	server ident.ServerID
+	addr   string
+	ctx    context.Context // ends when it is removed or replaced
+	remove context.CancelFunc
+}
+
+// maxFreshConns bounds incoming connections that have not proved who they are. A VM has fewer peers than this.
+const maxFreshConns = 2 * ident.MaxParts
 
 // ListenPages starts to listen on a port of the kernel's choice. Nothing is dialed, and no handshake completed, before SetMembers.
-func ListenPages(cfg PagesConfig) (*Pages, error) { panic("link: body follows") }
+func ListenPages(cfg PagesConfig) (*Pages, error) {
+	if cfg.Handler == nil || len(cfg.Secret) == 0 || cfg.ClusterID == "" || len(cfg.ClusterID) > wire.ClusterIDLimit || cfg.Self >= ident.MaxParts {
+		return nil, fmt.Errorf("link: page plane of VM %d part %s: incomplete configuration", cfg.VM, cfg.Self)
+	}
+	setDefault(&cfg.SilentAfter, DefaultSilentAfter)
+	setDefault(&cfg.HandshakeTimeout, DefaultHandshakeTimeout)
+	setDefault(&cfg.OverflowBytes, DefaultOverflowBytes)
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
+	listener, err := (&net.ListenConfig{Control: tuneSocket}).Listen(background, "tcp", net.JoinHostPort(cfg.ListenHost, "0"))
+	if err != nil {
+		return nil, fmt.Errorf("link: page plane of VM %d: listen on %s: %w", cfg.VM, cfg.ListenHost, err)
+	}
+	p := &Pages{
+		cfg: cfg, listener: listener, changed: make(chan struct{}), fresh: make(map[net.Conn]struct{}), done: make(chan struct{}),
+	}
+	p.running.Go(p.acceptLoop)
+	p.running.Go(p.heartbeat)
+	return p, nil
+}
 
 // Addr returns the address to put into WorkerReady, "127.0.0.1:34567".
-func (p *Pages) Addr() string { panic("link: body follows") }
+func (p *Pages) Addr() string { return p.listener.Addr().String() }
 
 // SetMembers says who belongs to the VM from this epoch on. The lower part of each pair dials and goes on dialing while the other is a
 // member. Parts that are missing, or have moved to another server or address, are disconnected; Requests to them fail at once. An
-// epoch below the one in force is refused with ErrEpoch; the same members again change nothing.
+// epoch below the one in force is refused with ErrEpoch; the same members again change nothing. It does not wait for anything.
 func (p *Pages) SetMembers(epoch ident.Epoch, members []wire.WorkerMember) error {
-	panic("link: body follows")
+	var want [ident.MaxParts]*member
+	self := false
+	for _, m := range members {
+		switch {
+		case m.Part >= ident.MaxParts || m.Part != p.cfg.Self && want[m.Part] != nil:
+			return fmt.Errorf("link: VM %d epoch %d: member %s is listed twice or impossible", p.cfg.VM, epoch, m.Part)
+		case m.Part == p.cfg.Self:
+			self = true
+		default:
+			ctx, remove := context.WithCancel(background)
+			want[m.Part] = &member{part: m.Part, server: m.Server, addr: m.Addr, ctx: ctx, remove: remove}
+		}
+	}
+	if !self {
+		return fmt.Errorf("link: VM %d epoch %d part %s: %w", p.cfg.VM, epoch, p.cfg.Self, ErrSelf)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return ErrClosed
+	}
+	if now := ident.Epoch(p.epoch.Load()); epoch < now || epoch == 0 {
+		return fmt.Errorf("link: VM %d: epoch %d after %d: %w", p.cfg.VM, epoch, now, ErrEpoch)
+	}
+	p.epoch.Store(uint64(epoch))
+	for part, old := range p.members {
+		m := want[part]
+		if old != nil && m != nil && old.server == m.server && old.addr == m.addr {
+			continue
+		}
+		if old != nil {
+			old.remove()
+			if c := p.conns[part].Swap(nil); c != nil {
+				c.kill(ErrPeerGone)
+			}
+		}
+		p.members[part] = m
+		if m != nil && p.cfg.Self < m.part {
+			p.running.Go(func() { p.dialLoop(m) })
+		}
+	}
+	p.noteChange()
+	return nil
 }
 
-// Outbox collects page messages for any number of peers and sends them with one write for each peer. It belongs to one owner, such as
-// the worker's core under its lock, and is reused without allocating.
-type Outbox struct{}
-
-// NewOutbox returns an empty outbox.
-func (p *Pages) NewOutbox() *Outbox { panic("link: body follows") }
-
-// Add appends a message for a peer: the encoded message and, if contents is not nil, the page's 4 KiB, which are copied once, here.
-func (o *Outbox) Add(to ident.Part, msg, contents []byte) { panic("link: body follows") }
-
-// Flush sends everything, stamped with the epoch, and empties the outbox. It never blocks: what the socket does not take at once is
-// queued, up to OverflowBytes, and what is beyond that breaks the connection. Messages to a peer that is not connected are dropped
-// and counted.
-func (o *Outbox) Flush(epoch ident.Epoch) { panic("link: body follows") }
-
-// Request asks a peer's device service and waits for the answer, until the deadline and no longer. While the peer is a member that is
-// not connected yet, it waits for the connection. It fails at once when the peer is removed (ErrPeerGone), when the connection breaks
-// after the request was sent (ErrReset) and on Close (ErrClosed). For vCPU threads; never call it from a PagesHandler.
-func (p *Pages) Request(to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, payload []byte, deadline time.Time) ([]byte, wire.DeviceStatus, error) {
-	panic("link: body follows")
-}
-
-// Notify sends a device request that wants no answer. It never blocks; it returns false if the peer is not connected.
-func (p *Pages) Notify(to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, payload []byte) bool {
-	panic("link: body follows")
+// noteChange wakes everyone who waits for a change. The caller holds mu.
+func (p *Pages) noteChange() {
+	close(p.changed)
+	p.changed = make(chan struct{})
 }
 
 // Cut turns a blackhole between this part and a peer on or off: nothing is sent to it, nothing from it is handled, no connection
 // with it is made or broken. For tests and drills.
-func (p *Pages) Cut(part ident.Part, on bool) { panic("link: body follows") }
-
-// PagesCounters are counts since ListenPages.
-type PagesCounters struct {
-	FramesIn, FramesOut, BytesIn, BytesOut uint64
-	OtherEpoch                             uint64 // frames refused because they carry another epoch
-	OtherVM                                uint64 // connections dropped because a frame was for another VM, or from another part
-	BadFrames                              uint64 // connections dropped because of malformed bytes
-	BadHandshakes                          uint64 // connections dropped because the other side is not one of us, or was silent
-	Dropped                                uint64 // outgoing frames for peers that were not connected, or cut
-	Queued                                 uint64 // sends that the socket did not take whole
-	Overflows                              uint64 // connections dropped because the queue was full
-	Resets                                 uint64 // connections to members that broke
-	Dials, DialFailures, Accepts           uint64
+func (p *Pages) Cut(part ident.Part, on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	set := ident.PartSet(p.cut.Load()).Clear(part)
+	if on {
+		set = set.Set(part)
+	}
+	p.cut.Store(uint64(set))
+	p.noteChange()
 }
 
-// Counters returns a snapshot.
-func (p *Pages) Counters() PagesCounters { panic("link: body follows") }
+func (p *Pages) isCut(part ident.Part) bool { return ident.PartSet(p.cut.Load()).Has(part) }
 
-// Close ends everything and waits for it: no goroutine or thread is left, no callback comes after it.
-func (p *Pages) Close() error { panic("link: body follows") }
+// Close ends everything and waits for it: no goroutine or thread is left, no callback comes after it. Not to be called from a handler.
+func (p *Pages) Close() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		p.running.Wait()
+		return nil
+	}
+	p.closed = true
+	close(p.done)
+	for part := range p.members {
+		if m := p.members[part]; m != nil {
+			m.remove()
+			p.members[part] = nil
+		}
+		if c := p.conns[part].Swap(nil); c != nil {
+			c.kill(ErrClosed)
+		}
+	}
+	for conn := range p.fresh {
+		conn.Close()
+	}
+	p.noteChange()
+	p.mu.Unlock()
+	err := p.listener.Close()
+	p.running.Wait()
+	return err
+}
 
-type pageConn struct{}
-
-func (c *pageConn) sendDevice(epoch ident.Epoch, m wire.DeviceMsg) {}
+// heartbeat pings every peer, and reports one from which nothing came for SilentAfter. It counts its own ticks instead of asking a
+// clock, so a process that was stopped does not blame its peers for the time it slept.
+func (p *Pages) heartbeat() {
+	const ticks = 4
+	ticker := time.NewTicker(max(p.cfg.SilentAfter/ticks, time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.done:
+			return
+		case <-ticker.C:
+		}
+		for part := range p.conns {
+			if c := p.conns[part].Load(); c != nil {
+				c.beat(ticks)
+			}
+		}
+	}
+}

@@ -19,11 +19,7 @@ import (
 //	24  from     1 byte   the sender's part
 //	25  zero     7 bytes
 //
-// All integers are little endian. A Pages body is a sequence of items, each of them
-//
-//	 0  msgBytes   2 bytes  of the encoded page message, 1 to PageMsgLimit
-//	 2  dataBytes  2 bytes  0 or ident.PageSize
-//	 4  the message, then the page's contents
+// All integers are little endian. A Pages body is a sequence of page messages (see PageMsg), each with its own body behind it.
 
 // FrameVersion is the version of the page plane. Workers of different versions refuse each other in the handshake.
 const FrameVersion = 1
@@ -33,8 +29,6 @@ const (
 	FrameHeaderBytes = 32
 	FrameLimit       = 1 << 20 // header and body
 	FrameBodyLimit   = FrameLimit - FrameHeaderBytes
-	PageItemBytes    = 4   // before each message in a Pages body
-	PageMsgLimit     = 512 // one encoded page message
 	DeviceBodyLimit  = 64 << 10
 )
 
@@ -144,57 +138,4 @@ func AppendFrame(dst []byte, h FrameHeader, body []byte) []byte {
 	dst = append(dst, make([]byte, FrameHeaderBytes)...)
 	PutFrameHeader(dst[at:], h)
 	return append(dst, body...)
-}
-
-// PageItems reads the items of a Pages body in place. Get one from ParsePages; the zero value has no items.
-type PageItems struct {
-	rest  []byte
-	count int
-}
-
-// ParsePages checks the framing of all items of a Pages body, so that Next cannot fail and no handler sees half of a malformed
-// batch. It does not decode the messages. It allocates nothing.
-func ParsePages(body []byte) (PageItems, error) {
-	rest, n := body, 0
-	for len(rest) > 0 {
-		if len(rest) < PageItemBytes {
-			return PageItems{}, fmt.Errorf("wire: pages frame: item %d is cut short: %w", n, ErrBadFrame)
-		}
-		msgBytes, dataBytes := int(binary.LittleEndian.Uint16(rest)), int(binary.LittleEndian.Uint16(rest[2:]))
-		if msgBytes == 0 || msgBytes > PageMsgLimit {
-			return PageItems{}, fmt.Errorf("wire: pages frame: item %d has a message of %d bytes, limit %d: %w", n, msgBytes, PageMsgLimit, ErrBadFrame)
-		}
-		if dataBytes != 0 && dataBytes != ident.PageSize {
-			return PageItems{}, fmt.Errorf("wire: pages frame: item %d has %d bytes of contents: %w", n, dataBytes, ErrBadFrame)
-		}
-		if len(rest) < PageItemBytes+msgBytes+dataBytes {
-			return PageItems{}, fmt.Errorf("wire: pages frame: item %d is cut short: %w", n, ErrBadFrame)
-		}
-		rest = rest[PageItemBytes+msgBytes+dataBytes:]
-		n++
-	}
-	if n == 0 {
-		return PageItems{}, fmt.Errorf("wire: pages frame without an item: %w", ErrBadFrame)
-	}
-	return PageItems{rest: body, count: n}, nil
-}
-
-// Len returns how many items are left.
-func (p *PageItems) Len() int { return p.count }
-
-// Next returns the next encoded message and its page's contents, nil if it has none. Both alias the frame's buffer and are valid only
-// until the handler of the frame returns. ok is false after the last item.
-func (p *PageItems) Next() (msg, contents []byte, ok bool) {
-	if p.count == 0 {
-		return nil, nil, false
-	}
-	msgEnd := PageItemBytes + int(binary.LittleEndian.Uint16(p.rest))
-	end := msgEnd + int(binary.LittleEndian.Uint16(p.rest[2:]))
-	msg = p.rest[PageItemBytes:msgEnd:msgEnd]
-	if end > msgEnd {
-		contents = p.rest[msgEnd:end:end]
-	}
-	p.rest = p.rest[end:]
-	p.count--
-	return msg, contents, true
 }

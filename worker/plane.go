@@ -1,0 +1,266 @@
+package worker
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/mem"
+	"github.com/cellvisor/cellvisor/vmm/ram"
+	"github.com/cellvisor/cellvisor/vmm/uffd"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// pageThreadNice is the priority of threads that serve pages. Measured with spinning vCPUs on every core, a remote fault takes a
+// quarter of the time that it takes at nice 0.
+const pageThreadNice = -20
+
+// faultBatch is how many faults are read at once; more vCPUs than that rarely fault at the same moment.
+const faultBatch = 16
+
+// A plane is this part's end of the page protocol: the core, and the shell that carries out its effects on memory and peers.
+type plane struct {
+	vm    ident.VMID
+	guard *guard
+	ram   *ram.RAM
+	fd    *uffd.FD // nil while the VM has one part only: then all pages are here, and nothing is watched
+	pages *link.Pages
+	fail  func(error)             // ends the VM part: an invariant broke, or this host is out of memory
+	lost  func(page ident.PageNo) // a vCPU or device touched a page whose contents are gone
+	hint  func(part ident.Part, reset bool)
+
+	refusedLapsed atomic.Uint64 // frames dropped because the lease had lapsed
+
+	mu      sync.Mutex
+	core    *mem.Core
+	epoch   ident.Epoch
+	outbox  *link.Outbox
+	page    [ident.PageSize]byte
+	timer   *time.Timer
+	timerAt ident.Micros
+	pins    map[uint64]chan error // by token
+	token   uint64
+	closed  bool
+}
+
+// step takes one event through the core and carries out what it asks for. contents are those that came with a message. It requires mu.
+func (p *plane) step(ev mem.Event, contents []byte) {
+	p.core.Step(bootMicros(), ev)
+	effects := p.core.Effects()
+	for i := range effects {
+		if err := p.execute(&effects[i], contents); err != nil {
+			p.fail(err)
+			return
+		}
+	}
+}
+
+// execute carries out one effect. It requires mu.
+func (p *plane) execute(e *mem.Effect, contents []byte) error {
+	switch e.Kind {
+	case mem.EffectSend:
+		return p.send(e)
+	case mem.EffectStore:
+		return p.ram.WritePage(e.Page, contents)
+	case mem.EffectZero:
+		return p.ram.ZeroPage(e.Page)
+	case mem.EffectMap:
+		return p.allow(e)
+	case mem.EffectProtect:
+		return p.fd.Protect(e.Page, 1, true)
+	case mem.EffectRevoke:
+		return p.ram.Revoke(e.Page, 1)
+	case mem.EffectPinned:
+		p.answerPin(e.Token, nil)
+	case mem.EffectSuspect:
+		p.hint(e.To, false)
+	case mem.EffectLostPage:
+		if e.Token != 0 {
+			p.answerPin(e.Token, fmt.Errorf("page 0x%x is gone", e.Page))
+		}
+		p.lost(e.Page)
+	default:
+		return fmt.Errorf("page protocol: unknown effect %d", e.Kind)
+	}
+	return nil
+}
+
+// send puts a message into the outbox, with the page's contents as they are now if it wants them.
+func (p *plane) send(e *mem.Effect) error {
+	m := e.Msg
+	m.To = e.To
+	body := e.Body
+	if m.Flags&wire.FlagContents != 0 {
+		body = p.page[:]
+		if err := p.ram.ReadPage(m.Page, body); err != nil {
+			return err
+		}
+	}
+	p.outbox.Add(&m, body)
+	return nil
+}
+
+// allow gives the guest access to a page. A page without contents in the memfd is all zeros.
+func (p *plane) allow(e *mem.Effect) error {
+	if e.Upgrade && e.Writable {
+		return p.fd.Protect(e.Page, 1, false)
+	}
+	err := p.fd.Map(e.Page, 1, e.Writable)
+	if isNoContents(err) {
+		return p.fd.MapZero(e.Page, 1, e.Writable)
+	}
+	return err
+}
+
+// settle sends what the steps put into the outbox and sets the timer. It requires mu, and ends every critical section that stepped.
+func (p *plane) settle() {
+	p.outbox.Flush(p.epoch)
+	at, want := p.core.NextDeadline()
+	if !want || p.closed {
+		return
+	}
+	if at != p.timerAt {
+		p.timerAt = at
+		p.timer.Reset(time.Duration(max(0, at-bootMicros())) * time.Microsecond)
+	}
+}
+
+// tick runs when the core's deadline has passed.
+func (p *plane) tick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.timerAt = 0
+	if p.closed {
+		return
+	}
+	if !p.guard.mayAct() {
+		// Nothing may be answered, and held pages may have gone to others meanwhile: look again when the lease may be back.
+		p.timerAt = -1
+		p.timer.Reset(50 * time.Millisecond)
+		return
+	}
+	p.step(mem.Event{Kind: mem.EventTick}, nil)
+	p.settle()
+}
+
+// serveFaults reads this part's page faults until the userfaultfd is interrupted.
+func (p *plane) serveFaults() {
+	runtime.LockOSThread()
+	raisePriority()
+	faults := make([]uffd.Fault, faultBatch)
+	for {
+		n, err := p.fd.ReadFaults(faults)
+		if err != nil {
+			if !isInterrupted(err) {
+				p.fail(fmt.Errorf("read page faults: %w", err))
+			}
+			return
+		}
+		p.mu.Lock()
+		for _, f := range faults[:n] {
+			p.step(mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
+		}
+		p.settle()
+		p.mu.Unlock()
+	}
+}
+
+// HandlePages implements link.PagesHandler on the peer's reader thread.
+func (p *plane) HandlePages(_ ident.Part, _ ident.Epoch, items *wire.PageItems) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	if !p.guard.mayAct() {
+		p.refusedLapsed.Add(1)
+		return nil
+	}
+	defer p.settle()
+	ev := mem.Event{Kind: mem.EventMessage}
+	for {
+		body, ok := items.Next(&ev.Msg)
+		if !ok {
+			return nil
+		}
+		ev.Body = body
+		p.step(ev, body)
+	}
+}
+
+// setMembers takes the protocol into an epoch. Connections are told first, so that the first messages find theirs.
+func (p *plane) setMembers(m wire.WorkerMembers) error {
+	var set ident.PartSet
+	for _, member := range m.Members {
+		set = set.Set(member.Part)
+	}
+	if err := p.pages.SetMembers(m.Epoch, m.Members); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m.Epoch <= p.epoch {
+		return nil
+	}
+	p.epoch = m.Epoch
+	p.step(mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh}, nil)
+	p.settle()
+	return nil
+}
+
+// pin brings a page here with the access and holds it until unpin. It waits as long as that takes, or until the plane closes.
+func (p *plane) pin(page ident.PageNo, write bool) (token uint64, held <-chan error) {
+	answer := make(chan error, 1)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.token++
+	token = p.token
+	if p.closed {
+		answer <- errEnded
+		return token, answer
+	}
+	p.pins[token] = answer
+	p.step(mem.Event{Kind: mem.EventPin, Page: page, Write: write, Token: token}, nil)
+	p.settle()
+	return token, answer
+}
+
+func (p *plane) unpin(page ident.PageNo, token uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.pins, token)
+	if p.closed {
+		return
+	}
+	p.step(mem.Event{Kind: mem.EventUnpin, Page: page, Token: token}, nil)
+	p.settle()
+}
+
+// answerPin requires mu.
+func (p *plane) answerPin(token uint64, err error) {
+	if answer, ok := p.pins[token]; ok {
+		delete(p.pins, token)
+		answer <- err
+	}
+}
+
+// close ends the protocol at this part: nothing is stepped any more, devices that wait for pages give up.
+func (p *plane) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.timer.Stop()
+	for token, answer := range p.pins {
+		delete(p.pins, token)
+		answer <- errEnded
+	}
+}
+
+// raisePriority gives the calling, locked thread the priority of those that serve pages. Without the privilege it stays as it is.
+func raisePriority() { _ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), pageThreadNice) }

@@ -1,0 +1,150 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/kvm"
+)
+
+// Ports of the payload ABI, version 1.
+const (
+	portConsole = 0x3f8 // out, 8 bits: a console byte
+	portExit    = 0xe0  // out, 32 bits: end the VM with this status
+	portIdle    = 0xe4  // out, 32 bits: idle this vCPU for so many microseconds
+	portRecord  = 0xe8  // out, 32 bits: an output record
+	portClock   = 0xec  // in, 32 bits: milliseconds since the VM first started
+)
+
+// vcpu is one virtual CPU that runs on this part.
+type vcpu struct {
+	cpu       *kvm.VCPU
+	deviceSeq uint64        // of its last device request; its thread's
+	wake      chan struct{} // ends an idle early: the vCPU was kicked
+	exits     atomic.Uint64
+	runMicros atomic.Int64
+}
+
+// errGuest marks an end that the guest brought upon itself.
+var errGuest = errors.New("guest failed")
+
+// kickAll throws all vCPUs of this part out of the guest and out of idling.
+func (w *Worker) kickAll() {
+	for _, v := range w.vcpus {
+		v.cpu.Kick()
+		select {
+		case v.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// runVCPU is the life of a vCPU's thread.
+func (w *Worker) runVCPU(v *vcpu) {
+	defer w.running.Done()
+	v.cpu.Bind()
+	defer v.cpu.Unbind()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) // below the threads that serve pages
+	first, err := w.start(v.cpu.ID())
+	if err == nil {
+		err = v.cpu.Start(first)
+	}
+	if err != nil {
+		if !errors.Is(err, errEnded) {
+			w.fail(err)
+		}
+		return
+	}
+	for w.guard.enter() {
+		began := time.Now()
+		exit, err := v.cpu.Run()
+		v.exits.Add(1)
+		v.runMicros.Add(time.Since(began).Microseconds())
+		if err == nil {
+			err = w.handle(v, exit)
+		}
+		switch {
+		case errors.Is(err, errEnded):
+			return
+		case errors.Is(err, errGuest):
+			w.failGuest(err, v.cpu.Dump())
+			return
+		case err != nil:
+			w.failGuest(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
+			return
+		}
+	}
+}
+
+// handle acts on one exit.
+func (w *Worker) handle(v *vcpu, exit kvm.Exit) error {
+	switch {
+	case exit.Reason == kvm.Interrupted:
+		return nil
+	case exit.Reason == kvm.IO && exit.Count == 1:
+		return w.handlePort(v, exit)
+	}
+	return fmt.Errorf("%w: vCPU %d: %s", errGuest, v.cpu.ID(), exit)
+}
+
+func (w *Worker) handlePort(v *vcpu, exit kvm.Exit) error {
+	value := uint32(exit.Data)
+	switch {
+	case exit.Port == portConsole && exit.Write && exit.Size == 1:
+		_, err := w.device(v, opConsole, value)
+		return err
+	case exit.Size != 4:
+	case exit.Port == portRecord && exit.Write:
+		_, err := w.device(v, opRecord, value)
+		return err
+	case exit.Port == portClock && !exit.Write:
+		millis, err := w.device(v, opClock, 0)
+		v.cpu.SetIO(millis)
+		return err
+	case exit.Port == portIdle && exit.Write:
+		w.idle(v, time.Duration(value)*time.Microsecond)
+		return nil
+	case exit.Port == portExit && exit.Write:
+		if _, err := w.device(v, opExit, value); err != nil {
+			return err
+		}
+		return errEnded
+	}
+	return fmt.Errorf("%w: vCPU %d: %s: no such port in the payload ABI", errGuest, v.cpu.ID(), exit)
+}
+
+// idle keeps the vCPU out of the guest for d, or until it is kicked: whoever kicks it wants it to look at the guard.
+func (w *Worker) idle(v *vcpu, d time.Duration) {
+	until := time.Now().Add(d)
+	for w.guard.enter() {
+		left := time.Until(until)
+		if left <= 0 {
+			return
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-timer.C:
+			return
+		case <-v.wake:
+			timer.Stop()
+		}
+	}
+}
+
+// newVCPUs makes this part's vCPUs.
+func newVCPUs(vm *kvm.VM, ids []ident.VCPU) ([]*vcpu, error) {
+	var all []*vcpu
+	for _, id := range ids {
+		cpu, err := vm.CreateVCPU(id)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, &vcpu{cpu: cpu, wake: make(chan struct{}, 1)})
+	}
+	return all, nil
+}

@@ -1,0 +1,367 @@
+package worker
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/mem"
+	"github.com/cellvisor/cellvisor/vmm/boot"
+	"github.com/cellvisor/cellvisor/vmm/kvm"
+	"github.com/cellvisor/cellvisor/vmm/ram"
+	"github.com/cellvisor/cellvisor/vmm/uffd"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// statsEvery is how often serve is told the counters.
+const statsEvery = time.Second
+
+// Worker is one VM's part on this server.
+type Worker struct {
+	spec    wire.WorkerSpec
+	dir     string
+	log     zerolog.Logger
+	control *control
+	guard   *guard
+	plane   *plane
+	home    *home // nil unless this is the home part; set before the first vCPU runs
+	vcpus   []*vcpu
+	running sync.WaitGroup
+	members atomic.Pointer[wire.WorkerMembers]
+	ctx     context.Context // done when the VM has ended here
+	cancel  context.CancelFunc
+	stopped chan struct{} // closed when serve has said stop
+	stop    sync.Once
+
+	mu    sync.Mutex
+	ready *wire.WorkerReady // protected by mu; nil until set-up succeeded
+	ended *wire.WorkerEnded // protected by mu; the first end counts
+}
+
+// Run is the worker process: it holds the VM's part that dir/spec.json describes until serve says stop. The error is for the log and the
+// exit status; serve has been told by then.
+func Run(dir string, log zerolog.Logger) error {
+	spec, err := readSpec(dir)
+	if err != nil {
+		return err
+	}
+	w := &Worker{spec: *spec, dir: dir, stopped: make(chan struct{})}
+	w.log = log.With().Str("vm", spec.Name).Stringer("part", spec.Part).Logger()
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	defer w.cancel()
+	w.guard = newGuard(w.kickAll, w.fenced)
+	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once.
+	runtime.GOMAXPROCS(runtime.NumCPU() + len(spec.LocalVCPUs) + 8)
+	if w.control, err = listenControl(dir, w.log, w.greetings, w.handleControl); err != nil {
+		return err
+	}
+	if err := w.setUp(); err != nil {
+		w.fail(err)
+	} else {
+		w.announce()
+	}
+	go w.control.serve()
+	w.watch()
+	w.shutDown()
+	return nil
+}
+
+func readSpec(dir string) (*wire.WorkerSpec, error) {
+	path := filepath.Join(dir, wire.WorkerSpecFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("worker specification: %w", err)
+	}
+	spec := &wire.WorkerSpec{}
+	if err := json.Unmarshal(text, spec); err != nil {
+		return nil, fmt.Errorf("worker specification %s: %w", path, err)
+	}
+	return spec, nil
+}
+
+// spans tells whether the VM has parts on other servers.
+func (w *Worker) spans() bool { return len(w.spec.LocalVCPUs) < w.spec.VCPUs }
+
+// setUp makes the machine: guest memory, KVM, vCPUs, page plane.
+func (w *Worker) setUp() error {
+	physical, err := boot.PhysicalSize(w.spec.MemoryBytes, w.spec.VCPUs)
+	if err != nil {
+		return err
+	}
+	memory, err := ram.New(physical)
+	if err != nil {
+		return err
+	}
+	system, err := kvm.Open()
+	if err != nil {
+		return err
+	}
+	vm, err := system.CreateVM()
+	if err != nil {
+		return err
+	}
+	if err := vm.SetMemory(0, 0, physical, memory.GuestAddr()); err != nil {
+		return err
+	}
+	if w.vcpus, err = newVCPUs(vm, w.spec.LocalVCPUs); err != nil {
+		return err
+	}
+	return w.setUpPlane(memory)
+}
+
+// setUpPlane makes this part's end of the page protocol. A VM with one part has all its pages here from the start, so nothing watches them.
+func (w *Worker) setUpPlane(memory *ram.RAM) error {
+	secret, err := hex.DecodeString(w.spec.Secret)
+	if err != nil {
+		return fmt.Errorf("worker specification: secret: %w", err)
+	}
+	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}}
+	p.core = mem.New(mem.Config{Self: w.spec.Part, Pages: memory.Pages(), Window: windowOf(w.spec), ReadAhead: mem.DefaultReadAhead})
+	if w.spans() {
+		if p.fd, err = uffd.Open(memory.GuestAddr(), memory.Size()); err != nil {
+			return err
+		}
+	}
+	p.pages, err = link.ListenPages(link.PagesConfig{
+		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret,
+		ListenHost: w.spec.ListenHost, Handler: handler{w},
+		Logf: func(format string, args ...any) { w.log.Debug().Msgf(format, args...) },
+	})
+	if err != nil {
+		return err
+	}
+	p.outbox = p.pages.NewOutbox()
+	p.timer = time.AfterFunc(time.Hour, p.tick)
+	w.plane = p
+	if w.spans() {
+		go p.serveFaults()
+	}
+	return nil
+}
+
+// windowOf is how long a page that was just granted is kept: the VM's option "window", or the default.
+func windowOf(spec wire.WorkerSpec) ident.Micros {
+	if d, err := time.ParseDuration(spec.Options["window"]); err == nil {
+		return ident.Micros(d.Microseconds())
+	}
+	return mem.DefaultWindow
+}
+
+// announce makes the ready message, which each serve that connects is told first.
+func (w *Worker) announce() {
+	started, err := processStartTime()
+	if err != nil {
+		w.fail(fmt.Errorf("own start time: %w", err))
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr()}
+}
+
+func (w *Worker) greetings() []wire.FromWorker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []wire.FromWorker
+	if w.ready != nil {
+		ready := *w.ready
+		if m := w.members.Load(); m != nil {
+			ready.Epoch = m.Epoch
+		}
+		all = append(all, wire.FromWorker{Ready: &ready})
+	}
+	if w.ended != nil {
+		all = append(all, wire.FromWorker{Ended: w.ended})
+	}
+	return all
+}
+
+func (w *Worker) handleControl(m wire.ToWorker) {
+	switch {
+	case m.Lease != nil:
+		w.guard.renew(m.Lease.UntilBootMicros)
+	case m.Members != nil:
+		w.takeMembers(*m.Members)
+	case m.Pause != nil:
+		w.guard.pause(m.Pause.On)
+	case m.Stop != nil:
+		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
+		w.stop.Do(func() { close(w.stopped) })
+	}
+}
+
+// takeMembers enters an epoch; the first one starts the VM. It runs on the control connection's reader, so one at a time.
+func (w *Worker) takeMembers(m wire.WorkerMembers) {
+	before := w.members.Load()
+	if w.plane == nil || before != nil && m.Epoch <= before.Epoch {
+		return
+	}
+	w.log.Info().Uint64("epoch", uint64(m.Epoch)).Int("members", len(m.Members)).Msg("members")
+	w.members.Store(&m)
+	if before != nil {
+		if err := w.plane.setMembers(m); err != nil {
+			w.fail(err)
+		}
+		return
+	}
+	if err := w.begin(m); err != nil {
+		w.fail(err)
+	}
+}
+
+// begin starts the VM's part under its first members. Home opens its devices before any peer can ask for them.
+func (w *Worker) begin(m wire.WorkerMembers) error {
+	if m.Home == w.spec.Part {
+		var err error
+		w.home, err = newHome(filepath.Join(w.dir, wire.WorkerConsoleFile), filepath.Join(w.dir, wire.WorkerOutputFile), w.spec.VCPUs, w.guestExit)
+		if err != nil {
+			return err
+		}
+	}
+	if w.spans() {
+		if err := w.plane.setMembers(m); err != nil {
+			return err
+		}
+	}
+	if w.atHome() {
+		go w.load()
+	}
+	w.running.Add(len(w.vcpus))
+	w.guard.start()
+	for _, v := range w.vcpus {
+		go w.runVCPU(v)
+	}
+	return nil
+}
+
+// guestExit is called by home when the guest ended the VM.
+func (w *Worker) guestExit(status uint32) {
+	reason := "the guest ended the VM"
+	if status != 0 {
+		reason = fmt.Sprintf("the guest ended the VM with status %d", status)
+	}
+	w.end(wire.WorkerEnded{State: "exited", ExitStatus: status, Reason: reason})
+}
+
+// fail ends the VM because something here cannot go on. It may be called with any lock held.
+func (w *Worker) fail(err error) {
+	go w.end(wire.WorkerEnded{State: "failed", Reason: fmt.Sprintf("%s: %v", w.spec.ServerName, err)})
+}
+
+// failGuest ends the VM because the guest cannot go on.
+func (w *Worker) failGuest(err error, registers string) {
+	w.end(wire.WorkerEnded{State: "failed", Reason: err.Error(), Registers: registers})
+}
+
+// lostPage ends the VM because something touched a page whose latest contents died with another server.
+func (w *Worker) lostPage(page ident.PageNo) {
+	m := w.members.Load()
+	go w.end(wire.WorkerEnded{State: "lost", Reason: fmt.Sprintf("page 0x%x was touched, whose only copy was lost in epoch %d", page, m.Epoch)})
+}
+
+// end stops this part's vCPUs for good and tells serve, which stops the other parts. The first end counts.
+func (w *Worker) end(e wire.WorkerEnded) {
+	w.mu.Lock()
+	first := w.ended == nil
+	if first {
+		w.ended = &e
+	}
+	w.mu.Unlock()
+	if !first {
+		return
+	}
+	w.log.Info().Str("state", e.State).Uint32("status", e.ExitStatus).Msg(e.Reason)
+	w.guard.stop()
+	w.cancel()
+	w.control.send(wire.FromWorker{Ended: &e})
+}
+
+func (w *Worker) hint(part ident.Part, reset bool) {
+	w.log.Warn().Stringer("peer", part).Bool("reset", reset).Msg("a peer does not answer")
+	go w.control.send(wire.FromWorker{Hint: &wire.WorkerHint{Part: part, Reset: reset}})
+}
+
+func (w *Worker) fenced(on bool) {
+	w.log.Warn().Bool("on", on).Msg("fence: the lease has lapsed, or is back")
+	w.control.send(wire.FromWorker{Fenced: &wire.WorkerFenced{On: on}})
+}
+
+// watch waits for serve's stop, sending counters meanwhile. A worker whose serve never comes back ends by itself.
+func (w *Worker) watch() {
+	ticker := time.NewTicker(statsEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-w.stopped:
+			return
+		case <-ticker.C:
+			if w.control.orphaned() && !w.guard.leased() {
+				w.log.Error().Msg("no serve has adopted this worker: ending")
+				return
+			}
+			w.control.send(wire.FromWorker{Stats: w.stats()})
+		}
+	}
+}
+
+// shutDown ends the vCPUs and closes the files. A vCPU that waits for a page can not be waited for: the end of the process takes it.
+func (w *Worker) shutDown() {
+	w.guard.stop()
+	w.cancel()
+	done := make(chan struct{})
+	go func() { w.running.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(200 * time.Millisecond):
+	}
+	if w.home != nil {
+		w.home.close()
+	}
+	w.control.listener.Close()
+}
+
+func (w *Worker) stats() *wire.WorkerStats {
+	s := &wire.WorkerStats{}
+	for _, v := range w.vcpus {
+		s.VCPUExits += v.exits.Load()
+		s.RunMicros += ident.Micros(v.runMicros.Load())
+	}
+	if w.plane == nil {
+		return s
+	}
+	if resident, err := w.plane.ram.Resident(); err == nil {
+		s.ResidentBytes = resident
+	}
+	w.plane.mu.Lock()
+	c := w.plane.core.Counters()
+	w.plane.mu.Unlock()
+	s.RemoteReads, s.RemoteWrites, s.PagesOut = c.RemoteReads, c.RemoteWrites+c.Upgrades, c.ContentsSent
+	s.PagesIn, s.LocalFaults = c.RemoteReads+c.RemoteWrites, c.ZeroFills
+	return s
+}
+
+// handler is what the page plane calls: pages go to the protocol, devices to the home, and what it sees of peers is a hint.
+type handler struct{ *Worker }
+
+func (h handler) HandlePages(from ident.Part, epoch ident.Epoch, items *wire.PageItems) error {
+	return h.plane.HandlePages(from, epoch, items)
+}
+
+func (h handler) PeerUp(ident.Part) {}
+
+func (h handler) PeerDown(part ident.Part, reset bool) { h.hint(part, reset) }
+
+func isNoContents(err error) bool  { return errors.Is(err, uffd.ErrNoContents) }
+func isInterrupted(err error) bool { return errors.Is(err, uffd.ErrInterrupted) }

@@ -86,7 +86,7 @@ func (p *Pages) dial(m *member) (*pageConn, error) {
 		return nil, err
 	}
 	endWatch := context.AfterFunc(ctx, func() { conn.Close() })
-	wrapped, err := p.wrap(conn, true)
+	wrapped, err := wrapConn(p.cfg.Wrap, conn, true)
 	if err == nil {
 		hs := wire.NewHandshake(p.identity(), p.cfg.Secret, newNonce())
 		_, err = offer(wrapped, pageHello{}, hs, hs.Hello(m.server, m.part), deadline)
@@ -106,18 +106,6 @@ func (p *Pages) identity() wire.Identity {
 		Plane: wire.PlanePages, Cluster: p.cfg.ClusterID, Server: p.cfg.Server, VM: p.cfg.VM, Part: p.cfg.Self,
 		Epoch: ident.Epoch(p.epoch.Load()),
 	}
-}
-
-// wrap applies the configured wrapper. The result is never nil, so that the caller can close it.
-func (p *Pages) wrap(conn net.Conn, dialer bool) (net.Conn, error) {
-	if p.cfg.Wrap == nil {
-		return conn, nil
-	}
-	wrapped, err := p.cfg.Wrap(conn, dialer)
-	if err != nil {
-		return conn, err
-	}
-	return wrapped, nil
 }
 
 // enterFresh registers a connection so that Close can end its handshake; after Close it closes the connection.
@@ -178,7 +166,7 @@ func (p *Pages) accept(conn net.Conn) {
 	defer p.leaveFresh(conn)
 	deadline := time.Now().Add(p.cfg.HandshakeTimeout)
 	var m *member
-	wrapped, err := p.wrap(conn, false)
+	wrapped, err := wrapConn(p.cfg.Wrap, conn, false)
 	if err == nil {
 		hs := wire.NewHandshake(p.identity(), p.cfg.Secret, newNonce())
 		_, err = admit(wrapped, pageHello{}, hs, deadline, func(who wire.Identity) error {

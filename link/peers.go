@@ -2,7 +2,11 @@ package link
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -23,9 +27,9 @@ type PeersHandler interface {
 	// PeerUp says that our connection to the peer is established.
 	PeerUp(id ident.ServerID)
 
-	// PeerDown is a hint: a connection with the peer was closed by the other side (reset), or none could be made to its address
-	// because nothing listens there (reset too) or because it does not answer. It repeats with each vain attempt. It is not called
-	// for peers that SetPeers removed or after Close.
+	// PeerDown is a hint: a connection with the peer was closed by the other side, or nothing listens at its address (reset), or it
+	// does not answer (not reset). It repeats with each vain attempt. It is not called for peers that SetPeers removed or after
+	// Close.
 	PeerDown(id ident.ServerID, reset bool)
 }
 
@@ -37,7 +41,8 @@ type PeersConfig struct {
 	ListenAddr string // "127.0.0.1:0"
 	Handler    PeersHandler
 
-	// Stamp returns the incarnation and the view epoch that each outgoing envelope carries.
+	// Stamp returns the incarnation and the view epoch that each outgoing envelope carries. It is called from many goroutines and
+	// must not wait for anything.
 	Stamp func() (ident.Incarnation, ident.Epoch)
 
 	// Wrap, if set, takes a fresh connection, before the handshake, to put encryption around it.
@@ -53,54 +58,199 @@ type PeersConfig struct {
 // Defaults of PeersConfig.
 const (
 	DefaultDialTimeout        = time.Second
-	DefaultQueueBytes         = 64 << 20
+	DefaultQueueBytes         = 32 << 20
 	DefaultMaxUnauthenticated = 64
 )
 
 // Peers is the monitor plane of one server: it listens for other servers, and keeps a connection to each peer that SetPeers names.
-type Peers struct{}
+//
+// Each connection carries envelopes one way, from the side that dialed it; so two servers that dial each other at once never have
+// to agree which connection to keep. Only a Call's reply goes the other way. Both directions between two servers are thus two connections,
+// and each side learns of the other's end from either.
+//
+// Lock order: Peers.mu, then peer.mu.
+type Peers struct {
+	cfg      PeersConfig
+	listener net.Listener
+	count    peersCounts
+	ctx      context.Context // ends with Close
+	end      context.CancelFunc
+	running  sync.WaitGroup // every goroutine
+
+	mu    sync.Mutex
+	peers map[ident.ServerID]*peer    // protected by mu
+	conns map[net.Conn]struct{}       // protected by mu; open connections
+	cuts  map[ident.ServerID]struct{} // protected by mu
+	heal  chan struct{}               // protected by mu; closed and replaced when cuts change
+}
 
 // ListenPeers starts to listen. The error names the address when it is taken.
-func ListenPeers(cfg PeersConfig) (*Peers, error) { panic("link: body follows") }
+func ListenPeers(cfg PeersConfig) (*Peers, error) {
+	if cfg.Handler == nil || cfg.Stamp == nil || len(cfg.Secret) == 0 || cfg.ClusterID == "" || len(cfg.ClusterID) > wire.ClusterIDLimit || cfg.Self == 0 {
+		return nil, fmt.Errorf("link: monitor plane of server %d: incomplete configuration", cfg.Self)
+	}
+	setDefault(&cfg.HandshakeTimeout, DefaultHandshakeTimeout)
+	setDefault(&cfg.DialTimeout, DefaultDialTimeout)
+	setDefault(&cfg.QueueBytes, DefaultQueueBytes)
+	setDefault(&cfg.MaxUnauthenticated, DefaultMaxUnauthenticated)
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
+	listener, err := net.Listen("tcp", cfg.ListenAddr)
+	if err != nil {
+		return nil, fmt.Errorf("link: monitor plane: listen on %s: %w", cfg.ListenAddr, err)
+	}
+	ctx, end := context.WithCancel(background)
+	p := &Peers{
+		cfg: cfg, listener: listener, ctx: ctx, end: end, heal: make(chan struct{}),
+		peers: make(map[ident.ServerID]*peer), conns: make(map[net.Conn]struct{}), cuts: make(map[ident.ServerID]struct{}),
+	}
+	p.running.Go(p.acceptLoop)
+	return p, nil
+}
 
 // Addr returns the address that it listens on, "127.0.0.1:34567".
-func (p *Peers) Addr() string { panic("link: body follows") }
+func (p *Peers) Addr() string { return p.listener.Addr().String() }
 
 // SetPeers says which servers to keep connections to, and where they listen, in place of what was said before. Self is ignored.
 // Removed peers are disconnected and their queues dropped; a changed address is dialed anew.
-func (p *Peers) SetPeers(peers map[ident.ServerID]string) { panic("link: body follows") }
+func (p *Peers) SetPeers(peers map[ident.ServerID]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return
+	}
+	for id, q := range p.peers {
+		if addr, ok := peers[id]; !ok || addr != q.addr {
+			q.remove()
+			delete(p.peers, id)
+		}
+	}
+	for id, addr := range peers {
+		if id == p.cfg.Self || p.peers[id] != nil {
+			continue
+		}
+		q := newPeer(p, id, addr)
+		p.peers[id] = q
+		p.running.Go(q.run)
+	}
+}
 
 // Send queues an envelope for a peer; it never blocks. It returns false, and counts, if the peer is unknown or the body too large.
 // Envelopes arrive in order, at most once, or not at all: a full queue drops its oldest, a reset loses what was under way. The body
 // must not be changed after.
 func (p *Peers) Send(to ident.ServerID, kind wire.EnvelopeKind, body []byte) bool {
-	panic("link: body follows")
+	p.mu.Lock()
+	q := p.peers[to]
+	p.mu.Unlock()
+	if q == nil || len(body) > wire.EnvelopeBodyLimit {
+		p.count.dropped.Add(1)
+		return false
+	}
+	q.enqueue(outgoing{kind: kind, body: body})
+	return true
 }
 
-// Call dials addr, whoever listens there, sends a request (a join, before the server knows anyone) and waits for the reply until ctx
-// ends. The reply's Sender says who answered.
-func (p *Peers) Call(ctx context.Context, addr string, kind wire.EnvelopeKind, body []byte) (wire.Envelope, error) {
-	panic("link: body follows")
+// stamped returns an envelope from this server.
+func (p *Peers) stamped(kind wire.EnvelopeKind, body []byte) *wire.Envelope {
+	incarnation, epoch := p.cfg.Stamp()
+	return &wire.Envelope{Cluster: p.cfg.ClusterID, Sender: p.cfg.Self, Incarnation: incarnation, Epoch: epoch, Kind: kind, Body: body}
 }
 
 // Cut turns a blackhole between this server and a peer on or off: nothing is sent to it, nothing from it is handled, no connection
-// with it is made or broken. For tests and drills.
-func (p *Peers) Cut(id ident.ServerID, on bool) { panic("link: body follows") }
+// with it is made. For tests and drills.
+func (p *Peers) Cut(id ident.ServerID, on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if on {
+		p.cuts[id] = struct{}{}
+	} else {
+		delete(p.cuts, id)
+	}
+	close(p.heal)
+	p.heal = make(chan struct{})
+}
+
+// cut tells whether a peer is cut off, and gives a channel that closes when cuts change.
+func (p *Peers) cut(id ident.ServerID) (bool, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, is := p.cuts[id]
+	return is, p.heal
+}
+
+// hold registers an open connection, so that Close ends it. After Close it refuses.
+func (p *Peers) hold(conn net.Conn) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return ErrClosed
+	}
+	p.conns[conn] = struct{}{}
+	return nil
+}
+
+// release closes a connection and forgets it.
+func (p *Peers) release(conn net.Conn) {
+	p.mu.Lock()
+	delete(p.conns, conn)
+	p.mu.Unlock()
+	conn.Close()
+}
+
+// down reports a peer as down, if it is still one.
+func (p *Peers) down(id ident.ServerID, reset bool) {
+	p.mu.Lock()
+	tell := p.peers[id] != nil && p.ctx.Err() == nil
+	p.mu.Unlock()
+	if tell {
+		p.cfg.Handler.PeerDown(id, reset)
+	}
+}
+
+// Close ends everything and waits for it: no goroutine is left, no callback comes after it. Not to be called from a handler.
+func (p *Peers) Close() error {
+	p.mu.Lock()
+	p.end()
+	for conn := range p.conns {
+		conn.Close()
+	}
+	p.mu.Unlock()
+	err := p.listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // closed before
+	}
+	p.running.Wait()
+	return err
+}
 
 // PeersCounters are counts since ListenPeers.
 type PeersCounters struct {
-	Sent, Received               uint64 // envelopes
-	SentBytes, ReceivedBytes     uint64
-	Dropped                      uint64 // envelopes that a full queue, a reset or a cut lost
-	Refused                      uint64 // envelopes that the handler refused, or for another cluster
-	BadFrames                    uint64 // connections dropped because of malformed or oversized bytes
-	BadHandshakes                uint64 // connections dropped because the other side is not one of us, or was silent
-	TooMany                      uint64 // connections closed at once by MaxUnauthenticated
+	Sent, Received           uint64 // envelopes
+	SentBytes, ReceivedBytes uint64 // of bodies
+
+	Dropped       uint64 // envelopes that a full queue, a reset or a cut lost
+	Refused       uint64 // envelopes that the handler refused
+	BadFrames     uint64 // connections dropped because of malformed or oversized bytes, or a foreign cluster or sender
+	BadHandshakes uint64 // connections dropped because the other side is not one of us, or was silent
+	TooMany       uint64 // connections closed at once by MaxUnauthenticated
+
 	Dials, DialFailures, Accepts uint64
 }
 
-// Counters returns a snapshot.
-func (p *Peers) Counters() PeersCounters { panic("link: body follows") }
+// peersCounts is the live form of PeersCounters.
+type peersCounts struct {
+	sent, received, sentBytes, receivedBytes            atomic.Uint64
+	dropped, refused, badFrames, badHandshakes, tooMany atomic.Uint64
+	dials, dialFailures, accepts                        atomic.Uint64
+}
 
-// Close ends everything and waits for it: no goroutine is left, no callback comes after it.
-func (p *Peers) Close() error { panic("link: body follows") }
+// Counters returns a snapshot.
+func (p *Peers) Counters() PeersCounters {
+	c := &p.count
+	return PeersCounters{
+		Sent: c.sent.Load(), Received: c.received.Load(), SentBytes: c.sentBytes.Load(), ReceivedBytes: c.receivedBytes.Load(),
+		Dropped: c.dropped.Load(), Refused: c.refused.Load(), BadFrames: c.badFrames.Load(), BadHandshakes: c.badHandshakes.Load(),
+		TooMany: c.tooMany.Load(), Dials: c.dials.Load(), DialFailures: c.dialFailures.Load(), Accepts: c.accepts.Load(),
+	}
+}

@@ -45,6 +45,7 @@ const (
 	EnvelopeJoinReply                         // the answer to that
 	EnvelopeRequest                           // a forwarded request that wants one reply, such as a proposal sent to the leader
 	EnvelopeReply                             // the answer to that
+	EnvelopeError                             // a request could not be served; the body says why
 	EnvelopePing                              // says that the sender's process runs; no body
 	envelopeKindEnd
 )

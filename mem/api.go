@@ -139,20 +139,20 @@ type HolderInfo struct {
 
 // Counters count since the core's start.
 type Counters struct {
-	Faults, SpuriousFaults          uint64 // faults stepped; those whose access was there already
-	RemoteReads, RemoteWrites       uint64 // installs with contents from another part, by access
-	Upgrades                        uint64 // read access turned into write access
-	ZeroFills                       uint64 // first touches
-	Prefetched, PrefetchRefused     uint64 // installs due to read-ahead; read-ahead requests refused
-	ContentsSent                    uint64 // copies of pages sent to others
-	Invalidated                     uint64 // pages given up
-	Deferred                        uint64 // messages held back for a window or a pin
-	Transactions                    uint64 // begun by this directory shard
-	Retransmits                     uint64 // messages sent again by a timer
-	RefusedEpoch                    uint64 // messages of another epoch
-	RefusedStale                    uint64 // of a transaction that is over: repeated or late
-	RefusedInvalid                  uint64 // that make no sense: a broken or hostile peer
-	RefusedRebuilding               uint64 // requests while this directory shard was being rebuilt
-	LostPages                       uint64 // found lost by this directory shard
-	ReportBatchesIn, ReportBatchOut uint64
+	Faults, SpuriousFaults            uint64 // faults stepped; those whose access was there already
+	RemoteReads, RemoteWrites         uint64 // installs with contents from another part, by access
+	Upgrades                          uint64 // read access turned into write access
+	ZeroFills                         uint64 // first touches
+	Prefetched, PrefetchRefused       uint64 // installs due to read-ahead; read-ahead requests refused
+	ContentsSent                      uint64 // copies of pages sent to others
+	Invalidated                       uint64 // pages given up
+	Deferred                          uint64 // messages held back for a window or a pin
+	Transactions                      uint64 // begun by this directory shard
+	Retransmits                       uint64 // messages sent again by a timer
+	RefusedEpoch                      uint64 // messages of another epoch
+	RefusedStale                      uint64 // of a transaction that is over: repeated or late
+	RefusedInvalid                    uint64 // that make no sense: a broken or hostile peer
+	RefusedRebuilding                 uint64 // requests while this directory shard was being rebuilt
+	LostPages                         uint64 // found lost by this directory shard
+	ReportBatchesIn, ReportBatchesOut uint64 // batches of reports taken, sent
 }

@@ -1,39 +1,245 @@
 package mem
 
-import "github.com/cellvisor/cellvisor/ident"
+import (
+	"fmt"
+	"math"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
 
 // Core is the page protocol of one part. It belongs to one goroutine.
-type Core struct{}
+type Core struct {
+	cfg    Config
+	canary canary
+
+	now     ident.Micros
+	epoch   ident.Epoch
+	members ident.PartSet
+	shards  []ident.Part // the members in rising order: region r belongs to shards[r % len(shards)]
+
+	// As a requester and as a holder.
+	pages    regions[pageEntry]
+	requests pageMap[request]
+	pins     []pin
+	deferred pageMap[wire.PageMsg]
+	windows  windows
+	streams  streams
+	reqID    uint64
+	held     [3]uint64 // pages by state; Invalid is not counted
+
+	// As a directory.
+	dir          regions[dirEntry]
+	transactions pageMap[transaction]
+	waiters      waiterPool
+	past         past
+	rebuild      *rebuild // nil while the shard serves
+
+	// wake is a time not after the first retry or deadline of a request, a transaction or a report. It may be too early, when what it
+	// stood for is over; then a tick finds nothing and sets it right.
+	wake ident.Micros
+
+	loop     []wire.PageMsg // messages to self, not processed yet
+	effects  []Effect
+	counters Counters
+}
+
+const never = ident.Micros(math.MaxInt64)
 
 // New returns a core that waits for its first EventMembers. It panics if cfg makes no sense.
-func New(cfg Config) *Core { panic("in work") }
+func New(cfg Config) *Core {
+	if cfg.Retry == 0 {
+		cfg.Retry = DefaultRetry
+	}
+	if cfg.RetryMax == 0 {
+		cfg.RetryMax = max(DefaultRetryMax, cfg.Retry)
+	}
+	if cfg.Deadline == 0 {
+		cfg.Deadline = DefaultDeadline
+	}
+	switch {
+	case cfg.Self >= ident.MaxParts, cfg.Pages == 0, cfg.Pages > uint64(wire.MaxPageNo)+1:
+		panic(fmt.Sprintf("mem: part %d of a VM of %d pages", cfg.Self, cfg.Pages))
+	case cfg.Window < 0, cfg.Retry < 0, cfg.RetryMax < cfg.Retry, cfg.Deadline < 0, cfg.ReadAhead < 0:
+		panic(fmt.Sprintf("mem: negative or crossing spans in %+v", cfg))
+	}
+	return &Core{
+		cfg:    cfg,
+		canary: parseCanary(cfg.Canary),
+		pages:  newRegions[pageEntry](cfg.Pages),
+		dir:    newRegions[dirEntry](cfg.Pages),
+		past:   newPast(cfg.Pages),
+		wake:   never,
+	}
+}
 
 // Step takes one event in at time now, which never goes back, and leaves its effects in Effects.
-func (c *Core) Step(now ident.Micros, ev Event) {}
+func (c *Core) Step(now ident.Micros, ev Event) {
+	c.now = max(c.now, now)
+	c.effects = c.effects[:0]
+	c.expireWindows()
+	switch ev.Kind {
+	case EventTick:
+	case EventFault:
+		c.fault(ev.Page, ev.Write)
+	case EventPin:
+		c.pin(ev.Page, ev.Write, ev.Token)
+	case EventUnpin:
+		c.unpin(ev.Page, ev.Token)
+	case EventMessage:
+		c.receive(&ev)
+	case EventMembers:
+		c.membersChanged(ev.Epoch, ev.Members, ev.Fresh)
+	default:
+		panic(fmt.Sprintf("mem: event kind %d", ev.Kind))
+	}
+	c.drainLoop()
+	if c.now >= c.wake {
+		c.fireTimers()
+		c.drainLoop()
+	}
+}
 
 // Effects returns what the last Step asks for. It is valid until the next Step.
-func (c *Core) Effects() []Effect { return nil }
+func (c *Core) Effects() []Effect { return c.effects }
 
-// NextDeadline returns when the core wants an EventTick, if at all.
-func (c *Core) NextDeadline() (ident.Micros, bool) { return 0, false }
+// drainLoop processes the messages to self, and those that they cause, until there are none.
+func (c *Core) drainLoop() {
+	for i := 0; i < len(c.loop); i++ {
+		m := c.loop[i]
+		c.dispatch(&m)
+	}
+	c.loop = c.loop[:0]
+}
 
-// Rebuilding tells whether some part's directory shard is not known to serve yet after a change of epoch.
-func (c *Core) Rebuilding() bool { return false }
+// send passes m to part to: over the network, or within this Step if that is this part itself.
+func (c *Core) send(to ident.Part, m wire.PageMsg) {
+	m.From, m.To, m.Epoch = c.cfg.Self, to, c.epoch
+	if to == c.cfg.Self {
+		c.loop = append(c.loop, m)
+		return
+	}
+	c.effects = append(c.effects, Effect{Kind: EffectSend, To: to, Page: m.Page, Msg: m})
+}
 
-// Page returns the state of a page at this part.
-func (c *Core) Page(page ident.PageNo) State { return Invalid }
+func (c *Core) effect(kind EffectKind, page ident.PageNo) {
+	c.effects = append(c.effects, Effect{Kind: kind, Page: page})
+}
+
+// receive checks a message from the network: whoever sent it may be broken, of another epoch or hostile.
+func (c *Core) receive(ev *Event) {
+	m := &ev.Msg
+	if m.Epoch != c.epoch && c.canary != canaryEpochIgnored || c.epoch == 0 {
+		c.counters.RefusedEpoch++
+		return
+	}
+	if m.To != c.cfg.Self || m.From == c.cfg.Self || !c.members.Has(m.From) || uint64(m.Page) >= c.cfg.Pages {
+		c.counters.RefusedInvalid++
+		return
+	}
+	switch m.Kind {
+	case wire.KindReport:
+		c.report(m, ev.Body)
+	case wire.KindReportAck:
+		c.reportAck(m)
+	case wire.KindShardReady:
+		c.shardReady(m.From)
+	default:
+		if !c.plausible(m) {
+			c.counters.RefusedInvalid++
+			return
+		}
+		c.dispatch(m)
+	}
+}
+
+// plausible tells whether sender, receiver and requester of a page message are the parts that they must be.
+func (c *Core) plausible(m *wire.PageMsg) bool {
+	if c.canary == canaryEpochIgnored {
+		return true
+	}
+	dir := c.Directory(m.Page)
+	ofEpoch := epochOf(m.Serial) == c.epoch
+	switch m.Kind {
+	case wire.KindGetShared, wire.KindGetModified:
+		return dir == c.cfg.Self && m.Requester == m.From
+	case wire.KindDone:
+		return dir == c.cfg.Self && m.Requester == m.From && ofEpoch
+	case wire.KindFwdShared, wire.KindFwdModified, wire.KindInval:
+		return dir == m.From && m.Requester != c.cfg.Self && c.members.Has(m.Requester) && ofEpoch
+	case wire.KindGrant:
+		return dir == m.From && m.Requester == c.cfg.Self && ofEpoch
+	case wire.KindLost, wire.KindNoPrefetch:
+		return dir == m.From && m.Requester == c.cfg.Self
+	case wire.KindData, wire.KindAck:
+		return m.Requester == c.cfg.Self && ofEpoch
+	}
+	return false
+}
+
+func (c *Core) dispatch(m *wire.PageMsg) {
+	switch m.Kind {
+	case wire.KindGetShared, wire.KindGetModified:
+		c.get(m)
+	case wire.KindDone:
+		c.done(m)
+	case wire.KindFwdShared, wire.KindFwdModified, wire.KindInval:
+		c.forwarded(m)
+	case wire.KindData, wire.KindGrant:
+		c.granted(m)
+	case wire.KindAck:
+		c.acked(m)
+	case wire.KindNoPrefetch:
+		c.noPrefetch(m)
+	case wire.KindLost:
+		c.lost(m)
+	}
+}
 
 // Directory returns the part that is the directory of page in the current epoch.
-func (c *Core) Directory(page ident.PageNo) ident.Part { return 0 }
+func (c *Core) Directory(page ident.PageNo) ident.Part {
+	return c.shards[regionOf(page)%uint64(len(c.shards))]
+}
 
-// Holder returns what this part, being the page's directory, knows of it; false if it is not.
-func (c *Core) Holder(page ident.PageNo) (HolderInfo, bool) { return HolderInfo{}, false }
+func (c *Core) entry(page ident.PageNo) *pageEntry {
+	chunk, _ := c.pages.chunk(regionOf(page))
+	return &chunk[page%regionPages]
+}
+
+func (c *Core) setState(e *pageEntry, s State) {
+	c.held[e.state]--
+	c.held[s]++
+	e.state = s
+}
+
+// Page returns the state of a page at this part: Invalid, Shared or Modified.
+func (c *Core) Page(page ident.PageNo) State {
+	if e := c.pages.look(page); e != nil {
+		return e.state
+	}
+	return Invalid
+}
+
+// Holder returns what this part, being the page's directory, knows of it; false if it is not or the shard is being rebuilt.
+func (c *Core) Holder(page ident.PageNo) (HolderInfo, bool) {
+	if c.epoch == 0 || c.rebuild != nil || uint64(page) >= c.cfg.Pages || c.Directory(page) != c.cfg.Self {
+		return HolderInfo{}, false
+	}
+	e := c.dir.look(page)
+	if e == nil {
+		if c.past.lost.has(regionOf(page)) {
+			return HolderInfo{State: Lost}, true
+		}
+		return HolderInfo{State: Zero}, true
+	}
+	return HolderInfo{State: e.state, Holders: e.holders, Serial: e.serial, Busy: e.busy}, true
+}
 
 // Held counts the pages that this part holds, by state.
-func (c *Core) Held() (shared, modified uint64) { return 0, 0 }
+func (c *Core) Held() (shared, modified uint64) { return c.held[Shared], c.held[Modified] }
+
+// Outstanding counts the pages that this part has asked for, or is being given, and does not have yet.
+func (c *Core) Outstanding() int { return c.requests.n }
 
 // Counters returns the counters.
-func (c *Core) Counters() Counters { return Counters{} }
-
-// Check returns an error that describes the first broken invariant of this core, if any. It visits every page.
-func (c *Core) Check() error { return nil }
+func (c *Core) Counters() Counters { return c.counters }

@@ -200,9 +200,9 @@ const (
 	HoldingShared   HoldingKind = iota + 1 // I hold the pages for reading
 	HoldingModified                        // I hold them for writing
 	HoldingRetained                        // my contents are those handed to Part under Serial; Part = me: received, not installed
-	HoldingGranted                         // I was their directory in epoch Serial: they have been granted, or are lost
+	HoldingGranted                         // I was their directory in epoch Aux: they have been granted, or are lost
 	HoldingGranting                        // as Granted, but the first grant, to Part, was under way
-	HoldingKept                            // I was their directory, in the epoch in Aux: the latest contents are copies retained under Serial
+	HoldingKept                            // I was their directory in epoch Aux: their latest contents are the copies retained under Serial
 	HoldingEpoch                           // in epoch Serial the members were the set in Page; Part = 1: I served my directory shard
 	holdingEnd
 )

@@ -1,0 +1,104 @@
+package recovery
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Loss is what a view change took away.
+type Loss struct {
+	Epoch   ident.Epoch // of the new view
+	Servers []LostServer
+}
+
+// LostServer is one excluded incarnation of a server.
+type LostServer struct {
+	Server      ident.ServerID
+	Name        ident.ServerName
+	Cell        ident.CellName
+	Incarnation ident.Incarnation
+	WholeCell   bool // nothing of its cell is left in the view
+}
+
+// VM is what containment must know of one active VM.
+type VM struct {
+	Running     bool // as against starting
+	OnLossTouch bool
+	Home        ident.Part
+	Parts       []Part
+}
+
+// Part is one part of a VM.
+type Part struct {
+	Part        ident.Part
+	Server      ident.ServerID
+	Incarnation ident.Incarnation
+	Gone        bool // lost earlier
+}
+
+// Fate is what becomes of a VM.
+type Fate uint8
+
+// Fates.
+const (
+	Untouched Fate = iota
+	Lost
+	Continues
+)
+
+// Decision is what becomes of a VM, and why.
+type Decision struct {
+	Fate   Fate
+	Reason string       // for operators: "cell b lost in epoch 7"
+	Gone   []ident.Part // parts that this loss took, in order
+}
+
+// Contain decides what a loss means to one active VM.
+func Contain(loss Loss, vm VM) Decision {
+	var gone []ident.Part
+	var lost []LostServer
+	left := 0
+	for _, p := range vm.Parts {
+		if p.Gone {
+			continue
+		}
+		i := slices.IndexFunc(loss.Servers, func(l LostServer) bool { return l.Server == p.Server && l.Incarnation == p.Incarnation })
+		if i < 0 {
+			left++
+			continue
+		}
+		gone = append(gone, p.Part)
+		lost = append(lost, loss.Servers[i])
+	}
+	if len(gone) == 0 {
+		return Decision{Fate: Untouched}
+	}
+	d := Decision{Fate: Lost, Reason: Reason(loss.Epoch, lost), Gone: gone}
+	switch {
+	case left == 0 || !vm.OnLossTouch || !vm.Running:
+	case slices.Contains(gone, vm.Home):
+		d.Reason += "; the vm's home was there, and with it its devices"
+	default:
+		d.Fate = Continues
+	}
+	return d
+}
+
+// Reason names what was lost: whole cells as such, single servers with their cell, each once.
+func Reason(epoch ident.Epoch, lost []LostServer) string {
+	var what []string
+	for _, l := range lost {
+		name := fmt.Sprintf("server %s of cell %s", l.Name, l.Cell)
+		if l.WholeCell {
+			name = fmt.Sprintf("cell %s", l.Cell)
+		}
+		if !slices.Contains(what, name) {
+			what = append(what, name)
+		}
+	}
+	slices.Sort(what)
+	return fmt.Sprintf("%s lost in epoch %d", strings.Join(what, " and "), epoch)
+}

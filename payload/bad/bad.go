@@ -23,6 +23,7 @@ var Names = []string{
 	"exit-7",        // ends at once with status 7
 	"wreck-tables",  // overwrites the loader's page tables, then touches memory
 	"registers",     // behaves: checks that its registers survive whatever is done to its vCPU
+	"ports",         // does port I/O for ever
 }
 
 // Open returns the ELF image of a program.

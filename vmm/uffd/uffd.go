@@ -2,14 +2,14 @@
 //
 // What the guest may do with a page of the mapping, and what takes it from one state to the other:
 //
-//	        Map(ro), MapZero(ro)             Protect(off)
-//	 none ───────────────────────► read-only ─────────────► writable
-//	  ▲                             ▲     │  ◄─────────────   │
-//	  │                             │     │    Protect(on)    │
-//	  │          Map, MapZero (rw)  └─────│───────────────────┤
-//	  │ ──────────────────────────────────│─────────────────► │
-//	  └───────────────────────────────────┴───────────────────┘
-//	                 ram.Revoke, ram.ZeroPage
+//	       Map(ro), MapZero(ro)             Protect(off)
+//	none ───────────────────────► read-only ─────────────► writable
+//	 ▲                             ▲     │  ◄─────────────   │
+//	 │                             │     │    Protect(on)    │
+//	 │          Map, MapZero (rw)  └─────│───────────────────┤
+//	 │ ──────────────────────────────────│─────────────────► │
+//	 └───────────────────────────────────┴───────────────────┘
+//	                ram.Revoke, ram.ZeroPage
 //
 // A touch that the state does not allow stops the vCPU's thread in the kernel and is read as a Fault: Missing (no contents in the memfd),
 // Minor (contents, no access) or WriteProtect (a write to a read-only page). The thread goes on when the access it wants is there:

@@ -256,7 +256,19 @@ func checkCount(t *testing.T, v *testVM, n int) {
 }
 
 func TestLockOverThreeParts(t *testing.T) {
-	v := startVM(t, "lock", "500", 16*ident.MiB, 2, 1, 1)
+	v := startVM(t, "lock", "20000", 16*ident.MiB, 2, 1, 1)
 	v.mustExit(2 * time.Minute)
+	t.Log(v.console())
+}
+
+func TestWalkOverTwoParts(t *testing.T) {
+	v := startVM(t, "walk", "64", 96*ident.MiB, 1, 1)
+	v.mustExit(3 * time.Minute)
+	t.Log(v.console())
+}
+
+func TestLitmusOverTwoParts(t *testing.T) {
+	v := startVM(t, "litmus", "20000", 32*ident.MiB, 2, 2)
+	v.mustExit(3 * time.Minute)
 	t.Log(v.console())
 }

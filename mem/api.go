@@ -19,6 +19,9 @@ type Config struct {
 	Deadline ident.Micros
 	// ReadAhead is the largest number of pages requested ahead of a sequential fault; 0 switches read-ahead off.
 	ReadAhead int
+	// RegionPages is the number of pages in a region, a power of two. All parts of a VM must agree. 0 means RegionPages, the constant, which
+	// is also the most; worlds with few pages take less, so as to have many regions.
+	RegionPages uint
 
 	// Canary plants a known bug, for proving that the simulator finds it. Empty in production. See Canaries.
 	Canary string

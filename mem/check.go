@@ -29,7 +29,7 @@ func (c *Core) checkPages() error {
 	var wanted, deferred int
 	for region, chunk := range c.pages.chunks {
 		for i := range chunk {
-			e, page := &chunk[i], ident.PageNo(region<<regionShift+i)
+			e, page := &chunk[i], ident.PageNo(region<<c.shift+i)
 			held[e.state]++
 			if e.flags&flagWanted != 0 {
 				wanted++
@@ -90,7 +90,7 @@ func (c *Core) checkDirectory() error {
 	busy := 0
 	for region, chunk := range c.dir.chunks {
 		for i := range chunk {
-			e, page := &chunk[i], ident.PageNo(region<<regionShift+i)
+			e, page := &chunk[i], ident.PageNo(region<<c.shift+i)
 			if e.busy {
 				busy++
 			}

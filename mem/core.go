@@ -3,6 +3,7 @@ package mem
 import (
 	"fmt"
 	"math"
+	"math/bits"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
@@ -12,6 +13,7 @@ import (
 type Core struct {
 	cfg    Config
 	canary canary
+	shift  uint8 // log2 of a region's pages
 
 	now     ident.Micros
 	epoch   ident.Epoch
@@ -63,12 +65,20 @@ func New(cfg Config) *Core {
 	case cfg.Window < 0, cfg.Retry < 0, cfg.RetryMax < cfg.Retry, cfg.Deadline < 0, cfg.ReadAhead < 0:
 		panic(fmt.Sprintf("mem: negative or crossing spans in %+v", cfg))
 	}
+	if cfg.RegionPages == 0 {
+		cfg.RegionPages = RegionPages
+	}
+	if cfg.RegionPages > RegionPages || bits.OnesCount(cfg.RegionPages) != 1 {
+		panic(fmt.Sprintf("mem: regions of %d pages", cfg.RegionPages))
+	}
+	shift := uint8(bits.TrailingZeros(cfg.RegionPages))
 	return &Core{
 		cfg:    cfg,
 		canary: parseCanary(cfg.Canary),
-		pages:  newRegions[pageEntry](cfg.Pages),
-		dir:    newRegions[dirEntry](cfg.Pages),
-		past:   newPast(cfg.Pages),
+		shift:  shift,
+		pages:  newRegions[pageEntry](cfg.Pages, shift),
+		dir:    newRegions[dirEntry](cfg.Pages, shift),
+		past:   newPast(cfg.Pages, shift),
 		wake:   never,
 	}
 }
@@ -198,12 +208,12 @@ func (c *Core) dispatch(m *wire.PageMsg) {
 
 // Directory returns the part that is the directory of page in the current epoch.
 func (c *Core) Directory(page ident.PageNo) ident.Part {
-	return c.shards[regionOf(page)%uint64(len(c.shards))]
+	return c.shards[c.regionOf(page)%uint64(len(c.shards))]
 }
 
 func (c *Core) entry(page ident.PageNo) *pageEntry {
-	chunk, _ := c.pages.chunk(regionOf(page))
-	return &chunk[page%regionPages]
+	chunk, _ := c.pages.chunk(c.regionOf(page))
+	return &chunk[page&(1<<c.shift-1)]
 }
 
 func (c *Core) setState(e *pageEntry, s State) {
@@ -227,7 +237,7 @@ func (c *Core) Holder(page ident.PageNo) (HolderInfo, bool) {
 	}
 	e := c.dir.look(page)
 	if e == nil {
-		if c.past.lost.has(regionOf(page)) {
+		if c.past.lost.has(c.regionOf(page)) {
 			return HolderInfo{State: Lost}, true
 		}
 		return HolderInfo{State: Zero}, true
@@ -243,3 +253,9 @@ func (c *Core) Outstanding() int { return c.requests.n }
 
 // Counters returns the counters.
 func (c *Core) Counters() Counters { return c.counters }
+
+// Transactions counts the pages whose transaction this directory shard has not seen done.
+func (c *Core) Transactions() int { return c.transactions.n }
+
+// RegionPages is the number of pages in a region.
+func (c *Core) RegionPages() uint64 { return 1 << c.shift }

@@ -43,7 +43,7 @@ type waiter struct {
 }
 
 func (c *Core) dirEntry(page ident.PageNo) *dirEntry {
-	region := regionOf(page)
+	region := c.regionOf(page)
 	chunk, fresh := c.dir.chunk(region)
 	if fresh {
 		blank := dirEntry{state: Zero}
@@ -54,7 +54,7 @@ func (c *Core) dirEntry(page ident.PageNo) *dirEntry {
 			chunk[i] = blank
 		}
 	}
-	return &chunk[page%regionPages]
+	return &chunk[page&(1<<c.shift-1)]
 }
 
 // get takes in GetShared or GetModified.

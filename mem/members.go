@@ -36,8 +36,8 @@ func (s *regionSet) set(region, n uint64) {
 	s.bits[region/64] |= 1 << (region % 64)
 }
 
-func newPast(pages uint64) past {
-	return past{regions: make([][]wire.Holding, (pages+regionPages-1)/regionPages)}
+func newPast(pages uint64, shift uint8) past {
+	return past{regions: make([][]wire.Holding, (pages+1<<shift-1)>>shift)}
 }
 
 // Rebuilding tells whether some part's directory shard is not known to serve yet after a change of epoch.
@@ -59,7 +59,7 @@ func (c *Core) membersChanged(epoch ident.Epoch, members ident.PartSet, fresh bo
 	c.epoch, c.members = epoch, members
 	c.shards = c.shards[:0]
 	members.Each(func(p ident.Part) { c.shards = append(c.shards, p) })
-	c.dir = newRegions[dirEntry](c.cfg.Pages)
+	c.dir = newRegions[dirEntry](c.cfg.Pages, c.shift)
 	c.past.lost = regionSet{}
 	c.past.epochs = append(c.past.epochs, epochRecord{epoch: epoch, members: members, served: fresh})
 	c.past.senders = c.past.senders[:0]
@@ -99,7 +99,7 @@ func (c *Core) archive() {
 		if c.shards[uint64(region)%uint64(len(c.shards))] != c.cfg.Self {
 			continue
 		}
-		first := ident.PageNo(region) << regionShift
+		first := ident.PageNo(region) << c.shift
 		var recs []wire.Holding
 		switch {
 		case c.dir.chunks[region] != nil:
@@ -107,7 +107,7 @@ func (c *Core) archive() {
 				recs = appendRun(recs, c.archiveEntry(first+ident.PageNo(i), &c.dir.chunks[region][i]))
 			}
 		case c.past.lost.has(uint64(region)):
-			n := min(regionPages, c.cfg.Pages-uint64(first))
+			n := min(1<<c.shift, c.cfg.Pages-uint64(first))
 			recs = []wire.Holding{{Kind: wire.HoldingGranted, Page: uint64(first), Count: uint32(n), Aux: uint64(c.epoch)}}
 		}
 		c.past.regions[region] = recs

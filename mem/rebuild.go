@@ -22,7 +22,7 @@ type knownEpoch struct {
 }
 
 // maxClaims bounds what a broken peer can make this part remember of a region.
-const maxClaims = 4 * regionPages
+const maxClaims = 4 * RegionPages
 
 func newRebuild() *rebuild { return &rebuild{claims: make(map[uint64][]wire.Holding)} }
 
@@ -63,9 +63,9 @@ func (b *rebuild) take(c *Core, from ident.Part, h *wire.Holding) {
 		b.takeEpoch(from, h)
 		return
 	}
-	region := regionOf(ident.PageNo(h.Page))
+	region := c.regionOf(ident.PageNo(h.Page))
 	last := h.Page + uint64(h.Count) - 1
-	if last >= c.cfg.Pages || regionOf(ident.PageNo(last)) != region || c.Directory(ident.PageNo(h.Page)) != c.cfg.Self {
+	if last >= c.cfg.Pages || c.regionOf(ident.PageNo(last)) != region || c.Directory(ident.PageNo(h.Page)) != c.cfg.Self {
 		c.counters.RefusedInvalid++
 		return
 	}
@@ -171,7 +171,7 @@ func (c *Core) decideRegion(region uint64) {
 	if !a.alive && c.canary != canaryZeroAgain {
 		c.past.lost.set(region, uint64(len(c.dir.chunks)))
 	}
-	var claims [regionPages]*wire.Holding
+	var claims [RegionPages]*wire.Holding
 	some := false
 	if a.alive {
 		recs := b.claims[region]
@@ -182,7 +182,7 @@ func (c *Core) decideRegion(region uint64) {
 			}
 			some = true
 			for n := range uint64(h.Count) {
-				claims[(h.Page+n)%regionPages] = h
+				claims[(h.Page+n)&(1<<c.shift-1)] = h
 			}
 		}
 	}
@@ -190,7 +190,7 @@ func (c *Core) decideRegion(region uint64) {
 	if fresh && !some {
 		return
 	}
-	c.dirEntry(ident.PageNo(region << regionShift)) // allocates
+	c.dirEntry(ident.PageNo(region << c.shift)) // allocates
 	chunk := c.dir.chunks[region]
 	for i := range chunk {
 		c.decidePage(&chunk[i], a, claims[i])

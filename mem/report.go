@@ -99,7 +99,7 @@ func (c *Core) nextRun(at *cursor, h *wire.Holding) bool {
 	chunk := c.pages.chunks[at.region]
 	*h = wire.Holding{}
 	for ; at.page < len(chunk); at.page++ {
-		p := holdingOf(ident.PageNo(at.region<<regionShift)+ident.PageNo(at.page), &chunk[at.page])
+		p := holdingOf(ident.PageNo(at.region<<c.shift)+ident.PageNo(at.page), &chunk[at.page])
 		switch {
 		case h.Count == 0:
 			*h = p

@@ -4,11 +4,8 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 )
 
-// regionShift and regionPages describe a region, the unit by which the directory is sharded and tables are allocated: 2 MiB.
-const (
-	regionShift = 9
-	regionPages = 1 << regionShift
-)
+// RegionPages is the number of pages in a region, the unit by which the directory is sharded and tables are allocated: 2 MiB.
+const RegionPages = 512
 
 // pageEntry is what a part knows of a page, whether it holds it or not: 16 bytes.
 //
@@ -46,18 +43,19 @@ type dirEntry struct {
 type regions[E any] struct {
 	chunks [][]E
 	pages  uint64
+	shift  uint8 // a region has 1<<shift pages
 }
 
-func newRegions[E any](pages uint64) regions[E] {
-	return regions[E]{chunks: make([][]E, (pages+regionPages-1)/regionPages), pages: pages}
+func newRegions[E any](pages uint64, shift uint8) regions[E] {
+	return regions[E]{chunks: make([][]E, (pages+1<<shift-1)>>shift), pages: pages, shift: shift}
 }
 
-func regionOf(page ident.PageNo) uint64 { return uint64(page) >> regionShift }
+func (c *Core) regionOf(page ident.PageNo) uint64 { return uint64(page) >> c.shift }
 
 // look returns the entry of page, or nil if its region was never touched.
 func (t *regions[E]) look(page ident.PageNo) *E {
-	if c := t.chunks[regionOf(page)]; c != nil {
-		return &c[page%regionPages]
+	if c := t.chunks[page>>t.shift]; c != nil {
+		return &c[page&(1<<t.shift-1)]
 	}
 	return nil
 }
@@ -67,13 +65,13 @@ func (t *regions[E]) chunk(region uint64) ([]E, bool) {
 	if c := t.chunks[region]; c != nil {
 		return c, false
 	}
-	c := make([]E, min(regionPages, t.pages-region*regionPages))
+	c := make([]E, min(1<<t.shift, t.pages-region<<t.shift))
 	t.chunks[region] = c
 	return c, true
 }
 
 func (t *regions[E]) clone() regions[E] {
-	n := regions[E]{chunks: make([][]E, len(t.chunks)), pages: t.pages}
+	n := regions[E]{chunks: make([][]E, len(t.chunks)), pages: t.pages, shift: t.shift}
 	for i, c := range t.chunks {
 		if c != nil {
 			n.chunks[i] = append([]E(nil), c...)

@@ -14,7 +14,7 @@ type event struct {
 	at          ident.Micros
 	seq         uint64 // breaks ties: first pushed, first served
 	kind        eventKind
-	late        bool // a wake that came due while its node was paused
+	late        bool // a wake that is due, if its node is not paused
 	from, to    NodeID
 	incarnation int // of the receiver
 	msg         any

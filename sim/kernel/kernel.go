@@ -310,20 +310,19 @@ func (w *World) step() {
 	if n.state == crashed || e.incarnation != n.incarnation {
 		return
 	}
-	if e.kind == evWake && n.wakeAt != e.at && n.state == running && !e.late {
+	if e.kind == evWake && n.wakeAt != e.at && !e.late {
 		return // another time was set since
 	}
+	if e.kind == evWake && !e.late {
+		e.late, n.wakeAt = true, -1
+	}
 	if n.state == paused {
-		e.late = e.late || e.kind == evWake && n.wakeAt == e.at
-		if e.kind == evMessage || e.late {
-			n.held = append(n.held, e)
-		}
+		n.held = append(n.held, e)
 		return
 	}
 	w.stats.Events++
 	switch e.kind {
 	case evWake:
-		n.wakeAt = -1
 		n.Wake(n.clock(w.now))
 	case evMessage:
 		n.Receive(n.clock(w.now), e.from, e.msg)

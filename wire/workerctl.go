@@ -32,8 +32,9 @@ type WorkerSpec struct {
 	Builtin     string            `json:"builtin"`      // or the name of a built-in payload
 	Args        string            `json:"args"`
 	OnLossTouch bool              `json:"on_loss_touch"`
-	ListenHost  string            `json:"listen_host"` // host part of the page-plane address, "127.0.0.1"
-	Secret      string            `json:"secret"`      // of this VM, hex: both sides of a page-plane connection prove that they know it
+	ListenHost  string            `json:"listen_host"`       // host part of the page-plane address, "127.0.0.1"
+	Secret      string            `json:"secret"`            // of this VM, hex: both sides of a page-plane connection prove that they know it
+	Standby     bool              `json:"standby,omitempty"` // holds a replica of the VM and runs nothing until it has to take over
 	Options     map[string]string `json:"options,omitempty"`
 }
 
@@ -43,12 +44,16 @@ type WorkerMember struct {
 	Server ident.ServerID   `json:"server"`
 	Name   ident.ServerName `json:"name"`
 	Addr   string           `json:"addr"` // page plane, host:port
+	VCPUs  []ident.VCPU     `json:"vcpus,omitempty"`
+
+	ReplicaAddr string `json:"replica_addr,omitempty"` // replica plane, host:port
 }
 
 // ToWorker is a message from serve to a worker.
 type ToWorker struct {
 	Lease   *WorkerLease   `json:"lease,omitempty"`
 	Members *WorkerMembers `json:"members,omitempty"`
+	Protect *WorkerProtect `json:"protect,omitempty"`
 	Stop    *WorkerStop    `json:"stop,omitempty"`
 	Pause   *WorkerPause   `json:"pause,omitempty"`
 }
@@ -65,6 +70,21 @@ type WorkerMembers struct {
 	Fresh   bool           `json:"fresh"` // Epoch is the VM's first: no page was ever granted
 	Home    ident.Part     `json:"home"`
 	Members []WorkerMember `json:"members"`
+
+	// Restore takes the VM back to the last checkpoint that the standby part Image holds complete: Image becomes a member and home, every
+	// member gives up what it has of the guest, and runs the vCPUs that Members gives it from their captured state.
+	Restore bool       `json:"restore,omitempty"`
+	Image   ident.Part `json:"image,omitempty"`
+}
+
+// WorkerProtect says which standby parts hold replicas of the VM from now on. None: the VM is unprotected, output leaves at once. Seq rises
+// with each change; an older one is ignored. It is sent to members and standbys alike.
+type WorkerProtect struct {
+	Seq              uint64         `json:"seq"`
+	Members          []WorkerMember `json:"members"` // members and standbys, with their replica-plane addresses
+	Standbys         ident.PartSet  `json:"standbys"`
+	Home             ident.Part     `json:"home"`
+	CheckpointMillis int            `json:"checkpoint_millis"` // between cuts; 0: adaptive
 }
 
 // WorkerStop ends the worker: vCPUs stop, files are flushed, the process exits.
@@ -79,11 +99,13 @@ type WorkerPause struct {
 
 // FromWorker is a message from a worker to serve.
 type FromWorker struct {
-	Ready  *WorkerReady  `json:"ready,omitempty"`
-	Ended  *WorkerEnded  `json:"ended,omitempty"`
-	Hint   *WorkerHint   `json:"hint,omitempty"`
-	Fenced *WorkerFenced `json:"fenced,omitempty"`
-	Stats  *WorkerStats  `json:"stats,omitempty"`
+	Ready     *WorkerReady     `json:"ready,omitempty"`
+	Ended     *WorkerEnded     `json:"ended,omitempty"`
+	Hint      *WorkerHint      `json:"hint,omitempty"`
+	Fenced    *WorkerFenced    `json:"fenced,omitempty"`
+	Protected *WorkerProtected `json:"protected,omitempty"`
+	Restored  *WorkerRestored  `json:"restored,omitempty"`
+	Stats     *WorkerStats     `json:"stats,omitempty"`
 }
 
 // WorkerReady is the first message on each connection: who the worker is, where its page plane listens, and the epoch it runs under
@@ -94,6 +116,7 @@ type WorkerReady struct {
 	PID       int         `json:"pid"`
 	StartTime uint64      `json:"start_time"` // field 22 of /proc/PID/stat, tells a reused PID from this process
 	PageAddr  string      `json:"page_addr"`
+	Replica   string      `json:"replica_addr,omitempty"` // replica plane
 	Epoch     ident.Epoch `json:"epoch"`
 }
 
@@ -111,6 +134,21 @@ type WorkerHint struct {
 	Reset bool       `json:"reset"` // the connection was closed by the other side, not merely silent
 }
 
+// WorkerProtected is home's word that all standbys of Protect number Seq hold a complete checkpoint, and that output is held back until the
+// checkpoint after it is safe. From then on the VM survives the loss of its members.
+type WorkerProtected struct {
+	Seq        uint64 `json:"seq"`
+	Checkpoint uint64 `json:"checkpoint"`
+}
+
+// WorkerRestored is the new home's word that the VM runs again, with the span of each stage since it was told.
+type WorkerRestored struct {
+	Epoch        ident.Epoch  `json:"epoch"`
+	Checkpoint   uint64       `json:"checkpoint"`
+	RemapMicros  ident.Micros `json:"remap_micros"`
+	ResumeMicros ident.Micros `json:"resume_micros"`
+}
+
 // WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.
 type WorkerFenced struct {
 	On bool `json:"on"`
@@ -125,5 +163,11 @@ type WorkerStats struct {
 	PagesOut      uint64       `json:"pages_out"`
 	ResidentBytes ident.Bytes  `json:"resident_bytes"` // guest memory held here
 	VCPUExits     uint64       `json:"vcpu_exits"`
-	RunMicros     ident.Micros `json:"run_micros"` // summed over vCPUs
+	Checkpoints   uint64       `json:"checkpoints,omitempty"`
+	CutMicros     ident.Micros `json:"cut_micros,omitempty"`        // how long the last cut paused the guest
+	DirtyPages    uint64       `json:"dirty_pages,omitempty"`       // of the last checkpoint, at this part
+	SyncPermille  int          `json:"sync_permille,omitempty"`     // of the first full copy to new standbys
+	EveryMicros   ident.Micros `json:"checkpoint_micros,omitempty"` // between the last two cuts
+
+	RunMicros ident.Micros `json:"run_micros"` // summed over vCPUs
 }

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/local"
+)
+
+// app is what all commands share.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	addr     string
+	format   string
+	ran      bool // a command's own code began: errors from here on are not the command line's
+}
+
+// usageError says that the command line is wrong.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// exitStatus ends the program with a status of its own, without a message: the command has said all.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// run is main without the process: it returns the exit code.
+func run(args []string, in io.Reader, out, errw io.Writer) int {
+	a := &app{in: in, out: out, err: errw}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errw)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	cmd, err := root.ExecuteContextC(ctx)
+	return a.exit(cmd, err)
+}
+
+// exit says what went wrong and maps it to the exit code.
+func (a *app) exit(cmd *cobra.Command, err error) int {
+	var status exitStatus
+	var usage usageError
+	switch {
+	case err == nil:
+		return api.ExitOK
+	case errors.As(err, &status):
+		return int(status)
+	case errors.As(err, &usage) || !a.ran:
+		fmt.Fprintf(a.err, "cellvisor: %s\nSee `%s --help`.\n", err, cmd.CommandPath())
+		return api.ExitUsage
+	}
+	fmt.Fprintf(a.err, "cellvisor: %s\n", api.Message(err))
+	return api.ExitCode(err)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "cellvisor",
+		Short: "Virtual machines over cells of servers, with failures contained",
+		Long: `Cellvisor runs virtual machines on clusters of Linux/KVM servers. Servers are grouped in cells, the unit of fault containment; a VM may span
+several servers and cells as one machine with one coherent memory. When a cell fails, only the VMs that depended on it are touched.`,
+		Example: `  cellvisor up                                  # a cluster of three cells on this machine, until Ctrl-C
+  cellvisor vm run first --payload hello --vcpus 4 --span a,b --wait
+  cellvisor vm console first
+  cellvisor status`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.checkFormat()
+		},
+		RunE: a.needsVerb,
+		Args: cobra.ArbitraryArgs,
+	}
+	root.PersistentFlags().StringVar(&a.addr, "addr", "", "cluster to talk to: unix:///PATH or HOST:PORT, several separated by commas (default $CELLVISOR_ADDR, else the local cluster)")
+	root.PersistentFlags().StringVarP(&a.format, "output", "o", "table", "output format: table, wide, json or name")
+	root.AddGroup(&cobra.Group{ID: "use", Title: "Using a cluster:"}, &cobra.Group{ID: "run", Title: "Running a cluster:"},
+		&cobra.Group{ID: "try", Title: "Trying and measuring:"})
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("use", a.statusCmd(), a.cellCmd(), a.serverCmd(), a.vmCmd(), a.eventsCmd(), a.topCmd())
+	add("run", a.upCmd(), a.downCmd(), a.serveCmd(), a.doctorCmd())
+	add("try", a.demoCmd(), a.simCmd(), a.benchCmd())
+	root.AddCommand(a.workerCmd(), a.versionCmd())
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	return root
+}
+
+// noun makes a command that only groups others.
+func (a *app) noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, RunE: a.needsVerb, Args: cobra.ArbitraryArgs}
+	c.AddCommand(verbs...)
+	return c
+}
+
+// needsVerb runs for a noun without a verb it knows.
+func (a *app) needsVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		_ = cmd.Help()
+		return exitStatus(api.ExitUsage)
+	}
+	hint := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("; did you mean %q?", near[0])
+	}
+	return usagef("%q has no command %q%s", cmd.CommandPath(), args[0], hint)
+}
+
+// does wraps a command's own code: what fails in it is not the command line's fault.
+func (a *app) does(f func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		a.ran = true
+		return f(cmd.Context(), args)
+	}
+}
+
+// withClient wraps code that talks to the cluster.
+func (a *app) withClient(f func(ctx context.Context, c *api.Client, args []string) error) func(*cobra.Command, []string) error {
+	return a.does(func(ctx context.Context, args []string) error {
+		c, err := a.dial(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return f(ctx, c, args)
+	})
+}
+
+func (a *app) dial(ctx context.Context) (*api.Client, error) {
+	addr, err := a.address()
+	if err != nil {
+		return nil, err
+	}
+	return api.Dial(ctx, addr)
+}
+
+// address finds the cluster: --addr, CELLVISOR_ADDR, the local cluster in CELLVISOR_DIR, the one in the default directory.
+func (a *app) address() (string, error) {
+	if a.addr == "" {
+		a.addr = os.Getenv("CELLVISOR_ADDR")
+	}
+	if a.addr != "" {
+		if _, err := api.ParseAddrs(a.addr); err != nil {
+			return "", usageError{err}
+		}
+		return a.addr, nil
+	}
+	dir, err := a.dir("")
+	if err != nil {
+		return "", err
+	}
+	c, err := local.Load(dir)
+	if errors.Is(err, local.ErrNoCluster) {
+		return "", fmt.Errorf("no cluster is named by --addr or CELLVISOR_ADDR, and there is no local one in %s; `cellvisor up` starts one", dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	return c.Addrs(), nil
+}
+
+// dir returns the local cluster's directory: the flag's value, CELLVISOR_DIR, or the default.
+func (a *app) dir(flag string) (string, error) {
+	if flag == "" {
+		flag = os.Getenv("CELLVISOR_DIR")
+	}
+	if flag == "" {
+		flag = local.DefaultDir()
+	}
+	return local.Abs(flag)
+}
+
+// args returns a validator that makes a wrong number of arguments a usage error which names what is wanted.
+func args(low, high int, names string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, got []string) error {
+		switch {
+		case len(got) < low:
+			return usagef("%q needs %s", cmd.CommandPath(), names)
+		case high >= 0 && len(got) > high && high == 0:
+			return usagef("%q takes no arguments, got %s", cmd.CommandPath(), strings.Join(got, " "))
+		case high >= 0 && len(got) > high:
+			return usagef("%q takes %s, got %s", cmd.CommandPath(), names, strings.Join(got, " "))
+		}
+		return nil
+	}
+}

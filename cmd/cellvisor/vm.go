@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/api/view"
+)
+
+func (a *app) vmCmd() *cobra.Command {
+	return a.noun("vm", "Virtual machines",
+		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmWaitCmd(), a.vmStopCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
+}
+
+func (a *app) vmLsCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the VMs, ended ones included",
+		Example: "  cellvisor vm ls\n  cellvisor vm ls -o wide\n  cellvisor vm ls -o json | jq '.[] | select(.state==\"lost\") | .reason'",
+		Args:    args(0, 0, ""),
+		RunE: a.withClient(func(ctx context.Context, c *api.Client, _ []string) error {
+			vms, err := listVMs(ctx, c)
+			if err != nil {
+				return err
+			}
+			return show(a, vms, view.OfVM, (*api.VM).GetName, vmColumns)
+		}),
+	}
+}
+
+func listVMs(ctx context.Context, c *api.Client) ([]*api.VM, error) {
+	var out []*api.VM
+	err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		resp, err := svc.ListVMs(ctx, &api.ListVMsRequest{})
+		out = resp.GetVms()
+		return err
+	})
+	return out, err
+}
+
+func getVM(ctx context.Context, c *api.Client, name string) (*api.VM, error) {
+	var out *api.VM
+	err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		resp, err := svc.GetVM(ctx, &api.GetVMRequest{Name: name})
+		out = resp.GetVm()
+		return err
+	})
+	return out, err
+}
+
+var vmColumns = []column[*api.VM]{
+	{head: "VM", cell: (*api.VM).GetName},
+	{head: "STATE", cell: func(v *api.VM) string { return v.GetState().Word() }},
+	{head: "VCPUS", cell: func(v *api.VM) string { return fmt.Sprint(v.GetVcpus()) }},
+	{head: "MEMORY", cell: func(v *api.VM) string { return human(v.GetMemoryBytes()) }},
+	{head: "CELLS", cell: func(v *api.VM) string { return dash(strings.Join(v.GetCells(), ",")) }},
+	{head: "HOME", cell: func(v *api.VM) string { return dash(v.GetHome()) }},
+	{head: "PAYLOAD", cell: func(v *api.VM) string { return shortPayload(v.GetPayload()) }, wide: true},
+	{head: "ON LOSS", cell: func(v *api.VM) string { return v.GetOnLoss().Word() }, wide: true},
+	{head: "PROTECT", cell: func(v *api.VM) string { return view.OfVM(v).Protect }, wide: true},
+	{head: "WORKERS", cell: func(v *api.VM) string { return workersLine(v) }, wide: true},
+	{head: "AGE", cell: func(v *api.VM) string { return age(v.GetCreatedAt()) }, wide: true},
+	{head: "REASON", cell: ending},
+}
+
+// ending says how a VM ended, for tables.
+func ending(v *api.VM) string {
+	if v.GetState() == api.VMState_VM_STATE_EXITED && v.GetReason() == "" {
+		return fmt.Sprintf("status %d", v.GetExitStatus())
+	}
+	return v.GetReason()
+}
+
+func shortPayload(p string) string {
+	if sum, ok := strings.CutPrefix(p, "sha256:"); ok && len(sum) > 12 {
+		return "sha256:" + sum[:12]
+	}
+	return p
+}
+
+// workersLine is "a-1:0,1 b-1:2,3".
+func workersLine(v *api.VM) string {
+	var out []string
+	for _, w := range v.GetWorkers() {
+		ids := strings.Join(view.Map(w.GetVcpus(), func(n uint32) string { return fmt.Sprint(n) }), ",")
+		out = append(out, w.GetServer()+":"+ids)
+	}
+	return dash(strings.Join(out, " "))
+}
+
+func age(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	return time.Since(t.AsTime()).Truncate(time.Second).String()
+}
+
+func (a *app) vmShowCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show all about a VM: parts, counters, why it ended",
+		Example:           "  cellvisor vm show alpha\n  cellvisor vm show alpha -o json",
+		Args:              args(1, 1, "the name of one VM"),
+		ValidArgsFunction: a.completeVMs(),
+		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+			v, err := getVM(ctx, c, names[0])
+			if err != nil {
+				return err
+			}
+			return a.printVM(v)
+		}),
+	}
+}
+
+func (a *app) printVM(v *api.VM) error {
+	switch a.format {
+	case "json":
+		return a.json(view.OfVM(v))
+	case "name":
+		fmt.Fprintln(a.out, v.GetName())
+		return nil
+	}
+	status := ""
+	if v.GetState() == api.VMState_VM_STATE_EXITED {
+		status = fmt.Sprint(v.GetExitStatus())
+	}
+	a.facts(
+		"VM", v.GetName(),
+		"state", v.GetState().Word(),
+		"reason", v.GetReason(),
+		"exit status", status,
+		"vCPUs", fmt.Sprint(v.GetVcpus()),
+		"memory", human(v.GetMemoryBytes()),
+		"cells", strings.Join(v.GetCells(), ","),
+		"home", v.GetHome(),
+		"payload", v.GetPayload(),
+		"arguments", v.GetArgs(),
+		"on loss", v.GetOnLoss().Word(),
+		"protect", view.OfVM(v).Protect,
+		"ID, epoch", fmt.Sprintf("%d, %d", v.GetId(), v.GetEpoch()),
+		"console", fmt.Sprintf("%d bytes", v.GetConsoleBytes()),
+		"output", fmt.Sprintf("%d records", v.GetOutputRecords()),
+		"created", moment(v.GetCreatedAt()),
+		"started", moment(v.GetStartedAt()),
+		"ended", moment(v.GetEndedAt()),
+		"registers", v.GetRegisters(),
+	)
+	if len(v.GetWorkers()) == 0 {
+		return nil
+	}
+	fmt.Fprintln(a.out)
+	lines := [][]string{{"PART", "SERVER", "PID", "VCPUS", "RESIDENT", "REMOTE READS", "REMOTE WRITES", "PAGES IN", "PAGES OUT", "STATE"}}
+	for _, w := range v.GetWorkers() {
+		lines = append(lines, workerLine(v, w))
+	}
+	a.table(lines)
+	return nil
+}
+
+func workerLine(v *api.VM, w *api.Worker) []string {
+	state := "ready"
+	switch {
+	case w.GetLost():
+		state = "lost"
+	case v.GetState().Ended():
+		state = "ended"
+	case !w.GetReady():
+		state = "starting"
+	}
+	ids := strings.Join(view.Map(w.GetVcpus(), func(n uint32) string { return fmt.Sprint(n) }), ",")
+	line := []string{fmt.Sprint(w.GetPart()), w.GetServer(), fmt.Sprint(w.GetPid()), dash(ids)}
+	k := w.GetCounters()
+	if k == nil {
+		return append(line, "-", "-", "-", "-", "-", state)
+	}
+	return append(line, human(k.GetResidentBytes()), fmt.Sprint(k.GetRemoteReads()), fmt.Sprint(k.GetRemoteWrites()),
+		fmt.Sprint(k.GetPagesIn()), fmt.Sprint(k.GetPagesOut()), state)
+}
+
+func moment(t *timestamppb.Timestamp) string {
+	if t == nil || t.AsTime().Unix() == 0 {
+		return ""
+	}
+	return t.AsTime().Local().Format("2006-01-02 15:04:05.000")
+}
+
+func (a *app) vmStopCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "stop NAME…",
+		Short:             "End VMs; they stay listed as stopped",
+		Example:           "  cellvisor vm stop alpha gamma",
+		Args:              args(1, -1, "the name of at least one VM"),
+		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_STARTING, api.VMState_VM_STATE_RUNNING),
+		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+			var vms []*api.VM
+			for _, name := range names {
+				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+					resp, err := svc.StopVM(ctx, &api.StopVMRequest{Name: name})
+					if err == nil {
+						vms = append(vms, resp.GetVm())
+					}
+					return err
+				})
+				if err != nil {
+					return err
+				}
+			}
+			if a.format == "json" {
+				return a.json(view.Map(vms, view.OfVM))
+			}
+			for _, v := range vms {
+				fmt.Fprintln(a.out, v.GetName())
+			}
+			return nil
+		}),
+	}
+}
+
+func (a *app) vmRmCmd() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:     "rm NAME…",
+		Short:   "Forget ended VMs, with their console and output",
+		Example: "  cellvisor vm rm alpha\n  cellvisor vm rm --force gamma",
+		Args:    args(1, -1, "the name of at least one VM"),
+		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+			for _, name := range names {
+				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+					_, err := svc.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: force})
+					return err
+				})
+				if err != nil {
+					return err
+				}
+				if a.format == "name" || a.format == "table" {
+					fmt.Fprintln(a.out, name)
+				}
+			}
+			if a.format == "json" {
+				return a.json(names)
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop VMs that have not ended first")
+	cmd.ValidArgsFunction = a.completeVMs()
+	return cmd
+}

@@ -211,6 +211,11 @@ type RemoveFiles struct {
 	VM ident.VMID
 }
 
+// Forgotten says that the cluster removed this server: it can come back only as a new one, with an empty data directory.
+type Forgotten struct {
+	By ident.ServerID // who said so
+}
+
 func (StartWorker) action()  {}
 func (SendMembers) action()  {}
 func (StopWorker) action()   {}
@@ -218,6 +223,7 @@ func (KillWorkers) action()  {}
 func (Lease) action()        {}
 func (SuspectCheck) action() {}
 func (RemoveFiles) action()  {}
+func (Forgotten) action()    {}
 
 // Phase is where a server stands; see the package comment.
 type Phase string

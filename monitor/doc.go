@@ -15,7 +15,8 @@
 //		}
 //	}
 //
-// The time is that of CLOCK_BOOTTIME in microseconds: it goes on while the machine sleeps, so that a lease lapses then too.
+// The time is that of CLOCK_BOOTTIME in microseconds: it goes on while the machine sleeps, so that a lease lapses then too. It must be read
+// after the event was received, right before Step: leases and exclusions count from it, and a server may be stopped at any instruction.
 // Messages may be lost, repeated and reordered. A message for a server without a connection may be dropped, never queued for long.
 //
 // # Where a server stands

@@ -1,0 +1,76 @@
+package monitor
+
+import (
+	"errors"
+
+	"github.com/cellvisor/cellvisor/balancer"
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/recovery"
+)
+
+// placer answers the replicated state's question where a VM goes with the balancer's placement.
+type placer struct{}
+
+func (placer) Place(st *cells.State, spec *cells.VMSpec) ([]cells.PlacedPart, *cells.Fault) {
+	parts, err := balancer.Place(serversForPlacement(st), balancer.Request{VCPUs: spec.VCPUs, MemoryBytes: spec.MemoryBytes, Span: spec.Span})
+	if err != nil {
+		code := cells.CodeNoCapacity
+		if errors.Is(err, balancer.ErrTooLarge) || errors.Is(err, balancer.ErrInvalid) {
+			code = cells.CodeInvalid
+		}
+		return nil, &cells.Fault{Code: code, Text: "vm " + spec.Name + ": " + err.Error()}
+	}
+	out := make([]cells.PlacedPart, len(parts))
+	for i, p := range parts {
+		out[i] = cells.PlacedPart{Server: p.Server, VCPUs: p.VCPUs}
+	}
+	return out, nil
+}
+
+// serversForPlacement counts what the active VMs use on each server.
+func serversForPlacement(st *cells.State) []balancer.Server {
+	out := make([]balancer.Server, len(st.Servers))
+	at := make(map[ident.ServerID]*balancer.Server, len(st.Servers))
+	for i := range st.Servers {
+		s := &st.Servers[i]
+		out[i] = balancer.Server{
+			ID: s.ID, Name: s.Name, Cell: s.Cell, Slots: s.Slots, MemoryBytes: s.MemoryBytes,
+			Open: s.State == cells.ServerLive && !s.Cordoned && s.Role == cells.RoleServer,
+		}
+		at[s.ID] = &out[i]
+	}
+	for i := range st.VMs {
+		vm := &st.VMs[i]
+		if !vm.State.Active() {
+			continue
+		}
+		share := vm.Spec.MemoryBytes / ident.Bytes(len(vm.Parts))
+		for _, p := range vm.Parts {
+			if s := at[p.Server]; s != nil && !p.Gone {
+				s.UsedVCPUs += len(p.VCPUs)
+				s.UsedBytes += share
+			}
+		}
+	}
+	return out
+}
+
+// container answers what a loss means to a VM with recovery's decision.
+type container struct{}
+
+func (container) Contain(loss cells.Loss, vm *cells.VM) cells.Outcome {
+	l := recovery.Loss{Epoch: loss.Epoch}
+	for _, s := range loss.Servers {
+		l.Servers = append(l.Servers, recovery.LostServer{Server: s.Server, Name: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, WholeCell: s.WholeCell})
+	}
+	v := recovery.VM{Running: vm.State == cells.VMRunning, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Home: vm.Home}
+	for _, p := range vm.Parts {
+		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone})
+	}
+	d := recovery.Contain(l, v)
+	kind := map[recovery.Fate]cells.OutcomeKind{
+		recovery.Untouched: cells.OutcomeUntouched, recovery.Lost: cells.OutcomeLost, recovery.Continues: cells.OutcomeContinue,
+	}[d.Fate]
+	return cells.Outcome{Kind: kind, Reason: d.Reason, Gone: d.Gone}
+}

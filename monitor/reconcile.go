@@ -1,0 +1,238 @@
+package monitor
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// worker is what this server knows of one of its workers.
+type worker struct {
+	vm      ident.VMID
+	inc     ident.Incarnation
+	up      bool // it has reported
+	ready   wire.WorkerReady
+	members ident.Epoch // VM epoch of the members it was last sent
+	ended   *wire.WorkerEnded
+	gone    bool // its process has ended
+	reason  string
+	stopAt  ident.Micros // when to ask it (again) to stop
+}
+
+// Spans of the reconciler.
+const (
+	reconcileEvery = ident.Second
+	stopEvery      = 2 * ident.Second
+)
+
+func (c *Core) workerOf(vm ident.VMID) *worker {
+	i, ok := c.findWorker(vm)
+	if !ok {
+		return nil
+	}
+	return c.workers[i]
+}
+
+func (c *Core) findWorker(vm ident.VMID) (int, bool) {
+	return slices.BinarySearchFunc(c.workers, vm, func(w *worker, vm ident.VMID) int {
+		switch {
+		case w.vm < vm:
+			return -1
+		case w.vm > vm:
+			return 1
+		}
+		return 0
+	})
+}
+
+func (c *Core) addWorker(vm ident.VMID, inc ident.Incarnation) *worker {
+	i, ok := c.findWorker(vm)
+	w := &worker{vm: vm, inc: inc}
+	if ok {
+		c.workers[i] = w
+	} else {
+		c.workers = slices.Insert(c.workers, i, w)
+	}
+	return w
+}
+
+func (c *Core) adopt(e Adopted) {
+	c.adopted = true
+	for _, a := range e.Workers {
+		c.workerReady(a.Incarnation, a.Ready)
+	}
+}
+
+func (c *Core) workerReady(inc ident.Incarnation, r wire.WorkerReady) {
+	c.dirty = true
+	if inc <= c.killedUpTo && c.killedUpTo != 0 {
+		c.act(KillWorkers{UpTo: c.killedUpTo}) // a straggler of an incarnation that is over
+		return
+	}
+	w := c.workerOf(r.VM)
+	if w == nil || w.inc < inc || w.gone {
+		w = c.addWorker(r.VM, inc)
+	}
+	w.up, w.ready = true, r
+	w.members = r.Epoch
+}
+
+func (c *Core) workerEnded(e WorkerEnded) {
+	if w := c.workerOf(e.VM); w != nil && w.ended == nil {
+		ended := e.Ended
+		w.ended = &ended
+		c.dirty = true
+	}
+}
+
+func (c *Core) workerHint(e WorkerHint) {
+	vm := c.rep.State().VM(e.VM)
+	if vm == nil {
+		return
+	}
+	for i := range vm.Parts {
+		if p := &vm.Parts[i]; p.Part == e.Hint.Part && !p.Gone {
+			c.hint(p.Server, "page plane")
+		}
+	}
+}
+
+func (c *Core) workerGone(e WorkerGone) {
+	if w := c.workerOf(e.VM); w != nil && (e.PID == 0 || !w.up || w.ready.PID == e.PID) {
+		w.gone, w.reason = true, e.Reason
+		c.dirty = true
+	}
+}
+
+// reconcile compares the registry with the workers that exist, and asks for what is missing.
+func (c *Core) reconcile() {
+	c.dirty = false
+	c.reconcileAt = c.now + reconcileEvery
+	if !c.rep.Leading() {
+		c.tendSuspects()
+	}
+	c.forgetVMs()
+	if c.adopted && c.phase == PhaseActing {
+		st := c.rep.State()
+		for i := range st.VMs {
+			vm := &st.VMs[i]
+			if p := vm.PartOn(c.cfg.Server, c.incarnation); p != nil && vm.State.Active() {
+				c.tend(vm, p)
+			}
+		}
+		for _, w := range slices.Clone(c.workers) {
+			c.tendEnded(w)
+		}
+	}
+	c.tendRecoveries()
+}
+
+// tend brings one active part to where the registry wants it.
+func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
+	w := c.workerOf(vm.ID)
+	switch {
+	case w == nil && !p.Ready && vm.State == cells.VMStarting:
+		if c.holdsLease() {
+			c.addWorker(vm.ID, c.incarnation)
+			c.startWorker(vm, p)
+		}
+	case w == nil:
+		c.reportGone(vm, p, p.PID, "it was not there when serve came back")
+	case w.ended != nil:
+		c.reportEnded(vm, p, w)
+	case w.gone:
+		c.reportGone(vm, p, w.ready.PID, w.reason)
+	case !w.up:
+	case p.Ready && p.PID != w.ready.PID:
+		c.reportGone(vm, p, p.PID, "another worker is in its place")
+	case !p.Ready:
+		c.propose(fmt.Sprintf("ready/%d", vm.ID), cells.Command{PartReady: &cells.PartReady{
+			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
+			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr}})
+	case vm.State == cells.VMRunning && w.members < vm.Epoch && c.holdsLease():
+		w.members = vm.Epoch
+		c.act(SendMembers{VM: vm.ID, Members: members(vm)})
+	}
+}
+
+// tendEnded stops a worker that should no longer run, and forgets one that does not.
+func (c *Core) tendEnded(w *worker) {
+	vm := c.rep.State().VM(w.vm)
+	if vm != nil && vm.State.Active() && vm.PartOn(c.cfg.Server, w.inc) != nil && w.inc == c.incarnation {
+		return
+	}
+	if w.gone {
+		c.workers = slices.DeleteFunc(c.workers, func(o *worker) bool { return o == w })
+		return
+	}
+	if c.now < w.stopAt {
+		return
+	}
+	reason := "the vm was removed"
+	if vm != nil {
+		reason = vm.Reason
+	}
+	w.stopAt = c.now + stopEvery
+	c.act(StopWorker{VM: w.vm, Reason: reason})
+}
+
+func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
+	c.act(StartWorker{
+		Spec: wire.WorkerSpec{
+			ClusterID: c.cfg.ClusterID, Server: c.cfg.Server, ServerName: c.cfg.Info.Name, Cell: c.cfg.Info.Cell, Incarnation: c.incarnation,
+			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes,
+			Builtin: vm.Spec.Builtin, Args: vm.Spec.Args, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Secret: vm.Secret,
+		},
+		Created: vm.Created,
+		Payload: Payload{SHA256: vm.Spec.PayloadSHA256, Bytes: vm.Spec.PayloadBytes, Server: vm.Spec.PayloadServer},
+	})
+}
+
+func members(vm *cells.VM) wire.WorkerMembers {
+	m := wire.WorkerMembers{Epoch: vm.Epoch, Home: vm.Home}
+	for _, p := range vm.Parts {
+		if !p.Gone {
+			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr})
+		}
+	}
+	return m
+}
+
+func (c *Core) reportGone(vm *cells.VM, p *cells.VMPart, pid int, reason string) {
+	c.propose(fmt.Sprintf("gone/%d", vm.ID), cells.Command{PartGone: &cells.PartGone{
+		VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, PID: pid, Reason: reason}})
+}
+
+func (c *Core) reportEnded(vm *cells.VM, p *cells.VMPart, w *worker) {
+	c.propose(fmt.Sprintf("end/%d", vm.ID), cells.Command{EndVM: &cells.EndVM{
+		VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, State: cells.VMState(w.ended.State),
+		ExitStatus: w.ended.ExitStatus, Reason: w.ended.Reason, Registers: w.ended.Registers}})
+}
+
+func (c *Core) noteVMs() {
+	c.knownVMs = c.knownVMs[:0]
+	st := c.rep.State()
+	for i := range st.VMs {
+		c.knownVMs = append(c.knownVMs, st.VMs[i].ID)
+	}
+}
+
+// forgetVMs has the files of removed VMs deleted, once no worker of theirs is left.
+func (c *Core) forgetVMs() {
+	kept := c.knownVMs[:0:0]
+	for _, id := range c.knownVMs {
+		if c.rep.State().VM(id) != nil {
+			continue
+		}
+		if c.workerOf(id) != nil {
+			kept = append(kept, id) // later
+			continue
+		}
+		c.act(RemoveFiles{VM: id})
+	}
+	c.noteVMs()
+	c.knownVMs = append(kept, c.knownVMs...)
+}

@@ -25,12 +25,12 @@ type pageConn struct {
 	sock   socket
 
 	items  wire.PageItems // the reader's, of the frame in hand; a field so that no frame allocates
-	heard  atomic.Uint64  // reads so far; heartbeat sees whether it moves
+	heard  atomic.Uint64  // frames so far; heartbeat sees whether it moves
 	dead   chan struct{}  // closed by kill
 	gone   chan struct{}  // closed after the last callback about this connection
 	wake   chan struct{}  // tells the writer that the queue is not empty; capacity 1
 	seen   uint64         // heartbeat's: heard at the last tick
-	ticks  int            // heartbeat's: ticks without a read
+	ticks  int            // heartbeat's: ticks without a frame
 	silent bool           // heartbeat's: reported as silent
 
 	outMu  sync.Mutex
@@ -97,7 +97,6 @@ func (c *pageConn) readLoop() error {
 			return err
 		}
 		end += n
-		c.heard.Add(1)
 		c.plane.count.bytesIn.Add(uint64(n))
 		for {
 			h, body, size, err := wire.NextFrame(buf[start:end])
@@ -135,6 +134,7 @@ func (c *pageConn) handle(h wire.FrameHeader, body []byte) error {
 	if p.isCut(c.member.part) {
 		return nil
 	}
+	c.heard.Add(1)
 	switch h.Type {
 	case wire.FramePages:
 		if h.Epoch != ident.Epoch(p.epoch.Load()) {

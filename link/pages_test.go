@@ -73,6 +73,13 @@ func (r *recorder) PeerDown(part ident.Part, reset bool) {
 	r.note(event{kind: kind, from: part})
 }
 
+// all returns the events so far.
+func (r *recorder) all() []event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]event(nil), r.events...)
+}
+
 // wait returns the first event from index i on that satisfies ok, and the index after it.
 func (r *recorder) wait(t testing.TB, i int, what string, ok func(event) bool) (event, int) {
 	t.Helper()
@@ -90,7 +97,7 @@ func (r *recorder) wait(t testing.TB, i int, what string, ok func(event) bool) (
 		select {
 		case <-changed:
 		case <-timeout:
-			t.Fatalf("waited in vain for %s; events: %+v", what, r.events)
+			t.Fatalf("waited in vain for %s; events: %+v", what, r.all())
 		}
 	}
 }

@@ -76,16 +76,18 @@ func (b *mailbox) wait(t testing.TB, i int, want string) int {
 		select {
 		case <-changed:
 		case <-timeout:
-			t.Fatalf("waited in vain for %q; got %q", want, b.got)
+			t.Fatalf("waited in vain for %q; got %q", want, b.all())
 		}
 	}
 }
 
-func (b *mailbox) count() int {
+func (b *mailbox) all() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.got)
+	return append([]string(nil), b.got...)
 }
+
+func (b *mailbox) count() int { return len(b.all()) }
 
 func testPeersConfig(t testing.TB, id ident.ServerID, h PeersHandler) PeersConfig {
 	return PeersConfig{
@@ -202,7 +204,7 @@ func TestCallReachesWhoeverListens(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if b.count() != 0 {
-		t.Errorf("calls left hints behind: %q", b.got)
+		t.Errorf("calls left hints behind: %q", b.all())
 	}
 }
 
@@ -263,7 +265,7 @@ func TestPeersCutIsABlackhole(t *testing.T) {
 	p[1].Cut(2, false)
 	p[1].Send(2, wire.EnvelopeRaft, []byte("healed"))
 	b[2].wait(t, 0, "kind 2 from 1 epoch 3 incarnation 10: healed")
-	for _, got := range append(b[1].got, b[2].got...) {
+	for _, got := range append(b[1].all(), b[2].all()...) {
 		if bytes.Contains([]byte(got), []byte("void")) {
 			t.Errorf("%q came through the cut", got)
 		}

@@ -1,0 +1,112 @@
+package tui
+
+import "github.com/charmbracelet/bubbles/key"
+
+func bind(help, desc string, keys ...string) key.Binding {
+	return key.NewBinding(key.WithKeys(keys...), key.WithHelp(help, desc))
+}
+
+// moves are the keys of everything that scrolls, vi's and the arrows.
+type moves struct{ up, down, pageUp, pageDown, first, last key.Binding }
+
+var moveKeys = moves{
+	up:       bind("k/up", "up", "up", "k"),
+	down:     bind("j/down", "down", "down", "j"),
+	pageUp:   bind("pgup", "page up", "pgup", "ctrl+b", "ctrl+u"),
+	pageDown: bind("pgdn", "page down", "pgdown", "ctrl+f", "ctrl+d"),
+	first:    bind("g/home", "first", "home", "g"),
+	last:     bind("G/end", "last", "end", "G"),
+}
+
+func (m moves) all() []key.Binding {
+	return []key.Binding{m.up, m.down, m.pageUp, m.pageDown, m.first, m.last}
+}
+
+var sortKeys = struct{ next, reverse key.Binding }{
+	next:    bind("S", "sort by the next column", "S"),
+	reverse: bind("R", "reverse the order", "R"),
+}
+
+var pagerKeys = struct{ left, right, follow, wrap key.Binding }{
+	left:   bind("h/left", "scroll left", "left", "h"),
+	right:  bind("l/right", "scroll right", "right", "l"),
+	follow: bind("f", "follow the end", "f"),
+	wrap:   bind("w", "wrap long lines", "w"),
+}
+
+// globalKeys work on every screen.
+var globalKeys = struct {
+	quit, back, leave, help, command, filter, nextPane, prevPane, refresh, suspend, redraw key.Binding
+}{
+	quit:     bind("ctrl+c", "quit", "ctrl+c"),
+	leave:    bind("q", "back; on the first screen quit", "q"),
+	back:     bind("esc", "clear the filter, or back", "esc"),
+	help:     bind("?", "help", "?"),
+	command:  bind(":", "command", ":"),
+	filter:   bind("/", "filter", "/"),
+	nextPane: bind("tab", "next pane", "tab"),
+	prevPane: bind("shift+tab", "previous pane", "shift+tab"),
+	refresh:  bind("r", "refresh now, or retry", "r"),
+	suspend:  bind("ctrl+z", "suspend", "ctrl+z"),
+	redraw:   bind("ctrl+l", "redraw", "ctrl+l"),
+}
+
+// action is a key that means a line of the CLI's grammar for what the cursor is on.
+type action struct {
+	key key.Binding
+	// line makes the command line for a target; "" where the key does not apply.
+	line func(*App, target) string
+	// acts marks what changes the cluster: not offered when reading only.
+	acts bool
+}
+
+// actions are tried in order.
+var actions = []action{
+	{key: bind("enter", "show", "enter"), line: func(_ *App, t target) string {
+		switch t.kind {
+		case aCell:
+			return "cell show " + t.name
+		case aServer:
+			return "server show " + t.name
+		case aVM:
+			return "vm show " + t.name
+		}
+		return ""
+	}},
+	{key: bind("c", "console", "c"), line: vmLine("vm console ")},
+	{key: bind("o", "output", "o"), line: vmLine("vm output ")},
+	{key: bind("e", "its events", "e"), line: func(_ *App, t target) string {
+		if t.kind == nothing || t.kind == anEvent {
+			return ""
+		}
+		return "events /" + t.name
+	}},
+	{key: bind("s", "stop", "s"), acts: true, line: vmLine("vm stop ")},
+	{key: bind("x", "remove", "x"), acts: true, line: func(a *App, t target) string {
+		if t.kind != aVM {
+			return ""
+		}
+		if vm := a.snapshot().VM(t.name); vm != nil && !vm.GetState().Ended() {
+			return "vm rm " + t.name + " --force"
+		}
+		return "vm rm " + t.name
+	}},
+	{key: bind("1", "overview", "1"), line: always("status")},
+	{key: bind("2", "cells", "2"), line: always("cell ls")},
+	{key: bind("3", "servers", "3"), line: always("server ls")},
+	{key: bind("4", "VMs", "4"), line: always("vm ls")},
+	{key: bind("5", "events", "5"), line: always("events")},
+}
+
+func vmLine(prefix string) func(*App, target) string {
+	return func(_ *App, t target) string {
+		if t.kind != aVM {
+			return ""
+		}
+		return prefix + t.name
+	}
+}
+
+func always(line string) func(*App, target) string {
+	return func(*App, target) string { return line }
+}

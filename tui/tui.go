@@ -1,0 +1,120 @@
+package tui
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	tea "github.com/charmbracelet/bubbletea"
+	"github.com/charmbracelet/x/term"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/tui/feed"
+	"github.com/cellvisor/cellvisor/tui/theme"
+)
+
+// Options say what to show and how. The zero value of each field is a good default, except that Addr or Client must be given.
+type Options struct {
+	// Addr is a list of addresses as api.Dial takes it. Further servers are learned from the cluster.
+	Addr string
+	// Client, if set, is used instead of Addr, and there is no going over to other servers.
+	Client api.CellvisorClient
+	// ReadOnly refuses everything that changes the cluster.
+	ReadOnly bool
+	// ASCII draws nothing beyond US-ASCII, NoColor no colours. The environment's NO_COLOR and TERM=dumb count too.
+	ASCII, NoColor bool
+	// Interval is the time between looks at the cluster while nothing happens there; 0 means 500 ms, less than 100 ms means 100 ms.
+	Interval time.Duration
+	// In and Out are the terminal; nil means the process's own. When one of them is not a terminal, plain lines are written instead of
+	// screens (see Plain).
+	In  io.Reader
+	Out io.Writer
+	// ForceScreen draws screens even if In and Out are no terminals.
+	ForceScreen bool
+}
+
+// framesPerSecond bounds the drawing: a key is answered within 33 ms.
+const framesPerSecond = 30
+
+// Run shows the console until the user leaves it (nil) or ctx ends (its error). An error in the address is told at once; a cluster that
+// does not answer is not an error but waited for, and said so on the screen.
+func Run(ctx context.Context, o Options) error {
+	if o.In == nil {
+		o.In = os.Stdin
+	}
+	if o.Out == nil {
+		o.Out = os.Stdout
+	}
+	config, err := feedConfig(o)
+	if err != nil {
+		return err
+	}
+	f := feed.New(config)
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { f.Run(ctx) })
+	// The program is gone by then, so that nothing waits for the feed that it stops.
+	defer running.Wait()
+	defer cancel()
+	if !o.ForceScreen && !(isTerminal(o.In) && isTerminal(o.Out)) {
+		return plain(ctx, o.Out, f.Updates())
+	}
+	colour := !o.NoColor && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	app := newApp(ctx, theme.New(o.Out, o.ASCII, colour), feedSource{f}, o.ReadOnly)
+	program := tea.NewProgram(app, tea.WithContext(ctx), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithAltScreen(),
+		tea.WithFPS(framesPerSecond))
+	_, err = program.Run()
+	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func feedConfig(o Options) (feed.Config, error) {
+	c := feed.Config{Interval: o.Interval, Dial: dial}
+	if c.Interval > 0 && c.Interval < feed.MinInterval {
+		c.Interval = feed.MinInterval
+	}
+	if o.Client != nil {
+		c.Addrs = []string{o.Addr}
+		c.Dial = func(string) (api.CellvisorClient, io.Closer, error) { return o.Client, nil, nil }
+		return c, nil
+	}
+	addrs, err := api.ParseAddrs(o.Addr)
+	if err != nil {
+		return c, fmt.Errorf("console: %w", err)
+	}
+	c.Addrs = addrs
+	return c, nil
+}
+
+// dialPatience bounds the search for one server: it answers Status in milliseconds, or it is as good as stopped.
+const dialPatience = 2 * time.Second
+
+// dial connects to the server at one address.
+func dial(addr string) (api.CellvisorClient, io.Closer, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), dialPatience)
+	defer cancel()
+	c, err := api.Dial(ctx, addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.API(), closer(c.Close), nil
+}
+
+// closer makes an io.Closer of a function that cannot fail.
+type closer func()
+
+func (c closer) Close() error {
+	c()
+	return nil
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(interface{ Fd() uintptr })
+	return ok && term.IsTerminal(f.Fd())
+}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,20 +26,22 @@ func Load(path string) (*Server, error) {
 	return Parse(path, src)
 }
 
+// readBounded reads a file whole, and no more than maxFileBytes of what never ends.
 func readBounded(path string) ([]byte, error) {
-	st, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	if st.IsDir() {
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.IsDir() {
 		return nil, fmt.Errorf("config: %s is a directory, not a file", path)
 	}
-	if st.Size() > maxFileBytes {
-		return nil, fmt.Errorf("config: %s has %d bytes, more than the %d that a configuration may have", path, st.Size(), maxFileBytes)
-	}
-	src, err := os.ReadFile(path)
+	src, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
+	}
+	if len(src) > maxFileBytes {
+		return nil, fmt.Errorf("config: %s is larger than the %d bytes that are read", path, maxFileBytes)
 	}
 	return src, nil
 }

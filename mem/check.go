@@ -80,8 +80,6 @@ func (c *Core) checkPage(page ident.PageNo, e *pageEntry) error {
 		return fmt.Errorf("complete, not installed")
 	case r != nil && r.serial != 0 && epochOf(r.serial) != c.epoch:
 		return fmt.Errorf("transaction %#x outlived its epoch", r.serial)
-	case r != nil && r.want != accessNone && e.state.allows(r.want):
-		return fmt.Errorf("wants what it has")
 	}
 	return nil
 }

@@ -259,3 +259,6 @@ func (c *Core) Transactions() int { return c.transactions.n }
 
 // RegionPages is the number of pages in a region.
 func (c *Core) RegionPages() uint64 { return 1 << c.shift }
+
+// Epoch is the current epoch, 0 before the first EventMembers.
+func (c *Core) Epoch() ident.Epoch { return c.epoch }

@@ -55,7 +55,7 @@ func (w *world) quiet() bool {
 		if w.dead.Has(p.self) {
 			continue
 		}
-		if p.core.Outstanding() != 0 || p.core.Rebuilding() || p.core.Transactions() != 0 {
+		if p.core.Epoch() != w.epoch || p.core.Outstanding() != 0 || p.core.Rebuilding() || p.core.Transactions() != 0 {
 			return false
 		}
 	}

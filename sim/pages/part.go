@@ -133,6 +133,9 @@ func (p *part) mustBeUnmapped(e *mem.Effect) {
 func (p *part) send(e *mem.Effect) {
 	m := &message{}
 	wire.PutPageHeader(m.header[:], &e.Msg)
+	if e.Msg.Kind == wire.KindGetShared || e.Msg.Kind == wire.KindGetModified { // by read-ahead too
+		p.w.touched[e.Page] = p.w.touched[e.Page].Set(p.self)
+	}
 	if e.Msg.Flags&wire.FlagContents != 0 {
 		m.contents = p.memfd[e.Page]
 	}

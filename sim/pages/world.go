@@ -140,8 +140,10 @@ func (w *world) build(s settings) {
 		}
 	}
 	w.epoch = 1
+	first := w.members
 	for _, p := range w.parts {
-		w.At(w.Between(0, 100), func() { p.members(w.epoch, w.members, true) })
+		// Perhaps so late that the part hears of the second epoch first.
+		w.At(w.Between(0, 100), func() { p.members(1, first, true) })
 	}
 	w.noteDirectories()
 	w.planOperations(s)

@@ -1,6 +1,7 @@
 package cells
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -122,6 +123,9 @@ type VMSpec struct {
 	OnLoss        OnLoss           `json:"on_loss"`        // "" means stop
 	Protect       Protect          `json:"protect"`        // "" means none
 	Restart       string           `json:"restart,omitempty"`
+
+	// Options are settings for tests and measurements, passed to the workers as they are.
+	Options map[string]string `json:"options,omitempty"`
 }
 
 // VMPart is one VM's share on one server.
@@ -314,6 +318,7 @@ func (s *State) Clone() State {
 func (v *VM) clone() VM {
 	out := *v
 	out.Spec.Span = slices.Clone(v.Spec.Span)
+	out.Spec.Options = maps.Clone(v.Spec.Options)
 	out.Parts = slices.Clone(v.Parts)
 	for i := range out.Parts {
 		out.Parts[i].VCPUs = slices.Clone(v.Parts[i].VCPUs)

@@ -1,6 +1,8 @@
 package cells
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -12,6 +14,7 @@ const (
 	MaxVMs      = 1024
 	MaxVCPUs    = 1024
 	MaxArgBytes = 4096
+	MaxOptions  = 16
 )
 
 // CheckName tells whether a name of a server, cell or VM is well formed: 1 to 63 letters, digits, dashes, dots and underscores, the first
@@ -75,6 +78,14 @@ func checkSpec(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: on-loss %q is neither %q nor %q", spec.Name, clip(string(spec.OnLoss), 32), OnLossStop, OnLossTouch)
 	case spec.Protect != ProtectNone:
 		return faultf(CodeInvalid, "vm %s: protect %q is not supported by this version, only %q", spec.Name, clip(string(spec.Protect), 32), ProtectNone)
+	}
+	if len(spec.Options) > MaxOptions {
+		return faultf(CodeInvalid, "vm %s: %d options; at most %d are allowed", spec.Name, len(spec.Options), MaxOptions)
+	}
+	for _, k := range slices.Sorted(maps.Keys(spec.Options)) {
+		if len(k) > 63 || len(spec.Options[k]) > 255 {
+			return faultf(CodeInvalid, "vm %s: option %q is too long: 63 bytes are allowed, and 255 for its value", spec.Name, clip(k, 63))
+		}
 	}
 	for i, c := range spec.Span {
 		for _, d := range spec.Span[:i] {

@@ -172,6 +172,9 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+// Name returns the path of the file while it is being written.
+func (w *BlobWriter) Name() string { return w.f.Name() }
+
 // Size returns how many bytes were written.
 func (w *BlobWriter) Size() ident.Bytes { return w.size }
 

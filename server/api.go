@@ -1,0 +1,184 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/cells"
+)
+
+const (
+	signOfLife   = time.Second // the longest silence of a stream that follows
+	followPoll   = 15 * time.Millisecond
+	closeGrace   = 500 * time.Millisecond // for calls in progress when the server stops
+	forwardedKey = "cellvisor-forwarded-by"
+)
+
+// service is the control API. Its methods read the board, propose commands, or forward to the server that has what is asked for; they are
+// spread over the files api_*.go.
+type service struct {
+	api.UnimplementedCellvisorServer
+	s         *Server
+	grpc      *grpc.Server
+	listeners []net.Listener
+	tasks     sync.WaitGroup
+	calls     atomic.Uint64
+	forwards  atomic.Uint64
+	panics    atomic.Uint64
+	quit      chan struct{} // closed when the server stops: ends the streams that follow
+
+	mu     sync.Mutex
+	peers  map[string]*grpc.ClientConn // protected by mu; by address
+	closed bool                        // protected by mu
+}
+
+// listenAPI opens the sockets; serve begins to answer.
+func listenAPI(s *Server) (*service, error) {
+	v := &service{s: s, peers: map[string]*grpc.ClientConn{}, quit: make(chan struct{})}
+	l, err := listenUnix(s.cfg.Listen.APIUnix)
+	if err != nil {
+		return nil, err
+	}
+	v.listeners = append(v.listeners, l)
+	if addr := s.cfg.Listen.APITCP; addr != "" {
+		if !loopback(addr) {
+			v.Close()
+			return nil, fmt.Errorf("api_tcp %s: the API is not encrypted yet, so it listens on loopback addresses only", addr)
+		}
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			v.Close()
+			return nil, fmt.Errorf("API on %s: %w; is another server running there?", addr, err)
+		}
+		v.listeners = append(v.listeners, l)
+	}
+	v.grpc = grpc.NewServer(grpc.UnaryInterceptor(v.unary), grpc.StreamInterceptor(v.stream),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
+	api.RegisterCellvisorServer(v.grpc, v)
+	return v, nil
+}
+
+// listenUnix listens on a socket that only its owner may use. A socket that a dead server left behind is replaced, a live one is not.
+func listenUnix(path string) (net.Listener, error) {
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("API socket %s is in use by another server", path)
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("API socket: %w", err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	// The socket is made with its final permissions: between listen and chmod anyone could connect.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("API socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func (v *service) serve() {
+	for _, l := range v.listeners {
+		v.tasks.Add(1)
+		go func() {
+			defer v.tasks.Done()
+			if err := v.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				v.s.log.Error().Err(err).Str("addr", l.Addr().String()).Msg("the API stopped listening")
+			}
+		}()
+	}
+}
+
+// Close lets calls in progress end for a moment, then breaks them off. It may be called twice.
+func (v *service) Close() {
+	v.mu.Lock()
+	closed := v.closed
+	v.closed = true
+	for _, c := range v.peers {
+		c.Close()
+	}
+	v.mu.Unlock()
+	if closed {
+		return
+	}
+	close(v.quit)
+	if v.grpc != nil {
+		timer := time.AfterFunc(closeGrace, v.grpc.Stop)
+		v.grpc.GracefulStop()
+		timer.Stop()
+	}
+	for _, l := range v.listeners {
+		l.Close()
+	}
+	v.tasks.Wait()
+}
+
+// unary counts a call and turns a panic into an error: whatever a client sends must not end the server.
+func (v *service) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+	v.calls.Add(1)
+	defer v.recover(info.FullMethod, &err)
+	return handle(ctx, req)
+}
+
+func (v *service) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	v.calls.Add(1)
+	defer v.recover(info.FullMethod, &err)
+	return handle(srv, ss)
+}
+
+func (v *service) recover(method string, err *error) {
+	if r := recover(); r != nil {
+		v.panics.Add(1)
+		v.s.log.Error().Str("method", method).Interface("panic", r).Bytes("stack", debug.Stack()).Msg("a call of the API panicked")
+		*err = status.Errorf(codes.Internal, "%s failed in the server: see its log", method)
+	}
+}
+
+// forwarded tells whether a call comes from another server, which must not be sent on again.
+func forwarded(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return len(md.Get(forwardedKey)) > 0
+}
+
+// forward marks a call to another server as coming from this one.
+func (v *service) forward(ctx context.Context) context.Context {
+	v.forwards.Add(1)
+	return metadata.AppendToOutgoingContext(ctx, forwardedKey, string(v.s.cfg.Name))
+}
+
+// vm finds a VM by name in the newest snapshot.
+func (v *service) vm(name string) (*snapshot, *cells.VM, error) {
+	snap := v.s.board.now()
+	vm := snap.state.VMNamed(name)
+	if vm == nil {
+		return snap, nil, noVM(name)
+	}
+	return snap, vm, nil
+}
+
+func noVM(name string) error {
+	if f := cells.CheckName("vm", name); f != nil {
+		return status.Error(codes.InvalidArgument, f.Text)
+	}
+	return status.Errorf(codes.NotFound, "no VM is called %q: `cellvisor vm ls` lists those there are", name)
+}

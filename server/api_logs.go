@@ -1,0 +1,336 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/disk"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// A VM's console and output log are files in the directory of its home's worker. They grow while it runs and stay until it is removed.
+
+const (
+	consoleChunkBytes = 256 << 10
+	outputChunk       = 8192 // records
+)
+
+// logPath is where the home server, this one, keeps a log of a VM.
+func (v *service) logPath(vm *cells.VM, file string) string {
+	return filepath.Join(v.s.workers.workerDir(vm.ID, vm.Created), file)
+}
+
+// logLengths returns the length of the console in bytes and of the output log in records.
+func (v *service) logLengths(vm *cells.VM) (console, records uint64) {
+	if st, err := os.Stat(v.logPath(vm, wire.WorkerConsoleFile)); err == nil {
+		console = uint64(st.Size())
+	}
+	f, err := os.Open(v.logPath(vm, wire.WorkerOutputFile))
+	if err != nil {
+		return console, 0
+	}
+	defer f.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		records += uint64(bytes.Count(buf[:n], []byte{'\n'}))
+		if err != nil {
+			return console, records
+		}
+	}
+}
+
+// homeOf returns nil if this server is the VM's home, and the home's API otherwise.
+func (v *service) homeOf(stream grpc.ServerStream, snap *snapshot, vm *cells.VM) (api.CellvisorClient, error) {
+	var home *cells.VMPart
+	for i := range vm.Parts {
+		if vm.Parts[i].Part == vm.Home {
+			home = &vm.Parts[i]
+		}
+	}
+	if home == nil {
+		return nil, status.Errorf(codes.Internal, "VM %s has no home part", vm.Spec.Name)
+	}
+	if home.Server == v.s.store.Identity().Server {
+		return nil, nil
+	}
+	sv := snap.state.Server(home.Server)
+	switch {
+	case sv == nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "server %s, which kept the console and the output of VM %s, was removed from the cluster",
+			home.ServerName, vm.Spec.Name)
+	case sv.State != cells.ServerLive:
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"server %s, which keeps the console and the output of VM %s, is dead since epoch %d; they can be read again once it is back",
+			home.ServerName, vm.Spec.Name, sv.Left)
+	case forwarded(stream.Context()):
+		return nil, status.Errorf(codes.Aborted, "server %s is not the home of VM %s; ask again", v.s.cfg.Name, vm.Spec.Name)
+	}
+	return v.peer(sv)
+}
+
+// relay copies a stream from the home server.
+func relay[M any](from interface{ Recv() (*M, error) }, send func(*M) error) error {
+	for {
+		m, err := from.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := send(m); err != nil {
+			return err
+		}
+	}
+}
+
+// follower paces the reading of a log that may still grow.
+type follower struct {
+	v       *service
+	stream  grpc.ServerStream
+	vm      *cells.VM
+	follow  bool
+	poll    *time.Ticker
+	lastSay time.Time
+}
+
+// more decides what to do at the present end of a log: true means read on, false that the log is complete or only its present
+// contents were asked for. say tells the client that the server is there.
+func (f *follower) more(say func() error) (bool, error) {
+	if !f.follow {
+		return false, nil
+	}
+	// In this order: what is seen as ended now has written all it will ever write, so one more read finds the rest.
+	if f.complete() {
+		f.follow = false
+		return true, nil
+	}
+	if time.Since(f.lastSay) >= signOfLife {
+		f.lastSay = time.Now()
+		if err := say(); err != nil {
+			return false, err
+		}
+	}
+	select {
+	case <-f.poll.C:
+		return true, nil
+	case <-f.stream.Context().Done():
+		return false, status.FromContextError(f.stream.Context().Err()).Err()
+	case <-f.v.quit:
+		return false, errStopping()
+	}
+}
+
+// complete tells whether the VM has ended, or was removed, and its worker here is gone.
+func (f *follower) complete() bool {
+	vm := f.v.s.board.now().state.VM(f.vm.ID)
+	return (vm == nil || !vm.State.Active()) && f.v.s.workers.worker(f.vm.ID) == nil
+}
+
+func (v *service) follower(stream grpc.ServerStream, vm *cells.VM, follow bool) *follower {
+	return &follower{v: v, stream: stream, vm: vm, follow: follow, poll: time.NewTicker(followPoll), lastSay: time.Now()}
+}
+
+// openLog opens a log; a file that is not there yet is nil without an error.
+func openLog(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "read the log: %v", err)
+	}
+	return f, nil
+}
+
+// ConsoleVM implements api.CellvisorServer.
+func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_ConsoleVMServer) error {
+	snap, vm, err := v.vm(req.GetName())
+	if err != nil {
+		return err
+	}
+	home, err := v.homeOf(stream, snap, vm)
+	if err != nil {
+		return err
+	}
+	if home != nil {
+		from, err := home.ConsoleVM(v.forward(stream.Context()), req)
+		if err != nil {
+			return err
+		}
+		return relay(from, stream.Send)
+	}
+	fl := v.follower(stream, vm, req.GetFollow())
+	defer fl.poll.Stop()
+	offset := req.GetOffset()
+	var f *os.File
+	defer func() { _ = f.Close() }() // of nil too: that is only an error
+	buf := make([]byte, consoleChunkBytes)
+	for {
+		if f == nil {
+			if f, err = openLog(v.logPath(vm, wire.WorkerConsoleFile)); err != nil {
+				return err
+			}
+		}
+		n := 0
+		if f != nil {
+			if n, err = f.ReadAt(buf, int64(offset)); err != nil && !errors.Is(err, io.EOF) {
+				return status.Errorf(codes.Internal, "read the console: %v", err)
+			}
+		}
+		if n > 0 {
+			if err := stream.Send(&api.ConsoleVMResponse{Offset: offset, Data: buf[:n]}); err != nil {
+				return err
+			}
+			offset += uint64(n)
+			fl.lastSay = time.Now()
+			continue
+		}
+		on, err := fl.more(func() error { return stream.Send(&api.ConsoleVMResponse{Offset: offset}) })
+		if err != nil || !on {
+			return err
+		}
+	}
+}
+
+// OutputVM implements api.CellvisorServer.
+func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_OutputVMServer) error {
+	snap, vm, err := v.vm(req.GetName())
+	if err != nil {
+		return err
+	}
+	home, err := v.homeOf(stream, snap, vm)
+	if err != nil {
+		return err
+	}
+	if home != nil {
+		from, err := home.OutputVM(v.forward(stream.Context()), req)
+		if err != nil {
+			return err
+		}
+		return relay(from, stream.Send)
+	}
+	fl := v.follower(stream, vm, req.GetFollow())
+	defer fl.poll.Stop()
+	out := &records{want: req.GetIndex()}
+	defer out.close()
+	for {
+		if err := out.open(v.logPath(vm, wire.WorkerOutputFile)); err != nil {
+			return err
+		}
+		first, batch, err := out.read(outputChunk)
+		if err != nil {
+			return status.Errorf(codes.DataLoss, "output of VM %s: %v", vm.Spec.Name, err)
+		}
+		if len(batch) > 0 {
+			if err := stream.Send(&api.OutputVMResponse{Index: first, Records: batch}); err != nil {
+				return err
+			}
+			fl.lastSay = time.Now()
+			continue
+		}
+		on, err := fl.more(func() error { return stream.Send(&api.OutputVMResponse{Index: out.at}) })
+		if err != nil || !on {
+			return err
+		}
+	}
+}
+
+// records reads an output log: one decimal number a line. A line without its end is still being written.
+type records struct {
+	f    *os.File
+	r    *bufio.Reader
+	part []byte // of a line whose end has not been seen
+	at   uint64 // index of the next record
+	want uint64 // index of the first record to return
+}
+
+func (r *records) open(path string) (err error) {
+	if r.f == nil {
+		if r.f, err = openLog(path); r.f != nil {
+			r.r = bufio.NewReaderSize(r.f, 64<<10)
+		}
+	}
+	return err
+}
+
+func (r *records) close() {
+	if r.f != nil {
+		r.f.Close()
+	}
+}
+
+// read returns up to limit records that are there now, and the index of the first.
+func (r *records) read(limit int) (first uint64, batch []uint32, err error) {
+	for r.f != nil && len(batch) < limit {
+		piece, err := r.r.ReadSlice('\n')
+		r.part = append(r.part, piece...)
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
+			return 0, nil, err
+		}
+		if err != nil {
+			if len(r.part) > 32 {
+				return 0, nil, fmt.Errorf("record %d is not a number", r.at)
+			}
+			break
+		}
+		n, err := strconv.ParseUint(string(r.part[:len(r.part)-1]), 10, 32)
+		if err != nil {
+			return 0, nil, fmt.Errorf("record %d: %w", r.at, err)
+		}
+		r.part = r.part[:0]
+		if r.at >= r.want {
+			if len(batch) == 0 {
+				first = r.at
+			}
+			batch = append(batch, uint32(n))
+		}
+		r.at++
+	}
+	return first, batch, nil
+}
+
+// GetBlob implements api.CellvisorServer.
+func (v *service) GetBlob(req *api.GetBlobRequest, stream api.Cellvisor_GetBlobServer) error {
+	name := hex.EncodeToString(req.GetSha256())
+	f, err := v.s.store.Blobs().Open(name)
+	switch {
+	case errors.Is(err, disk.ErrBlobName):
+		return status.Errorf(codes.InvalidArgument, "a SHA-256 has 32 bytes, not %d", len(req.GetSha256()))
+	case errors.Is(err, disk.ErrBlobMissing):
+		return status.Errorf(codes.NotFound, "server %s does not hold payload %s", v.s.cfg.Name, name)
+	case err != nil:
+		return status.Errorf(codes.Internal, "payload %s: %v", name, err)
+	}
+	defer f.Close()
+	buf := make([]byte, api.ChunkBytes)
+	for {
+		n, err := io.ReadFull(f, buf)
+		if n > 0 {
+			if err := stream.Send(&api.GetBlobResponse{Chunk: buf[:n]}); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		case err != nil:
+			return status.Errorf(codes.Internal, "payload %s: %v", name, err)
+		}
+	}
+}

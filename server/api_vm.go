@@ -1,0 +1,278 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/payload"
+	"github.com/cellvisor/cellvisor/vmm/boot"
+)
+
+// standPatience bounds how long StopVM waits for vCPUs to stand still everywhere: Stop, the grace, the kill.
+const standPatience = stopGrace + 2*time.Second
+
+// RunVM implements api.CellvisorServer.
+func (v *service) RunVM(stream api.Cellvisor_RunVMServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	asked := first.GetSpec()
+	if asked == nil {
+		return status.Error(codes.InvalidArgument, "the first message of RunVM must carry the spec")
+	}
+	spec, err := specFrom(asked)
+	if err != nil {
+		return err
+	}
+	// What can be refused at once is refused before a payload is sent.
+	if err := v.s.needQuorum(); err != nil {
+		return err
+	}
+	if old := v.s.board.now().state.VMNamed(spec.Name); old != nil {
+		return status.Errorf(codes.AlreadyExists, "a VM called %s exists (state %s): choose another name, or remove it first", spec.Name, old.State)
+	}
+	if file := asked.GetFile(); file != nil {
+		unpin, err := v.takePayload(stream, file, spec)
+		if err != nil {
+			return err
+		}
+		defer unpin()
+	} else if err := drain(stream); err != nil {
+		return err
+	} else if err := checkBuiltin(spec); err != nil {
+		return err
+	}
+	var vm cells.VM
+	cmd := cells.Command{CreateVM: &cells.CreateVM{Spec: *spec, Secret: randomHex(32)}}
+	if err := v.s.propose(stream.Context(), cmd, &vm); err != nil {
+		return err
+	}
+	return stream.SendAndClose(&api.RunVMResponse{Vm: vmMessage(v.s.board.now().state, &vm)})
+}
+
+// specFrom translates what the operator asked for. What the registry checks itself is left to it.
+func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
+	spec := &cells.VMSpec{
+		Name: in.GetName(), Builtin: in.GetBuiltin(), Args: in.GetArgs(), VCPUs: int(in.GetVcpus()), MemoryBytes: ident.Bytes(in.GetMemoryBytes()),
+		Protect: cells.Protect(in.GetProtect()), Options: in.GetOptions(),
+	}
+	if f := cells.CheckName("vm", spec.Name); f != nil {
+		return nil, status.Error(codes.InvalidArgument, f.Text)
+	}
+	switch in.GetOnLoss() {
+	case api.OnLoss_ON_LOSS_UNSPECIFIED, api.OnLoss_ON_LOSS_STOP:
+		spec.OnLoss = cells.OnLossStop
+	case api.OnLoss_ON_LOSS_TOUCH:
+		spec.OnLoss = cells.OnLossTouch
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "on-loss %d is not known: this server knows stop and touch", in.GetOnLoss())
+	}
+	for _, c := range in.GetSpan() {
+		spec.Span = append(spec.Span, ident.CellName(c))
+	}
+	if in.GetPayload() == nil {
+		return nil, status.Error(codes.InvalidArgument, "the VM needs a payload: the name of a built-in one, or an ELF64 file")
+	}
+	if file := in.GetFile(); file != nil {
+		spec.PayloadSHA256 = hex.EncodeToString(file.GetSha256())
+		spec.PayloadBytes = ident.Bytes(file.GetSizeBytes())
+	}
+	return spec, nil
+}
+
+// drain refuses a payload file after a spec that names a built-in one.
+func drain(stream api.Cellvisor_RunVMServer) error {
+	switch _, err := stream.Recv(); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return err
+	}
+	return status.Error(codes.InvalidArgument, "a payload file was sent, but the spec names a built-in payload")
+}
+
+func checkBuiltin(spec *cells.VMSpec) error {
+	image, err := payload.Open(spec.Builtin)
+	if err == nil {
+		_, err = boot.Load(image, boot.Config{Memory: spec.MemoryBytes, VCPUs: spec.VCPUs, Args: spec.Args})
+	}
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	return nil
+}
+
+// takePayload stores the payload that follows on the stream, and checks that it can be loaded. The caller calls unpin once a VM names it.
+func (v *service) takePayload(stream api.Cellvisor_RunVMServer, file *api.PayloadFile, spec *cells.VMSpec) (unpin func(), err error) {
+	w, err := v.s.store.Blobs().Create(ident.Bytes(min(file.GetSizeBytes(), maxPayload)))
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "server %s: %v", v.s.cfg.Name, err)
+	}
+	defer w.Abort()
+	if err := api.RecvPayload(stream, file, maxPayload, w); err != nil {
+		if _, known := status.FromError(err); !known {
+			err = status.Errorf(codes.Internal, "server %s: %v", v.s.cfg.Name, err)
+		}
+		return nil, err
+	}
+	if err := checkImage(w.Name(), spec); err != nil {
+		return nil, err
+	}
+	unpin = v.s.blobPins.pin(spec.PayloadSHA256)
+	if _, err := w.Commit(spec.PayloadSHA256); err != nil {
+		unpin()
+		return nil, status.Errorf(codes.Internal, "server %s: %v", v.s.cfg.Name, err)
+	}
+	spec.PayloadServer = v.s.store.Identity().Server
+	return unpin, nil
+}
+
+// checkImage refuses a file that the loader of the home part would refuse later. The file is mapped, not read: it may be large.
+func checkImage(path string, spec *cells.VMSpec) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return status.Errorf(codes.Internal, "payload: %v", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return status.Errorf(codes.Internal, "payload: %v", err)
+	}
+	if st.Size() == 0 {
+		return status.Error(codes.InvalidArgument, "the payload is empty")
+	}
+	image, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return status.Errorf(codes.Internal, "payload: %v", err)
+	}
+	defer unix.Munmap(image)
+	if _, err := boot.Load(image, boot.Config{Memory: spec.MemoryBytes, VCPUs: spec.VCPUs, Args: spec.Args}); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	return nil
+}
+
+// StopVM implements api.CellvisorServer.
+func (v *service) StopVM(ctx context.Context, req *api.StopVMRequest) (*api.StopVMResponse, error) {
+	if forwarded(ctx) { // another server has stopped it and asks whether it stands still here
+		return v.standStill(ctx, req.GetName())
+	}
+	snap, vm, err := v.vm(req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	if vm.State.Active() {
+		reason := "stopped by an operator"
+		if r := req.GetReason(); r != "" {
+			reason += ": " + r
+		}
+		err := v.s.propose(ctx, cells.Command{StopVM: &cells.StopVM{VM: vm.ID, Reason: reason}}, nil)
+		if err != nil && !v.ended(vm.ID) { // it may have ended by itself meanwhile
+			return nil, err
+		}
+	}
+	if err := v.awaitStandstill(ctx, snap, vm); err != nil {
+		return nil, err
+	}
+	now := v.s.board.now()
+	if after := now.state.VM(vm.ID); after != nil {
+		vm = after
+	}
+	return &api.StopVMResponse{Vm: vmMessage(now.state, vm)}, nil
+}
+
+func (v *service) ended(id ident.VMID) bool {
+	vm := v.s.board.now().state.VM(id)
+	return vm != nil && !vm.State.Active()
+}
+
+// awaitStandstill returns when no worker of the VM runs anywhere any more. A server that left the view does not count: without a lease its
+// vCPUs stand still.
+func (v *service) awaitStandstill(ctx context.Context, snap *snapshot, vm *cells.VM) error {
+	ctx, cancel := context.WithTimeout(ctx, standPatience)
+	defer cancel()
+	results := make(chan error, len(vm.Parts))
+	for i := range vm.Parts {
+		p := &vm.Parts[i]
+		go func() { results <- v.partStands(ctx, snap, vm, p) }()
+	}
+	var errs []error
+	for range vm.Parts {
+		errs = append(errs, <-results)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return status.Errorf(codes.DeadlineExceeded, "VM %s is stopped, but it is not known yet that all of its vCPUs stand still: %v", vm.Spec.Name, err)
+	}
+	return nil
+}
+
+func (v *service) partStands(ctx context.Context, snap *snapshot, vm *cells.VM, p *cells.VMPart) error {
+	if p.Server == v.s.store.Identity().Server {
+		return v.s.workers.waitGone(ctx, vm.ID)
+	}
+	sv := snap.state.Server(p.Server)
+	if sv == nil || sv.State != cells.ServerLive || p.Gone {
+		return nil
+	}
+	client, err := v.peer(sv)
+	if err == nil {
+		_, err = client.StopVM(v.forward(ctx), &api.StopVMRequest{Name: vm.Spec.Name})
+	}
+	if err == nil || status.Code(err) == codes.NotFound || !v.s.board.now().state.View.Has(p.Server, p.Incarnation) {
+		return nil
+	}
+	return fmt.Errorf("server %s: %s", p.ServerName, api.Message(err))
+}
+
+// standStill answers another server's question once this one has heard that the VM ended and its worker here is gone.
+func (v *service) standStill(ctx context.Context, name string) (*api.StopVMResponse, error) {
+	for {
+		snap, vm, err := v.vm(name)
+		if err != nil {
+			return nil, err
+		}
+		if !vm.State.Active() {
+			if err := v.s.workers.waitGone(ctx, vm.ID); err != nil {
+				return nil, status.FromContextError(err).Err()
+			}
+			return &api.StopVMResponse{Vm: vmMessage(snap.state, vm)}, nil
+		}
+		select {
+		case <-snap.next:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		case <-v.quit:
+			return nil, errStopping()
+		}
+	}
+}
+
+// RemoveVM implements api.CellvisorServer.
+func (v *service) RemoveVM(ctx context.Context, req *api.RemoveVMRequest) (*api.RemoveVMResponse, error) {
+	_, vm, err := v.vm(req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	if vm.State.Active() && req.GetForce() {
+		if _, err := v.StopVM(ctx, &api.StopVMRequest{Name: req.GetName(), Reason: "to be removed"}); err != nil {
+			return nil, err
+		}
+	}
+	if err := v.s.propose(ctx, cells.Command{RemoveVM: &cells.RemoveVM{VM: vm.ID}}, nil); err != nil {
+		return nil, err
+	}
+	return &api.RemoveVMResponse{}, nil
+}

@@ -1,0 +1,116 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/monitor"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// converse keeps a connection to a worker until its process is gone or the supervisor ends. conn is one whose Ready was read already, or
+// nil. A connection that breaks is made anew: what the worker must know is sent again, what it had to say it repeats.
+func (s *supervisor) converse(w *worker, p *process, conn net.Conn) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	s.start(func() { // the conversation ends with the process even when its socket says nothing
+		select {
+		case <-w.done:
+		case <-ctx.Done():
+		}
+		cancel()
+	})
+	for {
+		if conn == nil {
+			if conn = s.connect(ctx, w, p); conn == nil {
+				return
+			}
+		}
+		err := s.exchange(ctx, w, conn)
+		conn = nil
+		if ctx.Err() != nil || p.gone() {
+			return
+		}
+		s.counts.redials.Add(1)
+		s.log.Warn().Err(err).Uint64("vm", uint64(w.vm)).Msg("connection to a worker broke: connecting again")
+	}
+}
+
+// connect returns a connection, or nil if there will be none. A worker that never listens is killed: without a lease it does nothing anyway,
+// and its VM waits for it.
+func (s *supervisor) connect(ctx context.Context, w *worker, p *process) net.Conn {
+	ctx, cancel := context.WithTimeout(ctx, connectGrace)
+	defer cancel()
+	conn, err := dialWorker(ctx, p, w.dir)
+	if err == nil {
+		return conn
+	}
+	if s.ctx.Err() == nil && !errors.Is(err, errGone) && !p.gone() {
+		s.log.Error().Err(err).Uint64("vm", uint64(w.vm)).Int("pid", p.pid).Msg("worker cannot be reached: killing it")
+		s.counts.killed.Add(1)
+		_ = p.signal(unix.SIGKILL)
+	}
+	return nil
+}
+
+// exchange sends and receives on one connection until it breaks or the context ends, and closes it.
+func (s *supervisor) exchange(ctx context.Context, w *worker, conn net.Conn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	defer conn.Close()
+	w.post(func() { w.sent = sentMarks{} })
+	s.start(func() {
+		defer cancel()
+		for {
+			for _, m := range w.outgoing() {
+				_ = conn.SetWriteDeadline(time.Now().Add(writeGrace))
+				if wire.WriteJSON(conn, &m) != nil {
+					return
+				}
+			}
+			select {
+			case <-w.wake:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	for {
+		var m wire.FromWorker
+		if err := wire.ReadJSON(conn, &m, wire.JSONLimit); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = errors.New("closed by the worker")
+			}
+			return err
+		}
+		s.hear(w, &m)
+	}
+}
+
+// hear takes one message of a worker.
+func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
+	switch {
+	case m.Ready != nil:
+		s.report(monitor.WorkerReady{Incarnation: w.incarnation, Ready: *m.Ready})
+	case m.Ended != nil:
+		s.report(monitor.WorkerEnded{VM: w.vm, Ended: *m.Ended})
+	case m.Hint != nil:
+		s.report(monitor.WorkerHint{VM: w.vm, Hint: *m.Hint})
+	case m.Fenced != nil:
+		if m.Fenced.On {
+			s.counts.fenced.Add(1)
+		}
+		s.log.Info().Uint64("vm", uint64(w.vm)).Bool("fenced", m.Fenced.On).Msg("worker's lease")
+	case m.Stats != nil:
+		w.mu.Lock()
+		w.stats = m.Stats
+		w.mu.Unlock()
+	}
+}

@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/monitor"
+)
+
+// fetchPatience bounds the fetch of a payload from one server.
+const fetchPatience = 30 * time.Second
+
+// preparePayload brings a payload file here if this part needs it and does not have it, and returns its path ("" for none).
+func (s *Server) preparePayload(ctx context.Context, a monitor.StartWorker) (string, error) {
+	if a.Payload.SHA256 == "" || !s.isHome(a) {
+		return "", nil
+	}
+	blobs := s.store.Blobs()
+	if !blobs.Has(a.Payload.SHA256) {
+		if err := s.fetchPayload(ctx, a.Payload); err != nil {
+			return "", fmt.Errorf("fetch the payload: %w", err)
+		}
+	}
+	return blobs.Path(a.Payload.SHA256)
+}
+
+// isHome tells whether the worker's part is the VM's home.
+func (s *Server) isHome(a monitor.StartWorker) bool {
+	vm := s.board.now().state.VM(a.Spec.VM)
+	return vm == nil || vm.Home == a.Spec.Part // unknown: the loop is ahead of the board; one payload too many does no harm
+}
+
+// fetchPayload gets a payload from the server that took it in, or from any other that has it.
+func (s *Server) fetchPayload(ctx context.Context, p monitor.Payload) error {
+	state := s.board.now().state
+	var order []*cells.Server
+	if holder := state.Server(p.Server); holder != nil {
+		order = append(order, holder)
+	}
+	for i := range state.Servers {
+		if sv := &state.Servers[i]; sv.ID != p.Server && sv.State == cells.ServerLive {
+			order = append(order, sv)
+		}
+	}
+	var errs []error
+	for _, sv := range order {
+		if sv.ID == s.store.Identity().Server {
+			continue
+		}
+		err := s.fetchFrom(ctx, sv, p)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("from server %s: %s", sv.Name, api.Message(err)))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(errs) == 0 {
+		return errors.New("no other live server is known")
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) fetchFrom(ctx context.Context, sv *cells.Server, p monitor.Payload) error {
+	ctx, cancel := context.WithTimeout(ctx, fetchPatience)
+	defer cancel()
+	sha, err := hex.DecodeString(p.SHA256)
+	if err != nil {
+		return err
+	}
+	client, err := s.service.peer(sv)
+	if err != nil {
+		return err
+	}
+	stream, err := client.GetBlob(ctx, &api.GetBlobRequest{Sha256: sha})
+	if err != nil {
+		return err
+	}
+	w, err := s.store.Blobs().Create(p.Bytes)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(m.GetChunk()); err != nil {
+			return err
+		}
+	}
+	_, err = w.Commit(p.SHA256)
+	if err == nil {
+		s.count.blobFetches.Add(1)
+		s.log.Debug().Str("sha256", p.SHA256).Stringer("size", w.Size()).Str("from", string(sv.Name)).Msg("fetched a payload")
+	}
+	return err
+}
+
+// peer returns a client of another server's API.
+func (v *service) peer(sv *cells.Server) (api.CellvisorClient, error) {
+	if sv.Addrs.API == "" {
+		return nil, status.Errorf(codes.Unavailable, "server %s has not told where its API is", sv.Name)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return nil, errStopping()
+	}
+	conn := v.peers[sv.Addrs.API]
+	if conn == nil {
+		target := sv.Addrs.API
+		if len(target) < 5 || target[:5] != "unix:" {
+			target = "passthrough:///" + target
+		}
+		var err error
+		conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+		if err != nil {
+			return nil, status.Errorf(codes.Unavailable, "API of server %s at %s: %v", sv.Name, sv.Addrs.API, err)
+		}
+		v.peers[sv.Addrs.API] = conn
+	}
+	return api.NewCellvisorClient(conn), nil
+}
+
+// maxPayload bounds what an operator may send.
+const maxPayload = uint64(256 * ident.MiB)

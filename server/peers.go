@@ -1,0 +1,71 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/monitor"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// peerHandler takes what arrives from other servers. It only passes things on to the loop: the core checks them.
+type peerHandler struct{ s *Server }
+
+// HandleEnvelope implements link.PeersHandler.
+func (h peerHandler) HandleEnvelope(e wire.Envelope) error {
+	if e.Kind != wire.EnvelopeMonitor {
+		return fmt.Errorf("kind %d is not for a server", e.Kind)
+	}
+	h.s.report(monitor.PeerMessage{From: e.Sender, Bytes: e.Body})
+	return nil
+}
+
+// HandleRequest implements link.PeersHandler: a server that is not known yet asks to be taken in.
+func (h peerHandler) HandleRequest(ctx context.Context, e wire.Envelope) (wire.EnvelopeKind, []byte, error) {
+	if e.Kind != wire.EnvelopeJoin {
+		return 0, nil, fmt.Errorf("request of kind %d is not known here", e.Kind)
+	}
+	conn := h.s.proposals.Add(1)
+	answer := make(chan []byte, 1)
+	h.s.joins.Store(conn, answer)
+	defer h.s.joins.Delete(conn)
+	h.s.report(monitor.JoinRequested{Conn: conn, Bytes: e.Body})
+	select {
+	case b := <-answer:
+		return wire.EnvelopeJoinReply, b, nil
+	case <-ctx.Done():
+		return 0, nil, ctx.Err()
+	case <-h.s.loopDone:
+		return 0, nil, errors.New("this server is stopping")
+	}
+}
+
+// PeerUp implements link.PeersHandler.
+func (h peerHandler) PeerUp(id ident.ServerID) {
+	h.s.log.Debug().Uint64("server", uint64(id)).Msg("connected to a peer")
+}
+
+// PeerDown implements link.PeersHandler.
+func (h peerHandler) PeerDown(id ident.ServerID, reset bool) {
+	source := "no connection"
+	if reset {
+		source = "connection reset"
+	}
+	h.s.hint(id, source)
+}
+
+// answerJoin gives the core's answer to the connection that asked. The loop calls it.
+func (s *Server) answerJoin(conn uint64, b []byte) {
+	if answer, ok := s.joins.LoadAndDelete(conn); ok {
+		answer.(chan []byte) <- b
+	}
+}
+
+// hint tells the core that a server may be gone.
+func (s *Server) hint(id ident.ServerID, source string) {
+	s.count.hints.Add(1)
+	s.log.Debug().Uint64("server", uint64(id)).Str("source", source).Msg("a server may be gone")
+	s.report(monitor.Hint{Server: id, Source: source})
+}

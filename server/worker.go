@@ -1,0 +1,346 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/monitor"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// worker is one worker process as the supervisor knows it.
+type worker struct {
+	vm          ident.VMID
+	incarnation ident.Incarnation
+	dir         string
+	ctx         context.Context // ends with the supervisor, or when the worker is to be killed
+	cancel      context.CancelFunc
+	wake        chan struct{} // there is something to send
+	done        chan struct{} // closed when the process is gone
+
+	mu      sync.Mutex
+	proc    *process            // protected by mu; nil before the start
+	lease   *wire.WorkerLease   // protected by mu; these three: what the worker is to know, the newest only
+	members *wire.WorkerMembers // protected by mu
+	stop    *wire.WorkerStop    // protected by mu
+	sent    sentMarks           // protected by mu; what this connection has carried
+	stats   *wire.WorkerStats   // protected by mu
+}
+
+type sentMarks struct {
+	lease   *wire.WorkerLease
+	members *wire.WorkerMembers
+	stop    *wire.WorkerStop
+}
+
+// post changes what the worker is to know and wakes the sender.
+func (w *worker) post(change func()) {
+	w.mu.Lock()
+	change()
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) process() *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.proc
+}
+
+func (w *worker) counters() *wire.WorkerStats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stats
+}
+
+// outgoing returns what the connection has not carried yet.
+func (w *worker) outgoing() []wire.ToWorker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []wire.ToWorker
+	if w.lease != w.sent.lease {
+		out = append(out, wire.ToWorker{Lease: w.lease})
+	}
+	if w.members != w.sent.members {
+		out = append(out, wire.ToWorker{Members: w.members})
+	}
+	if w.stop != w.sent.stop {
+		out = append(out, wire.ToWorker{Stop: w.stop})
+	}
+	w.sent = sentMarks{w.lease, w.members, w.stop}
+	return out
+}
+
+// run prepares, starts and accompanies one worker until its process is gone.
+func (s *supervisor) run(w *worker, a monitor.StartWorker) {
+	cmd, err := s.launch(w, a)
+	if err != nil {
+		s.counts.failedStarts.Add(1)
+		if s.ctx.Err() == nil {
+			s.finish(w, 0, err.Error())
+		} else {
+			close(w.done)
+		}
+		return
+	}
+	s.counts.started.Add(1)
+	p := w.process()
+	defer p.Close()
+	s.start(func() { s.converse(w, p, nil) })
+	if p.wait(s.ctx) != nil {
+		close(w.done) // serve ends, the worker goes on
+		return
+	}
+	werr := cmd.Wait()
+	s.finish(w, p.pid, exitReason(cmd.ProcessState, werr, w.dir))
+}
+
+// launch brings the payload here, writes the spec and starts the process.
+func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error) {
+	path, err := s.prepare(w.ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	spec := a.Spec
+	spec.ListenHost = s.listenHost
+	if path != "" {
+		spec.PayloadPath = path
+	}
+	if err := os.Mkdir(w.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("create the worker's directory: %w", err)
+	}
+	if err := writeSpec(w.dir, &spec); err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(w.dir, wire.WorkerLogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create the worker's log: %w", err)
+	}
+	defer log.Close()
+	args := append(append(append([]string{}, s.command[1:]...), workerCommand...), w.dir)
+	cmd := exec.Command(s.command[0], args...)
+	cmd.Dir = w.dir
+	cmd.Stdout, cmd.Stderr = log, log
+	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	w.mu.Lock()
+	defer w.mu.Unlock() // a kill either sees the process or prevents the start
+	if w.ctx.Err() != nil {
+		return nil, errors.New("stopped before its worker was started")
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the worker: %w", err)
+	}
+	p, err := openProcess(cmd.Process.Pid, 0) // our own child, not waited for: its PID cannot have been reused
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("watch the worker: %w", err)
+	}
+	w.proc = p
+	return cmd, nil
+}
+
+func writeSpec(dir string, spec *wire.WorkerSpec) error {
+	raw, err := json.MarshalIndent(spec, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write the worker's spec: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, wire.WorkerSpecFile), raw, 0o600); err != nil {
+		return fmt.Errorf("write the worker's spec: %w", err)
+	}
+	return nil
+}
+
+// readSpec returns the spec in a worker's directory, and an empty one, which is of no incarnation, if it cannot be read.
+func readSpec(dir string) wire.WorkerSpec {
+	var spec wire.WorkerSpec
+	raw, err := os.ReadFile(filepath.Join(dir, wire.WorkerSpecFile))
+	if err != nil || json.Unmarshal(raw, &spec) != nil {
+		return wire.WorkerSpec{}
+	}
+	return spec
+}
+
+// stillWorker tells whether the PID still belongs to this worker.
+func stillWorker(f workerProcess) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", f.pid))
+	return err == nil && strings.HasSuffix(string(raw), strings.Join(append(workerCommand, f.dir, ""), "\x00"))
+}
+
+// exitReason says how a process ended, with the last line of its log if that was not in good order.
+func exitReason(state *os.ProcessState, err error, dir string) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	reason := err.Error()
+	if state != nil {
+		if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return fmt.Sprintf("killed by signal %d (%v)", int(ws.Signal()), ws.Signal())
+		}
+	}
+	if line := lastLine(filepath.Join(dir, wire.WorkerLogFile)); line != "" {
+		reason += ": " + line
+	}
+	return reason
+}
+
+// lastLine returns the last line of a file that is not empty, cut to a length for people.
+func lastLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const tailBytes, lineBytes = 4096, 300
+	size, err := f.Seek(0, 2)
+	if err != nil {
+		return ""
+	}
+	buf := make([]byte, min(size, tailBytes))
+	n, _ := f.ReadAt(buf, size-int64(len(buf)))
+	lines := strings.Split(strings.TrimSpace(string(buf[:n])), "\n")
+	line := strings.ToValidUTF8(lines[len(lines)-1], "?")
+	return line[:min(len(line), lineBytes)]
+}
+
+// adopt finds the workers that an earlier serve left, connects to them, and reports those that answer. One that does not is killed.
+func (s *supervisor) adopt() {
+	own, err := s.ownProcesses()
+	if err != nil {
+		s.log.Error().Err(err).Msg("cannot look for workers of an earlier run")
+	}
+	results := make([]*adopted, len(own))
+	var all sync.WaitGroup
+	for i, p := range own {
+		all.Add(1)
+		s.start(func() {
+			defer all.Done()
+			results[i] = s.adoptOne(p)
+		})
+	}
+	all.Wait()
+	var alive []monitor.AdoptedWorker
+	for _, r := range results {
+		if r != nil {
+			alive = append(alive, monitor.AdoptedWorker{Incarnation: r.w.incarnation, Ready: *r.ready})
+		}
+	}
+	s.report(monitor.Adopted{Workers: alive})
+	for _, r := range results { // only now: what they say must come after the adoption
+		if r != nil {
+			s.start(func() { s.converse(r.w, r.w.process(), r.conn) })
+			s.start(func() { s.accompany(r.w) })
+		}
+	}
+}
+
+// adopted is a worker that answered.
+type adopted struct {
+	w     *worker
+	ready *wire.WorkerReady
+	conn  net.Conn
+}
+
+// accompany waits for the end of a worker that is not our child.
+func (s *supervisor) accompany(w *worker) {
+	p := w.process()
+	defer p.Close()
+	if p.wait(s.ctx) != nil {
+		close(w.done) // serve ends, the worker goes on
+		return
+	}
+	s.finish(w, p.pid, "its process ended")
+}
+
+func (s *supervisor) adoptOne(p ownProcess) *adopted {
+	spec := readSpec(p.dir)
+	ctx, cancel := context.WithTimeout(s.ctx, adoptGrace)
+	defer cancel()
+	var ready *wire.WorkerReady
+	conn, err := dialWorker(ctx, p.process, p.dir)
+	if err == nil {
+		ready, err = awaitReady(conn, adoptGrace)
+		if err == nil && ready.VM != spec.VM {
+			err = fmt.Errorf("the worker says it is of VM %d, its directory is of VM %d", ready.VM, spec.VM)
+		}
+	}
+	if err != nil {
+		if conn != nil {
+			conn.Close()
+		}
+		s.log.Warn().Err(err).Str("dir", p.dir).Int("pid", p.pid).Msg("worker of an earlier run does not answer: killing it")
+		s.counts.killed.Add(1)
+		if err := p.signal(unix.SIGKILL); err == nil {
+			_ = p.wait(s.ctx)
+		}
+		p.Close()
+		return nil
+	}
+	s.counts.adopted.Add(1)
+	s.mu.Lock()
+	w := s.add(spec.VM, spec.Incarnation, p.dir)
+	w.proc = p.process
+	s.mu.Unlock()
+	return &adopted{w: w, ready: ready, conn: conn}
+}
+
+// dialWorker connects to a worker's socket, again and again until it listens, the process is gone, or the context ends.
+func dialWorker(ctx context.Context, p *process, dir string) (net.Conn, error) {
+	// Through a descriptor of the directory: a socket's path has 107 bytes at most, a data directory may be deeper.
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the worker's directory: %w", err)
+	}
+	defer unix.Close(fd)
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, wire.WorkerCtlSocket)
+	var d net.Dialer
+	for {
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		if p.gone() {
+			return nil, errGone
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connect to the worker: %w", err)
+		case <-time.After(redialPause):
+		}
+	}
+}
+
+// awaitReady reads a connection up to the worker's Ready. A worker whose set-up failed says only that it ended.
+func awaitReady(conn net.Conn, patience time.Duration) (*wire.WorkerReady, error) {
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	for {
+		var m wire.FromWorker
+		if err := wire.ReadJSON(conn, &m, wire.JSONLimit); err != nil {
+			return nil, err
+		}
+		switch {
+		case m.Ready != nil:
+			_ = conn.SetReadDeadline(time.Time{})
+			return m.Ready, nil
+		case m.Ended != nil:
+			return nil, errors.New(m.Ended.Reason)
+		}
+	}
+}

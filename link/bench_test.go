@@ -10,11 +10,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
+	"golang.org/x/sys/unix"
 )
 
 // The benchmarks run their servers in a second process, the test binary itself, as page traffic does: CELLVISOR_LINK_ROLE says which.
@@ -119,6 +122,8 @@ func measure(b *testing.B, do func()) {
 	slices.Sort(took)
 	b.ReportMetric(float64(took[b.N/2].Nanoseconds())/1000, "median-us")
 	b.ReportMetric(float64(took[b.N*99/100].Nanoseconds())/1000, "p99-us")
+	b.ReportMetric(float64(took[b.N*999/1000].Nanoseconds())/1000, "p99.9-us")
+	b.ReportMetric(float64(took[b.N-1].Nanoseconds())/1000, "max-us")
 }
 
 // onThread runs f on a goroutine, and so a thread, of its own.
@@ -190,6 +195,8 @@ func benchPages(b *testing.B) {
 	slices.Sort(took)
 	b.ReportMetric(float64(took[b.N/2].Nanoseconds())/1000, "median-us")
 	b.ReportMetric(float64(took[b.N*99/100].Nanoseconds())/1000, "p99-us")
+	b.ReportMetric(float64(took[b.N*999/1000].Nanoseconds())/1000, "p99.9-us")
+	b.ReportMetric(float64(took[b.N-1].Nanoseconds())/1000, "max-us")
 }
 
 func withSpinners(n int, f func(b *testing.B)) func(b *testing.B) {
@@ -202,6 +209,62 @@ func withSpinners(n int, f func(b *testing.B)) func(b *testing.B) {
 		}
 		f(b)
 	}
+}
+
+// busyThreads starts threads that behave to Go's scheduler as vCPU threads do: most of the time in a system call that lasts (KVM_RUN),
+// for some microseconds in Go in between. It returns a function that ends them.
+func busyThreads(n int) func() {
+	var ended sync.WaitGroup
+	var stop atomic.Bool
+	for range n {
+		ended.Go(func() {
+			runtime.LockOSThread()
+			for !stop.Load() {
+				_, _ = unix.Poll(nil, 20)
+				for start := time.Now(); time.Since(start) < 5*time.Microsecond; {
+				}
+			}
+		})
+	}
+	return func() {
+		stop.Store(true)
+		ended.Wait()
+	}
+}
+
+// BenchmarkProcs shows what GOMAXPROCS does to a worker with vCPU threads: BENCH_PROCS sets it in both processes.
+func BenchmarkProcs(b *testing.B) {
+	for _, threads := range []int{0, 4} {
+		for _, spinners := range []int{0, 2} {
+			b.Run(fmt.Sprintf("procs=%d/threads=%d/spinners=%d", benchProcs(), threads, spinners), withSpinners(spinners, func(b *testing.B) {
+				defer busyThreads(threads)()
+				benchPages(b)
+			}))
+		}
+	}
+}
+
+// BenchmarkRequest is a device request and its answer, from a goroutine locked to its thread, as a vCPU's is.
+func BenchmarkRequest(b *testing.B) {
+	b.Run("", withSpinners(0, func(b *testing.B) {
+		p, err := ListenPages(testConfig(0, newRecorder()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer p.Close()
+		addr := startRole(b, "pages "+p.Addr())
+		if err := p.SetMembers(1, []wire.WorkerMember{{Part: 0, Server: 100, Addr: p.Addr()}, {Part: 1, Server: 101, Addr: addr}}); err != nil {
+			b.Fatal(err)
+		}
+		onThread(func() {
+			runtime.LockOSThread()
+			measure(b, func() {
+				if _, _, err := p.Request(1, 1, wire.DeviceConsole, []byte("x"), time.Now().Add(testPatience)); err != nil {
+					b.Error(err)
+				}
+			})
+		})
+	}))
 }
 
 // BenchmarkRoundTrip compares a 64-byte request and a page for an answer through the page plane with the raw floor, on a quiet machine

@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -33,34 +34,92 @@ func (p *Pages) Request(to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, 
 	fail := func(err error) ([]byte, wire.DeviceStatus, error) {
 		return nil, 0, fmt.Errorf("link: VM %d: device request %d to %s: %w", p.cfg.VM, kind, to, err)
 	}
-	timer := time.NewTimer(time.Until(deadline))
-	defer timer.Stop()
-	c, err := p.connected(to, timer.C)
+	c, err := p.connected(to, deadline)
 	if err != nil {
 		return fail(err)
 	}
-	id, reply := p.reqID.Add(1), make(chan wire.DeviceMsg, 1)
-	c.reqMu.Lock()
-	c.replies[id] = reply
-	c.reqMu.Unlock()
-	defer func() {
-		c.reqMu.Lock()
-		delete(c.replies, id)
-		c.reqMu.Unlock()
-	}()
-	c.sendDevice(epoch, wire.DeviceMsg{ID: id, Kind: kind, Payload: payload})
-	select {
-	case m := <-reply:
-		return m.Payload, m.Status, nil
-	case <-timer.C:
-		return fail(ErrDeadline)
-	case <-c.dead:
-	}
-	select {
-	case m := <-reply: // it came before the end did
-		return m.Payload, m.Status, nil
-	default:
+	id, w := p.reqID.Add(1), new(replyWait)
+	if !c.expect(id, w) {
 		return fail(c.whyDead())
+	}
+	c.sendDevice(epoch, wire.DeviceMsg{ID: id, Kind: kind, Payload: payload})
+	switch w.wait(deadline) {
+	case replyCame:
+		return w.reply.Payload, w.reply.Status, nil
+	case replyLost:
+		return fail(c.whyDead())
+	}
+	if c.forget(id) {
+		return fail(ErrDeadline)
+	}
+	// The reader or kill took the request at the last moment, and is about to end the wait.
+	if w.wait(time.Now().Add(time.Second)) == replyCame {
+		return w.reply.Payload, w.reply.Status, nil
+	}
+	return fail(ErrDeadline)
+}
+
+// replyWait is one thread's wait for one reply. It sleeps on a futex, not on a channel: the waiter is a vCPU's goroutine, locked to its
+// thread, and the scheduler would wake a thread to find that another one must run it. So the reader wakes the right one at once.
+type replyWait struct {
+	state atomic.Uint32 // replyPending, then one of the others
+	reply wire.DeviceMsg
+}
+
+const (
+	replyPending = iota
+	replyCame
+	replyLost
+)
+
+// end ends the wait.
+func (w *replyWait) end(state uint32) {
+	w.state.Store(state)
+	futexWake(&w.state)
+}
+
+// wait returns how the wait ended, or replyPending after the deadline.
+func (w *replyWait) wait(deadline time.Time) uint32 {
+	for {
+		if s := w.state.Load(); s != replyPending {
+			return s
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return replyPending
+		}
+		futexWait(&w.state, replyPending, left)
+	}
+}
+
+// expect registers a wait for a reply; it returns false when the connection is dead.
+func (c *pageConn) expect(id uint64, w *replyWait) bool {
+	c.reqMu.Lock()
+	defer c.reqMu.Unlock()
+	if c.replies == nil {
+		return false
+	}
+	c.replies[id] = w
+	return true
+}
+
+// forget gives up a wait. It returns false if somebody else has taken it in hand.
+func (c *pageConn) forget(id uint64) bool {
+	c.reqMu.Lock()
+	defer c.reqMu.Unlock()
+	_, open := c.replies[id]
+	delete(c.replies, id)
+	return open
+}
+
+// loseReplies ends all waits, and those to come. The connection is dead.
+func (c *pageConn) loseReplies() {
+	c.reqMu.Lock()
+	open := c.replies
+	c.replies = nil
+	c.reqMu.Unlock()
+	for _, w := range open {
+		w.end(replyLost)
 	}
 }
 
@@ -75,15 +134,17 @@ func (c *pageConn) whyDead() error {
 	return fmt.Errorf("%w: %w", ErrReset, c.killed)
 }
 
-// connected returns the connection to a member, for which it waits until the timer fires.
-func (p *Pages) connected(to ident.Part, timeout <-chan time.Time) (*pageConn, error) {
+// connected returns the connection to a member, for which it waits until the deadline.
+func (p *Pages) connected(to ident.Part, deadline time.Time) (*pageConn, error) {
 	if to >= ident.MaxParts {
 		return nil, ErrPeerGone
 	}
+	if c := p.conns[to].Load(); c != nil {
+		return c, nil
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
 	for {
-		if c := p.conns[to].Load(); c != nil {
-			return c, nil
-		}
 		p.mu.Lock()
 		closed, m, changed, c := p.closed, p.members[to], p.changed, p.conns[to].Load()
 		p.mu.Unlock()
@@ -97,7 +158,7 @@ func (p *Pages) connected(to ident.Part, timeout <-chan time.Time) (*pageConn, e
 		}
 		select {
 		case <-changed:
-		case <-timeout:
+		case <-timer.C:
 			return nil, fmt.Errorf("not connected: %w", ErrDeadline)
 		}
 	}
@@ -123,11 +184,12 @@ func (c *pageConn) handleDevice(epoch ident.Epoch, m wire.DeviceMsg) {
 	if m.Reply {
 		m.Payload = append([]byte(nil), m.Payload...)
 		c.reqMu.Lock()
-		reply := c.replies[m.ID]
+		w := c.replies[m.ID]
 		delete(c.replies, m.ID)
 		c.reqMu.Unlock()
-		if reply != nil {
-			reply <- m // there is room for the one reply
+		if w != nil {
+			w.reply = m
+			w.end(replyCame)
 		}
 		return
 	}

@@ -39,13 +39,13 @@ type pageConn struct {
 	queued int      // protected by outMu; bytes in queue
 
 	reqMu   sync.Mutex
-	replies map[uint64]chan wire.DeviceMsg // protected by reqMu; open requests; nil once dead
+	replies map[uint64]*replyWait // protected by reqMu; open requests; nil once dead
 }
 
 func newPageConn(p *Pages, m *member, sock socket) *pageConn {
 	return &pageConn{
 		plane: p, member: m, sock: sock, dead: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		replies: make(map[uint64]chan wire.DeviceMsg),
+		replies: make(map[uint64]*replyWait),
 	}
 }
 
@@ -75,9 +75,12 @@ func (c *pageConn) kill(why error) {
 		close(c.dead)
 	}
 	c.outMu.Unlock()
+	if first {
+		c.loseReplies()
+	}
 }
 
-// errSilent and the like are reasons for kill that are no errors of the socket.
+// errBadPeer and the like are reasons for kill that are no errors of the socket.
 var (
 	errBadPeer  = errors.New("link: the peer sent what no honest peer sends")
 	errReplaced = errors.New("link: the peer has connected again")

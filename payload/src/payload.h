@@ -200,6 +200,21 @@ static inline void barrier_wait(struct barrier *b, u64 cpus, u32 max_idle_us) {
     wait_at_least(&b->released.value, generation + 1, max_idle_us);
 }
 
+// barrier_spin is barrier_wait for who wants all vCPUs to leave at the same moment: it spins for longer before it idles.
+static inline void barrier_spin(struct barrier *b, u64 cpus) {
+    u32 generation = load(&b->released.value);
+    if (add(&b->arrived.value, 1) == cpus) {
+        store(&b->arrived.value, 0);
+        store(&b->released.value, generation + 1);
+        return;
+    }
+    for (u32 spins = 0; spins < 20000; spins++) {
+        if (load(&b->released.value) != generation) return;
+        pause_cpu();
+    }
+    wait_at_least(&b->released.value, generation + 1, 500);
+}
+
 // --- what gcc may call ---------------------------------------------------------------------------------------------------------
 
 __attribute__((used)) void *memset(void *to, int v, size_t n) {

@@ -116,10 +116,7 @@ func (v *VCPU) TSCKHz() (uint32, error) {
 // TSCOffset is what the vCPU's time stamp counter is ahead of the host's.
 func (v *VCPU) TSCOffset() (uint64, error) {
 	var value uint64
-	arg := deviceAttr{group: tscGroup, attr: tscOffset, addr: uint64(uintptr(unsafe.Pointer(&value)))}
-	_, err := ioctlPointer(v.fd, ioctlGetDeviceAttr, unsafe.Pointer(&arg))
-	runtime.KeepAlive(&value)
-	if err != nil {
+	if err := v.tscAttr(ioctlGetDeviceAttr, &value); err != nil {
 		return 0, fmt.Errorf("read vCPU %d's TSC offset: %w", v.id, err)
 	}
 	return value, nil
@@ -127,14 +124,20 @@ func (v *VCPU) TSCOffset() (uint64, error) {
 
 // SetTSCOffset makes the vCPU's time stamp counter the host's plus offset.
 func (v *VCPU) SetTSCOffset(offset uint64) error {
-	value := offset
-	arg := deviceAttr{group: tscGroup, attr: tscOffset, addr: uint64(uintptr(unsafe.Pointer(&value)))}
-	_, err := ioctlPointer(v.fd, ioctlSetDeviceAttr, unsafe.Pointer(&arg))
-	runtime.KeepAlive(&value)
-	if err != nil {
+	if err := v.tscAttr(ioctlSetDeviceAttr, &offset); err != nil {
 		return fmt.Errorf("set vCPU %d's TSC offset: %w", v.id, err)
 	}
 	return nil
+}
+
+// tscAttr moves the offset between the kernel and value, whose address is in the argument: pinned, since a stack may move.
+func (v *VCPU) tscAttr(op uintptr, value *uint64) error {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	pinner.Pin(value)
+	arg := deviceAttr{group: tscGroup, attr: tscOffset, addr: uint64(uintptr(unsafe.Pointer(value)))}
+	_, err := ioctlPointer(v.fd, op, unsafe.Pointer(&arg))
+	return err
 }
 
 // LAPIC captures the vCPU's local APIC.

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,10 @@ type RAM struct {
 	addr   uintptr
 	size   ident.Bytes
 	closed atomic.Bool
+
+	aliasOnce sync.Once // makes alias, see Load16
+	alias     uintptr
+	aliasErr  error
 }
 
 // New makes guest memory of size bytes, a multiple of the page size and at most 1 TiB. No page is allocated yet: the memory is all holes, and
@@ -194,6 +199,9 @@ func (r *RAM) Close() error {
 		return nil
 	}
 	_, _, errno := unix.Syscall(unix.SYS_MUNMAP, r.addr, uintptr(r.size), 0)
+	if r.alias != 0 {
+		_, _, _ = unix.Syscall(unix.SYS_MUNMAP, r.alias, uintptr(r.size), 0)
+	}
 	err := unix.Close(r.fd)
 	if errno != 0 {
 		return fmt.Errorf("unmap guest memory: %w", errno)

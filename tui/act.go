@@ -46,26 +46,57 @@ func quoteWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-func askStop(a *App, c call) tea.Cmd {
-	name := c.args[0]
-	line := "vm stop " + quoteWord(name)
-	if reason, has := c.flags["reason"]; has {
-		line += " --reason " + quoteWord(reason)
-	}
-	vm := a.snapshot().VM(name)
+// planned says what an act will do to each of the named VMs.
+func (a *App) planned(names []string, of func(*api.VM) []string) []string {
 	var plan []string
-	switch {
-	case vm == nil:
-		plan = []string{fmt.Sprintf("There is no VM %q in what was last seen of the cluster.", name)}
-	case vm.GetState().Ended():
-		plan = []string{fmt.Sprintf("It has ended already (%s): nothing changes.", vm.GetState().Word())}
-	default:
-		plan = []string{stopPlan(vm), "Its console and its output stay until vm rm. A stopped VM cannot be started again."}
+	for _, name := range names {
+		lead := ""
+		if len(names) > 1 {
+			lead = name + ": "
+		}
+		vm := a.snapshot().VM(name)
+		if vm == nil {
+			plan = append(plan, fmt.Sprintf("There is no VM %q in what was last seen of the cluster.", name))
+			continue
+		}
+		for i, text := range of(vm) {
+			if i == 0 {
+				text = lead + text
+			}
+			plan = append(plan, text)
+		}
 	}
-	a.ask("Stop VM "+name+"?", line, plan, func() tea.Cmd {
+	return plan
+}
+
+func quoteWords(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = quoteWord(w)
+	}
+	return strings.Join(quoted, " ")
+}
+
+func askStop(a *App, c call) tea.Cmd {
+	line := "vm stop " + quoteWords(c.args)
+	plan := a.planned(c.args, func(vm *api.VM) []string {
+		if vm.GetState().Ended() {
+			return []string{fmt.Sprintf("It has ended already (%s): nothing changes.", vm.GetState().Word())}
+		}
+		return []string{stopPlan(vm)}
+	})
+	plan = append(plan, "Console and output stay until vm rm. A stopped VM cannot be started again.")
+	a.ask("Stop VM "+strings.Join(c.args, ", ")+"?", line, plan, func() tea.Cmd {
 		return a.act(line, func(ctx context.Context, client api.CellvisorClient) (string, error) {
-			r, err := client.StopVM(ctx, &api.StopVMRequest{Name: name, Reason: c.flags["reason"]})
-			return r.GetVm().GetState().Word(), err
+			word := ""
+			for _, name := range c.args {
+				r, err := client.StopVM(ctx, &api.StopVMRequest{Name: name})
+				if err != nil {
+					return "", err
+				}
+				word = r.GetVm().GetState().Word()
+			}
+			return word, nil
 		})
 	})
 	return nil
@@ -86,33 +117,39 @@ func stopPlan(vm *api.VM) string {
 }
 
 func askRemove(a *App, c call) tea.Cmd {
-	name := c.args[0]
-	line := "vm rm " + quoteWord(name)
+	line := "vm rm " + quoteWords(c.args)
 	_, force := c.flags["force"]
+	if _, short := c.flags["f"]; short {
+		force = true
+	}
 	if force {
 		line += " --force"
 	}
-	vm := a.snapshot().VM(name)
+	plan := a.planned(c.args, func(vm *api.VM) []string { return removePlan(vm, force) })
+	a.ask("Remove VM "+strings.Join(c.args, ", ")+"?", line, plan, func() tea.Cmd {
+		return a.act(line, func(ctx context.Context, client api.CellvisorClient) (string, error) {
+			for _, name := range c.args {
+				if _, err := client.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: force}); err != nil {
+					return "", err
+				}
+			}
+			return "removed", nil
+		})
+	})
+	return nil
+}
+
+// removePlan says what is deleted, and what stops for it.
+func removePlan(vm *api.VM, force bool) []string {
 	var plan []string
 	switch {
-	case vm == nil:
-		plan = append(plan, fmt.Sprintf("There is no VM %q in what was last seen of the cluster.", name))
 	case !vm.GetState().Ended() && force:
 		plan = append(plan, stopPlan(vm))
 	case !vm.GetState().Ended():
 		plan = append(plan, fmt.Sprintf("It is %s: this will be refused without --force.", vm.GetState().Word()))
 	}
-	if vm != nil {
-		plan = append(plan, fmt.Sprintf("Its console (%s) and its output (%s) are deleted. This cannot be undone.",
-			size(vm.GetConsoleBytes()), plural(int(vm.GetOutputRecords()), "record", "records")))
-	}
-	a.ask("Remove VM "+name+"?", line, plan, func() tea.Cmd {
-		return a.act(line, func(ctx context.Context, client api.CellvisorClient) (string, error) {
-			_, err := client.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: force})
-			return "removed", err
-		})
-	})
-	return nil
+	return append(plan, fmt.Sprintf("Its console (%s) and its output (%s) are deleted. This cannot be undone.",
+		size(vm.GetConsoleBytes()), plural(int(vm.GetOutputRecords()), "record", "records")))
 }
 
 func runVM(a *App, c call) tea.Cmd {

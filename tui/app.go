@@ -260,11 +260,23 @@ func (a *App) actionKey(k tea.KeyMsg) tea.Cmd {
 		if !key.Matches(k, act.key) {
 			continue
 		}
-		if line := act.line(a, a.screen().current()); line != "" {
+		if line := a.lineOf(act); line != "" {
 			return a.run(line)
 		}
 	}
 	return nil
+}
+
+// lineOf is the command line that an action means here: for what the cursor is on, or else for what the screen is about.
+func (a *App) lineOf(act action) string {
+	s := a.screen()
+	if line := act.line(a, s.focused().current()); line != "" {
+		return line
+	}
+	if line := act.line(a, s.about); line != s.command {
+		return line
+	}
+	return ""
 }
 
 // say shows the outcome of something.

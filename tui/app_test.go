@@ -183,6 +183,7 @@ func TestDrillDownAndBack(t *testing.T) {
 		t.Errorf("watched %q", r.src.watched)
 	}
 	r.press("enter")
+	r.poll()
 	r.wants("overview › VM lock › server a-1", "raft.proposals")
 	r.press("esc esc")
 	r.wants("Cells and servers")
@@ -197,7 +198,6 @@ func TestDrillDownAndBack(t *testing.T) {
 func TestPanesByTab(t *testing.T) {
 	r := newRig(t, plainTheme(), 100, 40)
 	r.press("tab tab k k enter")
-	r.press("shift+tab shift+tab g enter")
 	r.wants("Cell a", "VMs that depend on it (2)")
 }
 
@@ -313,7 +313,7 @@ func TestActsAsk(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	r := newRig(t, plainTheme(), 100, 30)
 	r.app.readOnly = true
-	for _, keys := range []string{"s", "x", ": text:vm_stop_lock enter", ": text:vm_rm_lock enter", ": text:vm_run_x_--payload_count enter"} {
+	for _, keys := range []string{"g j j s", "x", ": text:vm_stop_lock enter", ": text:vm_rm_lock enter", ": text:vm_run_x_--payload_count enter"} {
 		r.press(keys)
 		r.wants("READ-ONLY", "read-only: vm ")
 		if r.app.dialog != nil {
@@ -340,7 +340,7 @@ func TestClusterLostAndBack(t *testing.T) {
 	if r.src.refreshed == 0 {
 		t.Error("r did not retry")
 	}
-	r.press("s y")
+	r.press("j j s y")
 	r.wants("not connected to the cluster")
 	r.poll()
 	r.lacks("CLUSTER LOST")

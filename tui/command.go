@@ -36,6 +36,9 @@ type verb struct {
 	run  func(*App, call) tea.Cmd
 }
 
+// namesMax bounds the things named in one command.
+const namesMax = 64
+
 // verbs is filled in by init since help, which is one of them, lists them.
 var verbs []verb
 
@@ -44,26 +47,21 @@ func init() {
 	verbs = []verb{
 		{path: "status", help: "the overview", run: func(a *App, _ call) tea.Cmd { a.popAll(); return nil }},
 		{path: "cell ls", help: "all cells", run: open(newCells)},
-		{path: "cell show", usage: "CELL", args: 1, of: aCell, help: "a cell, its servers, and the VMs that depend on it", run: show(aCell, newCellDetail)},
+		{path: "cell show", usage: "CELL", args: 1, of: aCell, help: "a cell, its servers, and the VMs that depend on it (console only)", run: show(aCell, newCellDetail)},
 		{path: "server ls", help: "all servers", run: open(newServers)},
-		{path: "server show", usage: "SERVER", args: 1, of: aServer, help: "a server, its VMs, events and counters", run: show(aServer, newServerDetail)},
+		{path: "server show", usage: "SERVER", args: 1, of: aServer, help: "a server, its VMs, events and counters (console only)", run: show(aServer, newServerDetail)},
 		{path: "vm ls", help: "all VMs", run: open(newVMs)},
 		{path: "vm show", usage: "NAME", args: 1, of: aVM, help: "a VM, its parts and their counters, its events", run: show(aVM, newVMDetail)},
 		{path: "vm console", usage: "NAME [--follow]", args: 1, of: aVM, flags: follow, help: "what the guest prints", run: showLog(feed.Console)},
 		{path: "vm output", usage: "NAME [--follow]", args: 1, of: aVM, flags: follow, help: "the guest's output records", run: showLog(feed.Output)},
-		{path: "vm stop", usage: "NAME [--reason S]", args: 1, of: aVM, acts: true, flags: map[string]bool{"reason": true},
-			help: "end a VM; asks first", run: askStop},
-		{path: "vm rm", usage: "NAME [--force]", args: 1, of: aVM, acts: true, flags: map[string]bool{"force": false},
-			help: "forget an ended VM and its logs; asks first", run: askRemove},
+		{path: "vm stop", usage: "NAME...", args: 1, more: namesMax, of: aVM, acts: true, help: "end VMs; asks first", run: askStop},
+		{path: "vm rm", usage: "NAME... [--force]", args: 1, more: namesMax, of: aVM, acts: true,
+			flags: map[string]bool{"force": false, "f": false}, help: "forget ended VMs and their logs; asks first", run: askRemove},
 		{path: "vm run", usage: "NAME --payload BUILTIN [--args S] [--vcpus N] [--memory SIZE] [--span CELL,CELL] [--on-loss stop|touch]",
 			args: 1, acts: true, help: "create and start a VM", run: runVM,
 			flags: map[string]bool{"payload": true, "args": true, "vcpus": true, "memory": true, "span": true, "on-loss": true}},
-		{path: "events", usage: "[--follow] [/FILTER]", more: 1, flags: follow, help: "what happened", run: func(a *App, c call) tea.Cmd {
-			filter := ""
-			if len(c.args) > 0 {
-				filter = strings.TrimPrefix(c.args[0], "/")
-			}
-			return a.goTo(newEvents(a, filter))
+		{path: "events", usage: "[--follow] [/FILTER]", more: 8, flags: follow, help: "what happened", run: func(a *App, c call) tea.Cmd {
+			return a.goTo(newEvents(a, strings.TrimPrefix(strings.Join(c.args, " "), "/")))
 		}},
 		{path: "help", help: "keys and commands", run: func(a *App, _ call) tea.Cmd { return a.goTo(newHelp(a)) }},
 		{path: "quit", help: "leave the console", run: func(*App, call) tea.Cmd { return tea.Quit }},
@@ -153,6 +151,9 @@ func parseCommand(line string) (call, error) {
 	}
 	if len(words) > 0 && words[0] == "cellvisor" {
 		words = words[1:]
+	}
+	if len(words) > 1 && words[1] == "list" {
+		words[1] = "ls"
 	}
 	if len(words) == 0 {
 		return call{}, errors.New("empty command; ? shows what there is")

@@ -224,23 +224,20 @@ func (a *App) keyLine() string {
 			add("up", "earlier lines", 2)
 		}
 	default:
-		current := a.screen().current()
-		for i, act := range actions {
-			k := act.key.Help()
-			digit := k.Key[0] >= '0' && k.Key[0] <= '9'
-			if digit || act.acts && a.readOnly || act.line(a, current) == "" {
+		for _, act := range actions {
+			if act.rank < 0 || act.acts && a.readOnly || a.lineOf(act) == "" {
 				continue
 			}
-			add(k.Key, k.Desc, 2+i)
+			add(act.key.Help().Key, act.key.Help().Desc, act.rank)
 		}
 		if p, ok := a.screen().focused().(*pager); ok {
 			add("f", followWord(p.follow), 3)
 			add("w", "wrap", 4)
 		}
-		add("/", "filter", 3)
-		add(":", "command", 2)
+		add("/", "filter", 5)
+		add(":", "command", 4)
 		add("tab", "pane", 9)
-		add("esc", "back", 8)
+		add("esc", "back", 7)
 		add("?", "help", 0)
 	}
 	parts = fitParts(parts, a.width-2, 2)

@@ -58,11 +58,13 @@ type action struct {
 	line func(*App, target) string
 	// acts marks what changes the cluster: not offered when reading only.
 	acts bool
+	// rank orders what the line of keys leaves out on a narrow terminal: the highest goes first, -1 is never there.
+	rank int
 }
 
 // actions are tried in order.
 var actions = []action{
-	{key: bind("enter", "show", "enter"), line: func(_ *App, t target) string {
+	{key: bind("enter", "show", "enter"), rank: 1, line: func(_ *App, t target) string {
 		switch t.kind {
 		case aCell:
 			return "cell show " + t.name
@@ -73,16 +75,21 @@ var actions = []action{
 		}
 		return ""
 	}},
-	{key: bind("c", "console", "c"), line: vmLine("vm console ")},
-	{key: bind("o", "output", "o"), line: vmLine("vm output ")},
-	{key: bind("e", "its events", "e"), line: func(_ *App, t target) string {
+	{key: bind("c", "console", "c"), rank: 5, line: vmLine("vm console ")},
+	{key: bind("o", "output", "o"), rank: 6, line: vmLine("vm output ")},
+	{key: bind("e", "events", "e"), rank: 8, line: func(_ *App, t target) string {
 		if t.kind == nothing || t.kind == anEvent {
 			return ""
 		}
 		return "events /" + t.name
 	}},
-	{key: bind("s", "stop", "s"), acts: true, line: vmLine("vm stop ")},
-	{key: bind("x", "remove", "x"), acts: true, line: func(a *App, t target) string {
+	{key: bind("s", "stop", "s"), rank: 2, acts: true, line: func(a *App, t target) string {
+		if t.kind != aVM || a.snapshot().VM(t.name).GetState().Ended() {
+			return ""
+		}
+		return "vm stop " + t.name
+	}},
+	{key: bind("x", "remove", "x"), rank: 3, acts: true, line: func(a *App, t target) string {
 		if t.kind != aVM {
 			return ""
 		}
@@ -91,11 +98,11 @@ var actions = []action{
 		}
 		return "vm rm " + t.name
 	}},
-	{key: bind("1", "overview", "1"), line: always("status")},
-	{key: bind("2", "cells", "2"), line: always("cell ls")},
-	{key: bind("3", "servers", "3"), line: always("server ls")},
-	{key: bind("4", "VMs", "4"), line: always("vm ls")},
-	{key: bind("5", "events", "5"), line: always("events")},
+	{key: bind("1", "overview", "1"), rank: -1, line: always("status")},
+	{key: bind("2", "cells", "2"), rank: -1, line: always("cell ls")},
+	{key: bind("3", "servers", "3"), rank: -1, line: always("server ls")},
+	{key: bind("4", "VMs", "4"), rank: -1, line: always("vm ls")},
+	{key: bind("5", "events", "5"), rank: -1, line: always("events")},
 }
 
 func vmLine(prefix string) func(*App, target) string {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/tui/feed"
@@ -37,21 +38,10 @@ type plainWriter struct {
 
 func (p *plainWriter) update(u feed.Update) error {
 	if u.Conn.Err != nil {
-		return p.line("lost", "cluster lost: "+api.Message(u.Conn.Err))
+		return p.line(stampOf(time.Now()), "no answer: "+api.Message(u.Conn.Err))
 	}
 	s := u.Snapshot
-	st := s.Status
-	quorum := "quorum yes"
-	if !st.GetQuorum() {
-		quorum = "quorum NO"
-	}
-	leader := st.GetLeader()
-	if leader == "" {
-		leader = "none"
-	}
-	text := fmt.Sprintf("epoch %d, %s, leader %s, servers %d/%d live, VMs %d/%d running", st.GetEpoch(), quorum, leader,
-		st.GetServersLive(), st.GetServersTotal(), st.GetVmsRunning(), st.GetVmsTotal())
-	if err := p.line(s.At.Local().Format("15:04:05.000"), text); err != nil {
+	if err := p.line(stampOf(s.At), statusLine(s.Status)); err != nil {
 		return err
 	}
 	now := make(map[string]string)
@@ -68,9 +58,23 @@ func (p *plainWriter) update(u feed.Update) error {
 	return p.changes(s, now)
 }
 
+func stampOf(at time.Time) string { return at.Local().Format("15:04:05") }
+
+// statusLine is the line of `cellvisor status --watch`.
+func statusLine(st *api.StatusResponse) string {
+	quorum, leader := "yes", st.GetLeader()
+	if !st.GetQuorum() {
+		quorum = "no"
+	}
+	if leader == "" {
+		leader = "-"
+	}
+	return fmt.Sprintf("epoch %d  quorum %s  leader %s  cells %d/%d  servers %d/%d  VMs %d running, %d listed", st.GetEpoch(), quorum, leader,
+		st.GetCellsLive(), st.GetCellsTotal(), st.GetServersLive(), st.GetServersTotal(), st.GetVmsRunning(), st.GetVmsTotal())
+}
+
 // changes writes the servers and VMs that changed, in the order of the lists.
 func (p *plainWriter) changes(s *feed.Snapshot, now map[string]string) error {
-	stamp := s.At.Local().Format("15:04:05.000")
 	var names []string
 	for _, x := range s.Servers {
 		names = append(names, "server "+x.GetName())
@@ -82,7 +86,7 @@ func (p *plainWriter) changes(s *feed.Snapshot, now map[string]string) error {
 		if p.things[name] == now[name] {
 			continue
 		}
-		if err := p.write(stamp, name+" "+now[name]); err != nil {
+		if err := p.write(stampOf(s.At), name+" "+now[name]); err != nil {
 			return err
 		}
 	}
@@ -100,6 +104,6 @@ func (p *plainWriter) line(stamp, text string) error {
 }
 
 func (p *plainWriter) write(stamp, text string) error {
-	_, err := fmt.Fprintln(p.out, stamp, strings.TrimRight(p.theme.Clean(text), " "))
+	_, err := fmt.Fprintf(p.out, "%s  %s\n", stamp, strings.TrimRight(p.theme.Clean(text), " "))
 	return err
 }

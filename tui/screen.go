@@ -74,14 +74,6 @@ func (s *screen) cycle(step int) {
 	}
 }
 
-// current is what keys that act are about.
-func (s *screen) current() target {
-	if t := s.focused().current(); t.kind != nothing {
-		return t
-	}
-	return s.about
-}
-
 // lines draws the panes into height lines of width cells. Panes side by side are separated by the last column of the left one.
 func (s *screen) lines() []string {
 	type band struct{ parts [][]string }

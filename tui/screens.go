@@ -111,30 +111,24 @@ func newCellDetail(a *App, name string) *screen {
 		theme: t, crumb: "cell " + name, command: "cell ls", about: target{aCell, name},
 		panes: []pane{facts, servers, vms},
 		arrange: func(_ *screen, width, height int) []rect {
-			return stack(width, height, factLines(width, 6)+1, min(servers.table.Total()+2, height/3), -1)
+			return stack(width, height, facts.need(width), min(servers.table.Total()+2, height/3), -1)
 		},
 	}
-}
-
-// factLines is the number of lines that n facts take at a width.
-func factLines(width, n int) int {
-	columns := max(width/40, 1)
-	return (n + columns - 1) / columns
 }
 
 func cellFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 	c := s.Cell(name)
 	if c == nil {
-		return []fact{{"state", "not known any more", theme.Warn}}
+		return []fact{{label: "state", value: "not known any more", role: theme.Warn}}
 	}
 	m := cellMark(t, c.GetState())
 	return []fact{
-		{"state", m.glyph + " " + m.word, m.role},
-		{"servers", ratio(c.GetServersLive(), uint32(len(c.GetServers()))) + " live", theme.Plain},
-		{"VMs", number(c.GetVms()) + " depend on it", theme.Plain},
-		{"slots", ratio(c.GetSlotsUsed(), c.GetSlots()), theme.Plain},
-		{"memory", sizePair(c.GetMemoryUsedBytes(), c.GetMemoryBytes()), theme.Plain},
-		{"cordoned", yesNo(c.GetCordoned(), theme.Plain).Text, theme.Plain},
+		{label: "state", value: m.glyph + " " + m.word, role: m.role},
+		{label: "servers", value: ratio(c.GetServersLive(), uint32(len(c.GetServers()))) + " live"},
+		{label: "VMs", value: number(c.GetVms()) + " depend on it"},
+		{label: "slots", value: ratio(c.GetSlotsUsed(), c.GetSlots())},
+		{label: "memory", value: sizePair(c.GetMemoryUsedBytes(), c.GetMemoryBytes())},
+		{label: "cordoned", value: yesNo(c.GetCordoned(), theme.Plain).Text},
 	}
 }
 
@@ -152,7 +146,7 @@ func newServerDetail(a *App, name string) *screen {
 		theme: t, crumb: "server " + name, command: "server ls", about: target{aServer, name}, focus: 1, counters: true,
 		panes: []pane{facts, vms, events, counters},
 		arrange: func(_ *screen, width, height int) []rect {
-			top := factLines(width, serverFactCount) + 1
+			top := facts.need(width)
 			rest := height - top
 			upper := min(max(vms.table.Total()+2, 4), rest/2)
 			places := stack(width, height, top, upper, -1, 0)
@@ -172,28 +166,26 @@ func hasPart(vm *api.VM, server string) bool {
 	return slices.ContainsFunc(vm.GetWorkers(), func(w *api.Worker) bool { return w.GetServer() == server })
 }
 
-const serverFactCount = 12
-
 func serverFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 	server := s.Server(name)
 	if server == nil {
-		return []fact{{"state", "not known any more", theme.Warn}}
+		return []fact{{label: "state", value: "not known any more", role: theme.Warn}}
 	}
 	m := serverMark(t, server.GetState())
 	notes, role := serverNotes(server)
 	return []fact{
-		{"state", m.glyph + " " + m.word, m.role},
-		{"cell", server.GetCell(), theme.Plain},
-		{"notes", strings.Join(notes, ", "), role},
-		{"pid", numberOrDash(server.GetPid()), theme.Plain},
-		{"slots", ratio(server.GetSlotsUsed(), server.GetSlots()), theme.Plain},
-		{"memory", sizePair(server.GetMemoryUsedBytes(), server.GetMemoryBytes()), theme.Plain},
-		{"peer addr", server.GetAddr(), theme.Plain},
-		{"API addr", server.GetApiAddr(), theme.Plain},
-		{"admitted", "in epoch " + number(server.GetIncarnation()), theme.Plain},
-		{"id", strings.ToLower(numberOrDash(server.GetId())), theme.Plain},
-		{"role", server.GetRole().Word(), theme.Plain},
-		{"version", server.GetVersion(), theme.Plain},
+		{label: "state", value: m.glyph + " " + m.word, role: m.role, wide: true},
+		{label: "notes", value: strings.Join(notes, ", "), role: role, wide: true},
+		{label: "cell", value: server.GetCell()},
+		{label: "pid", value: numberOrDash(server.GetPid())},
+		{label: "slots", value: ratio(server.GetSlotsUsed(), server.GetSlots())},
+		{label: "memory", value: sizePair(server.GetMemoryUsedBytes(), server.GetMemoryBytes())},
+		{label: "peer addr", value: server.GetAddr()},
+		{label: "API addr", value: server.GetApiAddr(), wide: true},
+		{label: "admitted", value: "in epoch " + number(server.GetIncarnation())},
+		{label: "id", value: strings.ToLower(numberOrDash(server.GetId()))},
+		{label: "role", value: server.GetRole().Word()},
+		{label: "version", value: server.GetVersion()},
 	}
 }
 
@@ -232,7 +224,7 @@ func newVMDetail(a *App, name string) *screen {
 		theme: t, crumb: "VM " + name, command: "vm show " + name, about: target{aVM, name}, focus: 1, watch: name,
 		panes: []pane{facts, parts, registers, events},
 		arrange: func(_ *screen, width, height int) []rect {
-			top := factLines(width, vmFactCount) + 1
+			top := facts.need(width)
 			rest := max(height-top, 0)
 			dump := 0
 			if n := registers.size(); n > 0 {
@@ -272,12 +264,10 @@ func newPartsPane(t *theme.Theme, name string) *tablePane {
 	})
 }
 
-const vmFactCount = 16
-
 func vmFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 	vm := vmNow(s, name)
 	if vm == nil {
-		return []fact{{"state", "there is no VM of that name", theme.Warn}}
+		return []fact{{label: "state", value: "there is no VM of that name", role: theme.Warn}}
 	}
 	m := vmMark(t, vm)
 	ended := ""
@@ -293,21 +283,21 @@ func vmFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 		ran = span(until.Sub(started.AsTime()))
 	}
 	return []fact{
-		{"state", m.glyph + " " + m.word, m.role},
-		{"reason", vmReason(vm), m.role},
-		{"vCPUs", number(vm.GetVcpus()), theme.Plain},
-		{"memory", size(vm.GetMemoryBytes()), theme.Plain},
-		{"cells", strings.Join(vm.GetCells(), ", "), theme.Plain},
-		{"home", vm.GetHome(), theme.Plain},
-		{"payload", vm.GetPayload(), theme.Plain},
-		{"args", vm.GetArgs(), theme.Plain},
-		{"protect", vm.GetProtect(), theme.Plain},
-		{"on loss", vm.GetOnLoss().Word(), theme.Plain},
-		{"epoch", number(vm.GetEpoch()), theme.Plain},
-		{"id", number(vm.GetId()), theme.Plain},
-		{"created", age(vm.GetCreatedAt(), s.At) + " ago", theme.Plain},
-		{"ran", ran, theme.Plain},
-		{"ended", ended, theme.Plain},
-		{"logs", size(vm.GetConsoleBytes()) + " console, " + plural(int(vm.GetOutputRecords()), "record", "records"), theme.Plain},
+		{label: "state", value: m.glyph + " " + m.word, role: m.role, wide: true},
+		{label: "reason", value: vmReason(vm), role: m.role, wide: true},
+		{label: "vCPUs", value: number(vm.GetVcpus())},
+		{label: "memory", value: size(vm.GetMemoryBytes())},
+		{label: "cells", value: strings.Join(vm.GetCells(), ", ")},
+		{label: "home", value: vm.GetHome()},
+		{label: "payload", value: vm.GetPayload()},
+		{label: "args", value: vm.GetArgs()},
+		{label: "protect", value: vm.GetProtect()},
+		{label: "on loss", value: vm.GetOnLoss().Word()},
+		{label: "epoch", value: number(vm.GetEpoch())},
+		{label: "id", value: number(vm.GetId())},
+		{label: "created", value: age(vm.GetCreatedAt(), s.At) + " ago"},
+		{label: "ran", value: ran},
+		{label: "ended", value: ended},
+		{label: "logs", value: size(vm.GetConsoleBytes()) + " console, " + plural(int(vm.GetOutputRecords()), "record", "records")},
 	}
 }

@@ -133,25 +133,27 @@ func (s *Server) act(a monitor.Action) {
 
 // publish puts up a new snapshot if anything that readers look at has changed.
 func (s *Server) publish(fresh []cells.Event) {
-	status := s.core.Status(bootMicros())
 	old := s.board.now()
-	next := &snapshot{status: status, counters: s.core.Counters(), events: &eventLog{}}
+	next := &snapshot{status: s.core.Status(bootMicros()), counters: s.core.Counters(), events: &eventLog{}}
+	changed := true
 	if old != nil {
 		next.state, next.events = old.state, old.events.plus(fresh)
-	} else {
-		next.events.events, _ = s.core.EventsSince(0, cells.MaxEvents)
+		changed = len(fresh) > 0 || standing(old.status) != standing(next.status)
 	}
-	changed := old == nil || len(fresh) > 0 || standing(old.status) != standing(status)
-	if state := s.core.State(); old == nil || old.state.Applied != state.Applied {
+	if live := s.core.Peek(); old == nil || old.state.Applied != live.Applied {
+		state := s.core.State()
 		next.state, changed = &state, true
-	}
-	if changed || old.status.LeaseUntil != status.LeaseUntil {
-		if !changed { // only the lease moved on: nobody waits for that
-			next.next = old.next
-			s.board.current.Store(next)
-			return
+		if state.NextSeq != next.events.lastSeq()+1 { // the first snapshot, or a jump to what another server had saved
+			all, _ := s.core.EventsSince(0, cells.MaxEvents)
+			next.events = &eventLog{events: append([]cells.Event(nil), all...)}
 		}
+	}
+	switch {
+	case changed:
 		s.board.publish(next)
+	case old.status.LeaseUntil != next.status.LeaseUntil: // nobody waits for that
+		next.next = old.next
+		s.board.current.Store(next)
 	}
 }
 

@@ -22,6 +22,8 @@ type Host struct {
 
 	start   time.Time
 	stop    atomic.Bool
+	halt    chan struct{} // closed by Stop
+	once    sync.Once
 	wg      sync.WaitGroup
 	mu      sync.Mutex // protects all below
 	console bytes.Buffer
@@ -58,7 +60,7 @@ func NewHost(t testing.TB, s *kvm.System, image []byte, c boot.Config) *Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &Host{RAM: mem, VM: vm, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	h := &Host{RAM: mem, VM: vm, halt: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}, 1)}
 	t.Cleanup(h.Close)
 	if err := layout.Write(mem); err != nil {
 		t.Fatal(err)
@@ -120,6 +122,7 @@ func (h *Host) Wait(t testing.TB, deadline time.Duration) Result {
 // Stop makes all vCPUs leave the guest, and waits for that.
 func (h *Host) Stop() {
 	h.stop.Store(true)
+	h.once.Do(func() { close(h.halt) })
 	for _, v := range h.VCPUs {
 		v.Kick()
 	}
@@ -172,7 +175,7 @@ func (h *Host) vcpu(v *kvm.VCPU) {
 func (h *Host) port(v *kvm.VCPU, e kvm.Exit) {
 	switch {
 	case e.Port == 0x3f8 && e.Write:
-		h.note(func() { h.console.WriteByte(byte(e.Data)) })
+		h.note(func() { h.console.Write(v.IOData()) }) // more than one byte for REP OUTSB
 	case e.Port == 0xe0 && e.Write:
 		h.end(func() { h.exited, h.status = true, uint32(e.Data) })
 	case e.Port == 0xe4 && e.Write:
@@ -192,6 +195,7 @@ func (h *Host) idle(d time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+	case <-h.halt:
 	case <-h.done:
 	}
 }

@@ -184,7 +184,7 @@ func TestMadMembersAreDisconnected(t *testing.T) {
 		})
 	}
 	w.setMembers(1, w.members, 0)
-	w.rec[1].waitFor(t, at, "up", 0)
+	w.rec[0].waitFor(t, 0, "up", 1)
 	w.send(0, 1, 1, 60)
 	w.waitPage(1, 0, 60)
 }
@@ -262,14 +262,21 @@ func TestMonitorPlaneRefusesStrangersAndLiars(t *testing.T) {
 	if _, err := dial(self, "secret of the cluster"); err == nil {
 		t.Error("somebody with our own id is let in")
 	}
+	nobody := three
+	nobody.Server = 0
 	for name, e := range map[string]wire.Envelope{
+		"nobody's raft":   {Cluster: "test-cluster", Sender: 0, Kind: wire.EnvelopeRaft},
 		"another sender":  {Cluster: "test-cluster", Sender: 2, Kind: wire.EnvelopeRaft},
 		"another cluster": {Cluster: "other", Sender: 3, Kind: wire.EnvelopeRaft},
 		"a stray reply":   {Cluster: "test-cluster", Sender: 3, Kind: wire.EnvelopeReply},
 		"a second hello":  {Cluster: "test-cluster", Sender: 3, Kind: wire.EnvelopeHello},
 	} {
 		before := p[1].Counters().BadFrames
-		conn, err := dial(three, "secret of the cluster")
+		who := three
+		if e.Sender == 0 {
+			who = nobody
+		}
+		conn, err := dial(who, "secret of the cluster")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -76,10 +76,13 @@ func (p *Peers) accept(conn net.Conn, known func()) {
 var errCut = errors.New("cut off")
 
 // mayEnter decides on a dialer that has proved that it knows the cluster's secret. Whether it is in the view is for the handler to
-// say, envelope by envelope: a server that wants to join is not.
+// say, envelope by envelope: a server that wants to join is not, and has no id yet.
 func (p *Peers) mayEnter(who wire.Identity) error {
-	if who.Server == 0 || who.Server == p.cfg.Self {
-		return fmt.Errorf("link: a server with the impossible id %d: %w", who.Server, wire.ErrHandshake)
+	if p.cfg.Self == 0 {
+		return fmt.Errorf("link: this server has not joined yet: %w", wire.ErrHandshake)
+	}
+	if who.Server == p.cfg.Self {
+		return fmt.Errorf("link: a server with our own id %d: %w", who.Server, wire.ErrHandshake)
 	}
 	if is, _ := p.cut(who.Server); is {
 		return errCut
@@ -107,6 +110,9 @@ func (p *Peers) receive(conn net.Conn, who wire.Identity) error {
 		}
 		p.count.received.Add(1)
 		p.count.receivedBytes.Add(uint64(len(e.Body)))
+		if who.Server == 0 && e.Kind != wire.EnvelopeJoin {
+			return fmt.Errorf("link: a server without an id sends an envelope of kind %d: %w", e.Kind, wire.ErrBadFrame)
+		}
 		switch e.Kind {
 		case wire.EnvelopePing:
 		case wire.EnvelopeRaft, wire.EnvelopeMonitor:

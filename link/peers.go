@@ -36,9 +36,9 @@ type PeersHandler interface {
 // PeersConfig says who this end of the monitor plane is.
 type PeersConfig struct {
 	ClusterID  string
-	Self       ident.ServerID
-	Secret     []byte // of the cluster; both sides of each connection prove that they know it
-	ListenAddr string // "127.0.0.1:0"
+	Self       ident.ServerID // 0 before the server has joined: then only Call works, and nobody connects
+	Secret     []byte         // of the cluster; both sides of each connection prove that they know it
+	ListenAddr string         // "127.0.0.1:0"
 	Handler    PeersHandler
 
 	// Stamp returns the incarnation and the view epoch that each outgoing envelope carries. It is called from many goroutines and
@@ -86,7 +86,7 @@ type Peers struct {
 
 // ListenPeers starts to listen. The error names the address when it is taken.
 func ListenPeers(cfg PeersConfig) (*Peers, error) {
-	if cfg.Handler == nil || cfg.Stamp == nil || len(cfg.Secret) == 0 || cfg.ClusterID == "" || len(cfg.ClusterID) > wire.ClusterIDLimit || cfg.Self == 0 {
+	if cfg.Handler == nil || cfg.Stamp == nil || len(cfg.Secret) == 0 || cfg.ClusterID == "" || len(cfg.ClusterID) > wire.ClusterIDLimit {
 		return nil, fmt.Errorf("link: monitor plane of server %d: incomplete configuration", cfg.Self)
 	}
 	setDefault(&cfg.HandshakeTimeout, DefaultHandshakeTimeout)

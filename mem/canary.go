@@ -18,11 +18,14 @@ const (
 	canaryDoneOnce                // a lost Done is never made up for
 	canaryNoDowngrade             // a writer that supplied a reader goes on writing
 	canaryEarlyServe              // a rebuilt directory serves before all survivors reported
+	canaryRetainedEpoch           // a copy retained in an epoch is believed after a later epoch's directory served
+	canaryGrantingZero            // a page whose first grant was under way counts as Zero though the grantee died
+	canaryOldAuthority            // a dead directory that may have served is passed over for an older, living one
 	canaryEnd
 )
 
 var canaryNames = [canaryEnd]string{"", "lost-inval", "early-grant", "epoch-ignored", "stale-serial", "read-before-revoke", "pin-ignored",
-	"retained-stale", "zero-again", "done-once", "no-downgrade", "early-serve"}
+	"retained-stale", "zero-again", "done-once", "no-downgrade", "early-serve", "retained-epoch", "granting-zero", "old-authority"}
 
 // Canaries lists the values of Config.Canary.
 func Canaries() []string { return append([]string(nil), canaryNames[1:]...) }

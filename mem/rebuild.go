@@ -155,6 +155,7 @@ func (b *rebuild) authority(c *Core, region uint64) authority {
 		}
 		d := k.members.Nth(int(region % uint64(k.members.Len())))
 		switch {
+		case !c.members.Has(d) && c.canary == canaryOldAuthority:
 		case !c.members.Has(d):
 			return authority{epoch: k.epoch}
 		case k.served.Has(d):
@@ -219,7 +220,7 @@ func (c *Core) decidePage(e *dirEntry, a authority, claim *wire.Holding) {
 			return
 		}
 	default:
-		if a.alive && (claim == nil || claim.Kind == wire.HoldingGranting && c.members.Has(claim.Part)) || c.canary == canaryZeroAgain {
+		if a.alive && (claim == nil || claim.Kind == wire.HoldingGranting && (c.members.Has(claim.Part) || c.canary == canaryGrantingZero)) || c.canary == canaryZeroAgain {
 			*e = dirEntry{state: Zero}
 			return
 		}
@@ -231,7 +232,7 @@ func (c *Core) retainedIsLatest(e *dirEntry, a authority, claim *wire.Holding) b
 	if c.canary == canaryRetainedStale {
 		return true
 	}
-	if epochOf(e.serial) == a.epoch {
+	if epochOf(e.serial) == a.epoch || c.canary == canaryRetainedEpoch {
 		return c.members.Has(e.grantee)
 	}
 	return a.alive && claim != nil && claim.Kind == wire.HoldingKept && claim.Serial == e.serial

@@ -101,6 +101,9 @@ func (p *part) access(op *operation) {
 		w.values++
 		op.value = w.values
 		p.memfd[op.page], w.latest[op.page] = op.value, op.value
+		if w.afterWrite != nil {
+			w.afterWrite(p, op.page)
+		}
 	}
 	w.history = append(w.history, *op)
 }

@@ -32,7 +32,7 @@ func init() {
 		Name:     "pages-crash",
 		Doc:      "as pages, and parts die: the directory is rebuilt, and only pages that the dead may have held are lost",
 		Run:      func(seed uint64, canary string) error { return Run(seed, canary, true) },
-		Canaries: []string{"epoch-ignored", "retained-stale", "zero-again", "early-serve"},
+		Canaries: []string{"epoch-ignored", "retained-stale", "zero-again", "early-serve", "retained-epoch", "granting-zero", "old-authority"},
 	})
 }
 
@@ -49,13 +49,14 @@ type world struct {
 	dead    ident.PartSet
 	touched []ident.PartSet // by page: parts that asked for it or were its directory
 	open    int             // operations not over yet
-	failed  error
+
+	afterWrite func(p *part, page ident.PageNo) // unless nil, called after each write
 }
 
 // settings are drawn from the seed.
 type settings struct {
 	parts, pages, ops int
-	crash             bool
+	crash, storm      bool
 	canary            string
 	core              mem.Config
 	faultsEnd         ident.Micros
@@ -108,6 +109,10 @@ func (w *world) draw(canary string, crash bool) settings {
 	s := settings{parts: 2 + r.IntN(4), pages: 1 + r.IntN(6), ops: 60 + r.IntN(180), crash: crash, canary: canary}
 	if crash {
 		s.parts = 3 + r.IntN(3)
+		if s.storm = r.IntN(3) == 0; s.storm {
+			// All at one page, and most parts die while it changes hands: what counts is who had it last.
+			s.parts, s.pages, s.ops = 5, 1, 250
+		}
 	}
 	s.core = mem.Config{
 		Pages: uint64(s.pages), RegionPages: 1 << r.IntN(2), Canary: canary,
@@ -212,6 +217,13 @@ func (w *world) resume(id kernel.NodeID) {
 // already. What a dead part sent before its death may still arrive.
 func (w *world) planCrashes(s settings) {
 	at := w.Between(0, s.faultsEnd)
+	if s.storm {
+		w.At(w.Between(300, 3000), func() {
+			w.crashOne()
+			w.afterWrite = w.crashWriter
+		})
+		return
+	}
 	for range 1 + w.Rand().IntN(s.parts-1) {
 		w.At(at, w.crashOne)
 		if w.Chance(400) {
@@ -226,7 +238,26 @@ func (w *world) crashOne() {
 	if w.members.Len() == 1 {
 		return
 	}
-	victim := w.members.Nth(w.Rand().IntN(w.members.Len()))
+	w.crash(w.members.Nth(w.Rand().IntN(w.members.Len())))
+}
+
+// crashWriter kills, soon after a write in an epoch that follows a failure, the writer and the page's directory: those who know most.
+func (w *world) crashWriter(p *part, page ident.PageNo) {
+	if p.core.Epoch() != w.epoch || w.Chance(300) {
+		return
+	}
+	w.afterWrite = nil
+	dir := p.core.Directory(page)
+	w.At(w.Now()+w.Between(0, 20), func() {
+		for _, victim := range []ident.Part{p.self, dir} {
+			if w.members.Has(victim) && w.members.Len() > 1 {
+				w.crash(victim)
+			}
+		}
+	})
+}
+
+func (w *world) crash(victim ident.Part) {
 	w.Tracef("CRASH %v", victim)
 	w.Crash(w.parts[victim].id)
 	w.members = w.members.Clear(victim)

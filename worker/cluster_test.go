@@ -157,7 +157,10 @@ func (p *part) read(r *bufio.Reader) {
 	}
 }
 
-func (p *part) log() string { b, _ := os.ReadFile(filepath.Join(p.dir, wire.WorkerLogFile)); return string(b) }
+func (p *part) log() string {
+	b, _ := os.ReadFile(filepath.Join(p.dir, wire.WorkerLogFile))
+	return string(b)
+}
 
 func (v *testVM) send(m wire.ToWorker) {
 	v.t.Helper()

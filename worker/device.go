@@ -9,7 +9,6 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
-	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -21,16 +20,16 @@ const (
 )
 
 // atHome tells whether this part holds the VM's devices.
-func (w *Worker) atHome() bool { return w.home != nil }
+func (w *Worker) atHome() bool { return w.home.Load() != nil }
 
 // device does one operation at the home part for a vCPU of this part, in the vCPU's order.
 func (w *Worker) device(v *vcpu, op deviceOp, value uint32) (uint32, error) {
 	v.deviceSeq++
 	r := deviceRequest{vcpu: v.cpu.ID(), op: op, seq: v.deviceSeq, value: value}
-	if w.atHome() {
-		return w.home.do(r)
+	if h := w.home.Load(); h != nil {
+		return h.do(r)
 	}
-	answer, err := w.askHome(r)
+	answer, err := w.askHome(v.life, r)
 	if err != nil {
 		return 0, err
 	}
@@ -40,23 +39,29 @@ func (w *Worker) device(v *vcpu, op deviceOp, value uint32) (uint32, error) {
 	return binary.LittleEndian.Uint32(answer), nil
 }
 
-// start asks the home part for a vCPU's first registers, which it has once the image is loaded.
-func (w *Worker) start(id ident.VCPU) (kvm.Start, error) {
-	if w.atHome() {
-		return w.home.start(w.ctx, id)
+// loadVCPU gives a vCPU the state that it begins its life with, which home knows.
+func (w *Worker) loadVCPU(v *vcpu) error {
+	var origin []byte
+	var err error
+	if h := w.home.Load(); h != nil {
+		origin, err = h.origin(w.ctx, v.cpu.ID())
+	} else {
+		origin, err = w.askHome(v.life, deviceRequest{vcpu: v.cpu.ID(), op: opOrigin})
 	}
-	answer, err := w.askHome(deviceRequest{vcpu: id, op: opStart})
 	if err != nil {
-		return kvm.Start{}, err
+		return err
 	}
-	return decodeStart(answer)
+	return v.begin(origin)
 }
 
-// askHome repeats a request until the home part has answered it, or has no more to say.
-func (w *Worker) askHome(r deviceRequest) ([]byte, error) {
+// askHome repeats a request until the home part has answered it, has no more to say, or the life ends that it was made in.
+func (w *Worker) askHome(life uint64, r deviceRequest) ([]byte, error) {
 	var buf [deviceRequestBytes]byte
 	body := r.encode(buf[:0])
 	for {
+		if w.guard.lifeNow.Load() != life || w.guard.restarting.Load() {
+			return nil, errNewLife
+		}
 		m := w.members.Load()
 		answer, status, err := w.plane.pages.Request(m.Home, m.Epoch, wire.DeviceGeneric, body, time.Now().Add(deviceDeadline))
 		switch {
@@ -79,22 +84,23 @@ func (w *Worker) askHome(r deviceRequest) ([]byte, error) {
 // HandleDevice implements link.PagesHandler: a vCPU of another part wants something of the devices here.
 func (w *Worker) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceRequest) {
 	r, err := decodeDeviceRequest(req.Payload)
+	h := w.home.Load()
 	switch {
 	case err != nil || req.Kind != wire.DeviceGeneric:
 		req.Reply(wire.DeviceBad, nil)
-	case !w.atHome():
+	case h == nil:
 		req.Reply(wire.DeviceNotHome, nil)
 	case !w.guard.mayAct():
 		req.Reply(wire.DeviceNotReady, nil)
-	case r.op == opStart:
-		go w.replyStart(r.vcpu, req) // waits for the image
+	case r.op == opOrigin:
+		go w.replyOrigin(h, r.vcpu, req) // waits for the image
 	default:
-		w.replyDevice(r, req)
+		w.replyDevice(h, r, req)
 	}
 }
 
-func (w *Worker) replyDevice(r deviceRequest, req link.DeviceRequest) {
-	value, err := w.home.do(r)
+func (w *Worker) replyDevice(h *home, r deviceRequest, req link.DeviceRequest) {
+	value, err := h.do(r)
 	switch {
 	case err == nil:
 		var answer [4]byte
@@ -110,37 +116,16 @@ func (w *Worker) replyDevice(r deviceRequest, req link.DeviceRequest) {
 	}
 }
 
-func (w *Worker) replyStart(vcpu ident.VCPU, req link.DeviceRequest) {
+func (w *Worker) replyOrigin(h *home, vcpu ident.VCPU, req link.DeviceRequest) {
 	ctx, cancel := context.WithTimeout(w.ctx, deviceDeadline/2) // the other side asks again
 	defer cancel()
-	s, err := w.home.start(ctx, vcpu)
+	origin, err := h.origin(ctx, vcpu)
 	switch {
 	case errors.Is(err, errEnded):
 		req.Reply(wire.DeviceNotReady, nil)
 	case err != nil:
 		req.Reply(wire.DeviceBad, nil)
 	default:
-		req.Reply(wire.DeviceOK, encodeStart(s))
+		req.Reply(wire.DeviceOK, origin)
 	}
-}
-
-const startBytes = 7 * 8
-
-func encodeStart(s kvm.Start) []byte {
-	b := make([]byte, 0, startBytes)
-	for _, v := range []uint64{s.RIP, s.RSP, s.RDI, s.RSI, s.RDX, s.RCX, s.CR3} {
-		b = binary.LittleEndian.AppendUint64(b, v)
-	}
-	return b
-}
-
-func decodeStart(b []byte) (kvm.Start, error) {
-	if len(b) != startBytes {
-		return kvm.Start{}, fmt.Errorf("home sent first registers of %d bytes, want %d", len(b), startBytes)
-	}
-	var s kvm.Start
-	for i, v := range []*uint64{&s.RIP, &s.RSP, &s.RDI, &s.RSI, &s.RDX, &s.RCX, &s.CR3} {
-		*v = binary.LittleEndian.Uint64(b[8*i:])
-	}
-	return s, nil
 }

@@ -22,21 +22,30 @@ func bootMicros() ident.Micros {
 // A guard decides whether this part may act: run guest instructions, answer page requests, release output. It opens when the VM has
 // started, closes for good when it ends, and closes for a while when the part is paused or when the server's lease has lapsed.
 //
-//	closed --start--> open <--lease renewed / resume-- held
-//	                  open ---lease lapsed / pause---> held
+//	closed --start--> open <--lease renewed / resume / release-- held
+//	                  open ---lease lapsed / pause / hold------> held
 //	any ---stop---> stopped
+//
+// A VM that goes back to a checkpoint begins a new life (restart): enter tells each vCPU the number of the life it enters, so that it loads
+// the state that it begins that life with.
 //
 // A vCPU asks enter before every entry into the guest. A stop signal forces each vCPU out of KVM_RUN, so a process that was stopped and
 // continued long after its lease lapsed executes no guest instruction.
 type guard struct {
-	leaseUntil atomic.Int64 // ident.Micros of CLOCK_BOOTTIME
-	open       atomic.Bool  // started, not paused, not stopped
+	leaseUntil atomic.Int64  // ident.Micros of CLOCK_BOOTTIME
+	open       atomic.Bool   // mayRun
+	lifeNow    atomic.Uint64 // life
+	restarting atomic.Bool   // a new life is being prepared: who waits for something of the old one gives up
 
 	mu      sync.Mutex
 	changed *sync.Cond
-	started bool // protected by mu
-	paused  bool // protected by mu
-	stopped bool // protected by mu
+	started bool   // protected by mu
+	paused  bool   // protected by mu
+	held    int    // protected by mu; holds not yet released
+	stopped bool   // protected by mu
+	life    uint64 // protected by mu; written while no vCPU is out of enter
+	threads int    // protected by mu; vCPU threads that are alive
+	parked  int    // protected by mu; of these, how many wait in enter
 	kick    func()
 	onFence func(fenced bool)
 	timer   *time.Timer
@@ -57,22 +66,78 @@ func (g *guard) leased() bool { return int64(bootMicros()) < g.leaseUntil.Load()
 // mayAct tells whether the part may answer peers at this moment. A part that has not started yet may: its directory serves others.
 func (g *guard) mayAct() bool { return g.leased() }
 
-// enter blocks until the vCPU may enter the guest; it returns false when the VM has ended.
-func (g *guard) enter() bool {
+// join counts a vCPU thread; leave ends that.
+func (g *guard) join() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.threads++
+}
+
+func (g *guard) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.threads--
+	g.changed.Broadcast()
+}
+
+// enter blocks until the vCPU may enter the guest, and returns the life that it enters; ok is false when the VM has ended. The fast path may
+// still return the former life when a restart is under way: restart waits until every thread has parked, so nothing comes of it.
+func (g *guard) enter() (life uint64, ok bool) {
 	if g.open.Load() && g.leased() {
-		return true
+		return g.lifeNow.Load(), true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.parked++
+	g.changed.Broadcast()
+	defer func() { g.parked-- }()
 	for {
 		if g.stopped {
-			return false
+			return 0, false
 		}
-		if g.started && !g.paused && g.leased() {
-			return true
+		if g.mayRun() && g.leased() {
+			return g.life, true
 		}
 		g.changed.Wait()
 	}
+}
+
+// mayRun requires mu.
+func (g *guard) mayRun() bool { return g.started && !g.paused && g.held == 0 && !g.stopped }
+
+// hold throws the vCPUs out of the guest and waits until all of them have parked, or for at most the given time. Each hold that returned
+// true must be released.
+func (g *guard) hold(within time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.held++
+	g.settle()
+	expired := false
+	timer := time.AfterFunc(within, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		expired = true
+		g.changed.Broadcast()
+	})
+	defer timer.Stop()
+	for g.parked < g.threads && !expired && !g.stopped {
+		g.changed.Wait()
+	}
+	if g.parked == g.threads {
+		return true
+	}
+	g.held--
+	g.settle()
+	return false
+}
+
+// release ends a hold.
+func (g *guard) release() { g.update(func() { g.held-- }) }
+
+// restart begins a new life. All vCPUs must be held.
+func (g *guard) restart() {
+	g.update(func() { g.life++ })
+	g.restarting.Store(false)
 }
 
 // renew extends the lease. A renewal that would shorten it is ignored: they can overtake one another.
@@ -106,8 +171,8 @@ func (g *guard) checkLease() {
 	g.kick()
 }
 
-// start lets the vCPUs run.
-func (g *guard) start() { g.update(func() { g.started = true }) }
+// start lets the vCPUs run their first life.
+func (g *guard) start() { g.update(func() { g.started, g.life = true, g.life+1 }) }
 
 // pause holds the vCPUs, or lets them go on.
 func (g *guard) pause(on bool) { g.update(func() { g.paused = on }) }
@@ -126,7 +191,13 @@ func (g *guard) update(f func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f()
-	g.open.Store(g.started && !g.paused && !g.stopped)
+	g.settle()
+}
+
+// settle publishes what may be done now, and throws out of the guest who may not be there. It requires mu.
+func (g *guard) settle() {
+	g.lifeNow.Store(g.life)
+	g.open.Store(g.mayRun())
 	if !g.open.Load() {
 		g.kick()
 	}

@@ -12,7 +12,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	fences := make(chan bool, 16)
 	g := newGuard(func() { kicks <- struct{}{} }, func(on bool) { fences <- on })
 	entered := make(chan bool, 1)
-	go func() { entered <- g.enter() }()
+	go func() { _, ok := g.enter(); entered <- ok }()
 
 	g.start()
 	select {
@@ -35,7 +35,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	if on := <-fences; on {
 		t.Fatal("a renewed lease raised the fence again")
 	}
-	if !g.enter() {
+	if _, ok := g.enter(); !ok {
 		t.Fatal("did not go on under a renewed lease")
 	}
 }
@@ -53,7 +53,7 @@ func TestGuardIgnoresAnOlderLease(t *testing.T) {
 func TestGuardStopEndsWaiters(t *testing.T) {
 	g := newGuard(func() {}, func(bool) {})
 	entered := make(chan bool, 1)
-	go func() { entered <- g.enter() }()
+	go func() { _, ok := g.enter(); entered <- ok }()
 	g.stop()
 	if <-entered {
 		t.Fatal("entered a stopped part")
@@ -66,7 +66,7 @@ func TestGuardPauseHolds(t *testing.T) {
 	g.start()
 	g.pause(true)
 	entered := make(chan bool, 1)
-	go func() { entered <- g.enter() }()
+	go func() { _, ok := g.enter(); entered <- ok }()
 	select {
 	case <-entered:
 		t.Fatal("entered while paused")
@@ -75,5 +75,36 @@ func TestGuardPauseHolds(t *testing.T) {
 	g.pause(false)
 	if !<-entered {
 		t.Fatal("did not go on after the pause")
+	}
+}
+
+func TestGuardHoldWaitsForEveryThread(t *testing.T) {
+	g := newGuard(func() {}, func(bool) {})
+	g.renew(bootMicros() + 60*ident.Second)
+	g.start()
+	g.join()
+	g.join()
+	if g.hold(5 * time.Millisecond) {
+		t.Fatal("held while two threads may be in the guest")
+	}
+	lives := make(chan uint64, 2)
+	ready := make(chan struct{})
+	for range 2 {
+		go func() {
+			<-ready
+			life, _ := g.enter()
+			lives <- life
+		}()
+	}
+	g.pause(true)
+	close(ready)
+	if !g.hold(10 * time.Second) {
+		t.Fatal("parked threads do not count as held")
+	}
+	g.restart()
+	g.pause(false)
+	g.release()
+	if a, b := <-lives, <-lives; a != 2 || b != 2 {
+		t.Fatalf("entered lives %d and %d, want 2", a, b)
 	}
 }

@@ -1,17 +1,20 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/vmm/kvm"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // deviceOp is one operation of the payload ABI that only the home part can do.
@@ -22,7 +25,7 @@ const (
 	opRecord                      // value: the record
 	opClock                       // answer: milliseconds since the VM first started
 	opExit                        // value: the guest's status
-	opStart                       // waits until the image is loaded; answer: the vCPU's first registers
+	opOrigin                      // waits until the image is loaded; answer: the vCPU's origin
 )
 
 // deviceRequest is one such operation of one vCPU. Seq rises with each request of a vCPU, from 1, so that one repeated after a broken
@@ -62,63 +65,119 @@ var (
 
 // home holds the devices of a VM that exist once: console, output log, clock, exit. It lives in the home part's worker, and gives all
 // vCPUs, wherever they run, one order of output.
+//
+// Output of a protected VM is held back: what the guest has done since a checkpoint leaves only once the checkpoint after it is safe with
+// every standby (output commit). Held output is part of the checkpoint, so that it leaves exactly once whoever is home then.
 type home struct {
-	mu        sync.Mutex
-	console   *os.File
-	output    *os.File
+	onExit func(status uint32)
+
+	mu        sync.Mutex // protects all below
+	console   stream
+	output    stream
 	line      []byte
-	started   time.Time
+	began     time.Time // when the clock read base
+	base      time.Duration
 	lastMilli uint32
 	done      []doneRequest // by vCPU
-	ended     bool
-	onExit    func(status uint32)
+	exited    bool          // the guest has asked for the end
+	status    uint32
+	closed    bool
+	holding   bool
+	origins   [][]byte      // by vCPU; valid once loaded is closed
 	loaded    chan struct{} // closed when the image is in memory
-	starts    []kvm.Start   // by vCPU; valid once loaded is closed
+	urgent    chan struct{} // has a token when a checkpoint should not wait: the guest's end is held back
 }
 
 // doneRequest remembers a vCPU's last request and its answer.
 type doneRequest struct {
-	seq   uint64
-	value uint32
+	Seq   uint64 `json:"seq"`
+	Value uint32 `json:"value"`
 }
 
-// newHome opens the console and output files, which it appends to.
-func newHome(consolePath, outputPath string, vcpus int, onExit func(uint32)) (*home, error) {
-	h := &home{done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{})}
+// stream is one kind of output: a file of what has left, and behind it what is held back.
+type stream struct {
+	file    *os.File
+	written int64  // bytes in the file
+	held    []byte // the bytes after those
+	cut     int64  // where the last checkpoint's output ends, as an offset in the whole
+}
+
+func openStream(path string) (stream, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return stream{}, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return stream{}, err
+	}
+	return stream{file: f, written: info.Size()}, nil
+}
+
+// put adds output, which leaves at once unless hold.
+func (s *stream) put(b []byte, hold bool) error {
+	if hold {
+		s.held = append(s.held, b...)
+		return nil
+	}
+	n, err := s.file.WriteAt(b, s.written)
+	s.written += int64(n)
+	return err
+}
+
+// release lets output up to the given offset of the whole leave.
+func (s *stream) release(upTo int64) error {
+	n := min(upTo-s.written, int64(len(s.held)))
+	if n <= 0 {
+		return nil
+	}
+	if err := s.put(s.held[:n], false); err != nil {
+		return err
+	}
+	s.held = append(s.held[:0], s.held[n:]...)
+	return nil
+}
+
+func (s *stream) end() int64 { return s.written + int64(len(s.held)) }
+
+// newHome opens the console and output files in dir, which it appends to.
+func newHome(dir string, vcpus int, onExit func(uint32)) (*home, error) {
+	h := &home{done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), urgent: make(chan struct{}, 1)}
 	var err error
-	if h.console, err = os.OpenFile(consolePath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+	if h.console, err = openStream(filepath.Join(dir, wire.WorkerConsoleFile)); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if h.output, err = os.OpenFile(outputPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
-		h.console.Close()
+	if h.output, err = openStream(filepath.Join(dir, wire.WorkerOutputFile)); err != nil {
+		h.console.file.Close()
 		return nil, fmt.Errorf("output log: %w", err)
 	}
 	return h, nil
 }
 
 // setLoaded says that the guest's image is in memory, and starts its clock.
-func (h *home) setLoaded(starts []kvm.Start) {
+func (h *home) setLoaded(origins [][]byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.starts = starts
-	h.started = time.Now()
+	h.origins = origins
+	h.began = time.Now()
 	close(h.loaded)
 }
 
-// start waits until the image is loaded and returns the vCPU's first registers.
-func (h *home) start(ctx context.Context, vcpu ident.VCPU) (kvm.Start, error) {
+// origin waits until the image is loaded and returns what a vCPU begins with.
+func (h *home) origin(ctx context.Context, vcpu ident.VCPU) ([]byte, error) {
 	select {
 	case <-h.loaded:
 	case <-ctx.Done():
-		return kvm.Start{}, errEnded
+		return nil, errEnded
 	}
-	if int(vcpu) >= len(h.starts) {
-		return kvm.Start{}, fmt.Errorf("start of vCPU %d of %d", vcpu, len(h.starts))
+	if int(vcpu) >= len(h.origins) {
+		return nil, fmt.Errorf("%w: origin of vCPU %d of %d", errBadRequest, vcpu, len(h.origins))
 	}
-	return h.starts[vcpu], nil
+	return h.origins[vcpu], nil
 }
 
-// do carries out one request other than opStart. An error other than errEnded and errBadRequest is a failure of the home's files and
+// do carries out one request other than opOrigin. An error other than errEnded and errBadRequest is a failure of the home's files and
 // ends the VM.
 func (h *home) do(r deviceRequest) (uint32, error) {
 	if int(r.vcpu) >= len(h.done) {
@@ -127,20 +186,20 @@ func (h *home) do(r deviceRequest) (uint32, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	last := &h.done[r.vcpu]
-	if r.seq == last.seq {
-		return last.value, nil
+	if r.seq == last.Seq {
+		return last.Value, nil
 	}
-	if r.seq < last.seq {
-		return 0, fmt.Errorf("%w: number %d of vCPU %d after %d", errBadRequest, r.seq, r.vcpu, last.seq)
+	if r.seq < last.Seq {
+		return 0, fmt.Errorf("%w: number %d of vCPU %d after %d", errBadRequest, r.seq, r.vcpu, last.Seq)
 	}
-	if h.ended {
+	if h.exited || h.closed {
 		return 0, errEnded
 	}
 	value, err := h.perform(r)
 	if err != nil {
 		return 0, err
 	}
-	*last = doneRequest{seq: r.seq, value: value}
+	*last = doneRequest{Seq: r.seq, Value: value}
 	return value, nil
 }
 
@@ -149,31 +208,136 @@ func (h *home) perform(r deviceRequest) (uint32, error) {
 	switch r.op {
 	case opConsole:
 		h.line = append(h.line[:0], byte(r.value))
-		if _, err := h.console.Write(h.line); err != nil {
+		if err := h.console.put(h.line, h.holding); err != nil {
 			return 0, fmt.Errorf("console log: %w", err)
 		}
 	case opRecord:
 		h.line = append(strconv.AppendUint(h.line[:0], uint64(r.value), 10), '\n')
-		if _, err := h.output.Write(h.line); err != nil {
+		if err := h.output.put(h.line, h.holding); err != nil {
 			return 0, fmt.Errorf("output log: %w", err)
 		}
 	case opClock:
-		h.lastMilli = max(h.lastMilli, uint32(time.Since(h.started).Milliseconds()))
+		h.lastMilli = max(h.lastMilli, uint32(h.clock().Milliseconds()))
 		return h.lastMilli, nil
 	case opExit:
-		h.ended = true
-		h.onExit(r.value)
+		h.exited, h.status = true, r.value
+		if !h.holding {
+			h.onExit(r.value)
+			break
+		}
+		select {
+		case h.urgent <- struct{}{}:
+		default:
+		}
 	default:
 		return 0, fmt.Errorf("%w: unknown operation %d", errBadRequest, r.op)
 	}
 	return 0, nil
 }
 
-// close ends all output.
+// clock is the time since the VM first started. It requires mu.
+func (h *home) clock() time.Duration { return h.base + time.Since(h.began) }
+
+// homeState is what a checkpoint holds of the devices, besides output.
+type homeState struct {
+	ClockMicros int64         `json:"clock_micros"`
+	LastMilli   uint32        `json:"last_milli"`
+	Done        []doneRequest `json:"done"`
+	Exited      bool          `json:"exited"`
+	Status      uint32        `json:"status"`
+}
+
+// outputPiece is output bytes at an offset of the whole stream.
+type outputPiece struct {
+	offset int64
+	bytes  []byte
+}
+
+// cut captures the devices, and the output made since the last cut, for a checkpoint. The guard must hold all vCPUs of the VM.
+func (h *home) cut() (state []byte, console, output outputPiece, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := homeState{ClockMicros: h.clock().Microseconds(), LastMilli: h.lastMilli, Done: h.done, Exited: h.exited, Status: h.status}
+	if state, err = json.Marshal(s); err != nil {
+		return nil, console, output, fmt.Errorf("device state: %w", err)
+	}
+	return state, h.console.takeCut(), h.output.takeCut(), nil
+}
+
+// takeCut returns a copy of what is held, all of which belongs to this checkpoint or to an earlier one that is not safe yet.
+func (s *stream) takeCut() outputPiece {
+	s.cut = s.end()
+	return outputPiece{offset: s.written, bytes: bytes.Clone(s.held)}
+}
+
+// hold begins or ends holding back output. Its end lets all leave.
+func (h *home) hold(on bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.holding = on
+	if on {
+		return nil
+	}
+	return h.release(h.console.end(), h.output.end())
+}
+
+// committed lets the output leave that was made up to the last cut: its checkpoint is safe. exited is what the cut held of the guest's end.
+func (h *home) committed(exited bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.release(h.console.cut, h.output.cut); err != nil {
+		return err
+	}
+	if exited {
+		h.onExit(h.status)
+	}
+	return nil
+}
+
+// release requires mu.
+func (h *home) release(console, output int64) error {
+	if h.closed {
+		return nil
+	}
+	if err := h.console.release(console); err != nil {
+		return fmt.Errorf("console log: %w", err)
+	}
+	if err := h.output.release(output); err != nil {
+		return fmt.Errorf("output log: %w", err)
+	}
+	if h.exited && !h.holding {
+		h.onExit(h.status)
+	}
+	return nil
+}
+
+// restore makes the devices what a checkpoint captured. The files hold the output up to it already. elapsed is the time since the cut.
+func (h *home) restore(state []byte, elapsed time.Duration) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var s homeState
+	if err := json.Unmarshal(state, &s); err != nil {
+		return fmt.Errorf("device state: %w", err)
+	}
+	if len(s.Done) != len(h.done) {
+		return fmt.Errorf("device state of %d vCPUs, the VM has %d", len(s.Done), len(h.done))
+	}
+	h.base, h.began = time.Duration(s.ClockMicros)*time.Microsecond+elapsed, time.Now()
+	h.lastMilli, h.done, h.exited, h.status = s.LastMilli, s.Done, s.Exited, s.Status
+	if h.exited {
+		h.onExit(h.status)
+	}
+	return nil
+}
+
+// close ends all output. What is held back stays unseen: it belongs to a checkpoint that is not safe.
 func (h *home) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ended = true
-	h.console.Close()
-	h.output.Close()
+	if h.closed {
+		return
+	}
+	h.closed = true
+	h.console.file.Close()
+	h.output.file.Close()
 }

@@ -2,18 +2,17 @@ package worker
 
 import (
 	"errors"
+	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/cellvisor/cellvisor/vmm/kvm"
 )
 
 func testHome(t *testing.T, vcpus int, onExit func(uint32)) (h *home, console, output string) {
 	t.Helper()
 	dir := t.TempDir()
 	console, output = filepath.Join(dir, "console.log"), filepath.Join(dir, "output.log")
-	h, err := newHome(console, output, vcpus, onExit)
+	h, err := newHome(dir, vcpus, onExit)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +74,7 @@ func TestHomeIsSilentAfterExit(t *testing.T) {
 
 func TestHomeClockNeverGoesBack(t *testing.T) {
 	h, _, _ := testHome(t, 1, nil)
-	h.setLoaded([]kvm.Start{{}})
+	h.setLoaded([][]byte{{}})
 	h.lastMilli = 1 << 20 // as if asked a quarter of an hour from now
 	if ms, err := h.do(deviceRequest{op: opClock, seq: 1}); err != nil || ms < 1<<20 {
 		t.Errorf("clock %d, %v: went back", ms, err)

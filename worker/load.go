@@ -23,11 +23,11 @@ func (w *Worker) load() {
 		w.fail(fmt.Errorf("load payload: %w", err))
 		return
 	}
-	starts := make([]kvm.Start, len(layout.Starts))
+	origins := make([][]byte, len(layout.Starts))
 	for i, s := range layout.Starts {
-		starts[i] = kvm.Start(s)
+		origins[i] = encodeStart(kvm.Start(s))
 	}
-	w.home.setLoaded(starts)
+	w.home.Load().setLoaded(origins)
 }
 
 func (w *Worker) layout() (*boot.Layout, error) {

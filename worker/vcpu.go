@@ -24,14 +24,15 @@ const (
 // vcpu is one virtual CPU that runs on this part.
 type vcpu struct {
 	cpu       *kvm.VCPU
-	deviceSeq uint64        // of its last device request; its thread's
+	life      uint64        // the life that it is in; its thread's
+	deviceSeq uint64        // of its last device request; its thread's, or whoever holds the guard
 	wake      chan struct{} // ends an idle early: the vCPU was kicked
 	exits     atomic.Uint64
 	runMicros atomic.Int64
 }
 
-// errGuest marks an end that the guest brought upon itself.
-var errGuest = errors.New("guest failed")
+// errNewLife ends what a vCPU is doing because the VM goes back to a checkpoint.
+var errNewLife = errors.New("the VM goes back to a checkpoint")
 
 // kickAll throws all vCPUs of this part out of the guest and out of idling.
 func (w *Worker) kickAll() {
@@ -44,41 +45,46 @@ func (w *Worker) kickAll() {
 	}
 }
 
-// runVCPU is the life of a vCPU's thread.
+// runVCPU is a vCPU's thread. At the begin of each of the VM's lives it loads the vCPU's state, then runs the guest until the life ends.
 func (w *Worker) runVCPU(v *vcpu) {
 	defer w.running.Done()
+	defer w.guard.leave()
 	v.cpu.Bind()
 	defer v.cpu.Unbind()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) // below the threads that serve pages
-	first, err := w.start(v.cpu.ID())
-	if err == nil {
-		err = v.cpu.Start(first)
-	}
-	if err != nil {
-		if !errors.Is(err, errEnded) {
-			w.fail(err)
+	for {
+		life, ok := w.guard.enter()
+		if !ok {
+			return
 		}
-		return
-	}
-	for w.guard.enter() {
-		began := time.Now()
-		exit, err := v.cpu.Run()
-		v.exits.Add(1)
-		v.runMicros.Add(time.Since(began).Microseconds())
-		if err == nil {
-			err = w.handle(v, exit)
+		var err error
+		if life != v.life {
+			v.life = life
+			err = w.loadVCPU(v)
+		} else {
+			err = w.runOnce(v)
 		}
 		switch {
+		case err == nil, errors.Is(err, errNewLife):
 		case errors.Is(err, errEnded):
 			return
-		case errors.Is(err, errGuest):
-			w.failGuest(err, v.cpu.Dump())
-			return
-		case err != nil:
+		default:
 			w.failGuest(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
 			return
 		}
 	}
+}
+
+// runOnce lets the guest run to its next exit, and acts on that.
+func (w *Worker) runOnce(v *vcpu) error {
+	began := time.Now()
+	exit, err := v.cpu.Run()
+	v.exits.Add(1)
+	v.runMicros.Add(time.Since(began).Microseconds())
+	if err != nil {
+		return err
+	}
+	return w.handle(v, exit)
 }
 
 // handle acts on one exit.
@@ -89,7 +95,7 @@ func (w *Worker) handle(v *vcpu, exit kvm.Exit) error {
 	case exit.Reason == kvm.IO && exit.Count == 1:
 		return w.handlePort(v, exit)
 	}
-	return fmt.Errorf("%w: vCPU %d: %s", errGuest, v.cpu.ID(), exit)
+	return fmt.Errorf("guest failed: %s", exit)
 }
 
 func (w *Worker) handlePort(v *vcpu, exit kvm.Exit) error {
@@ -115,13 +121,16 @@ func (w *Worker) handlePort(v *vcpu, exit kvm.Exit) error {
 		}
 		return errEnded
 	}
-	return fmt.Errorf("%w: vCPU %d: %s: no such port in the payload ABI", errGuest, v.cpu.ID(), exit)
+	return fmt.Errorf("guest failed: %s: no such port in the payload ABI", exit)
 }
 
 // idle keeps the vCPU out of the guest for d, or until it is kicked: whoever kicks it wants it to look at the guard.
 func (w *Worker) idle(v *vcpu, d time.Duration) {
 	until := time.Now().Add(d)
-	for w.guard.enter() {
+	for {
+		if life, ok := w.guard.enter(); !ok || life != v.life {
+			return
+		}
 		left := time.Until(until)
 		if left <= 0 {
 			return

@@ -36,7 +36,7 @@ type Worker struct {
 	control *control
 	guard   *guard
 	plane   *plane
-	home    *home // nil unless this is the home part; set before the first vCPU runs
+	home    atomic.Pointer[home] // nil unless this is the home part
 	vcpus   []*vcpu
 	running sync.WaitGroup
 	members atomic.Pointer[wire.WorkerMembers]
@@ -224,11 +224,11 @@ func (w *Worker) takeMembers(m wire.WorkerMembers) {
 // begin starts the VM's part under its first members. Home opens its devices before any peer can ask for them.
 func (w *Worker) begin(m wire.WorkerMembers) error {
 	if m.Home == w.spec.Part {
-		var err error
-		w.home, err = newHome(filepath.Join(w.dir, wire.WorkerConsoleFile), filepath.Join(w.dir, wire.WorkerOutputFile), w.spec.VCPUs, w.guestExit)
+		h, err := newHome(w.dir, w.spec.VCPUs, w.guestExit)
 		if err != nil {
 			return err
 		}
+		w.home.Store(h)
 	}
 	if w.spans() {
 		if err := w.plane.setMembers(m); err != nil {
@@ -238,12 +238,18 @@ func (w *Worker) begin(m wire.WorkerMembers) error {
 	if w.atHome() {
 		go w.load()
 	}
-	w.running.Add(len(w.vcpus))
-	w.guard.start()
 	for _, v := range w.vcpus {
-		go w.runVCPU(v)
+		w.launch(v)
 	}
+	w.guard.start()
 	return nil
+}
+
+// launch starts a vCPU's thread.
+func (w *Worker) launch(v *vcpu) {
+	w.running.Add(1)
+	w.guard.join()
+	go w.runVCPU(v)
 }
 
 // guestExit is called by home when the guest ended the VM.
@@ -326,8 +332,8 @@ func (w *Worker) shutDown() {
 	case <-done:
 	case <-time.After(200 * time.Millisecond):
 	}
-	if w.home != nil {
-		w.home.close()
+	if h := w.home.Load(); h != nil {
+		h.close()
 	}
 	w.control.listener.Close()
 }

@@ -1,0 +1,87 @@
+# `make help` lists the targets. CI calls the same ones.
+
+GO         ?= go
+BIN        := bin/cellvisor
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+LDFLAGS    := -s -w -X main.version=$(VERSION) -X github.com/cellvisor/cellvisor/server.Version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+TOOLS      := $(CURDIR)/bin/tools
+
+# Tests that need KVM skip themselves where it cannot be opened; where it can, a skip is a failure.
+export REQUIRE_KVM ?= $(shell { : <>/dev/kvm; } 2>/dev/null && echo 1)
+
+# The race detector costs a factor of five to ten. Pure packages start no goroutine, so it has nothing to find in them.
+PURE       := ./ident/... ./wire/... ./cells/... ./mem/... ./balancer/... ./recovery/... ./monitor/...
+SEEDS      ?= 1..2000
+CANARY_SEEDS ?= 1..2000
+FUZZTIME   ?= 30s
+ROUNDS     ?= 100
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-pure test-race test-plain e2e chaos demo bench sim fuzz lint fmt generate payloads install clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/cellvisor, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/cellvisor
+
+test: test-pure test-race test-plain ## Run all tests that end within ten minutes on two cores
+
+test-pure: # the decision cores and the simulator, without the race detector
+	$(GO) test -timeout 8m $(PURE) ./sim/...
+
+RACY = $$($(GO) list ./... | grep -v -E '/(ident|wire|cells|mem|balancer|recovery|monitor|sim|tests|payload)(/|$$)')
+test-race: # whatever has goroutines, with it
+	$(GO) test -race -timeout 8m $(RACY)
+
+test-plain: # guests and real clusters: the race detector would distort their time
+	$(GO) test -timeout 9m ./payload/... ./tests/...
+
+e2e: build ## Run the end-to-end scripts on real clusters, one at a time
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -parallel 1 ./tests/...
+
+chaos: build ## Kill and stop servers at random, ROUNDS=100 times, with VMs inside and across cells
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestChaos ./tests
+
+demo: build ## See a cell die and what that does to whom
+	$(BIN) demo
+
+bench: build ## Measure remote page faults against their floor
+	$(BIN) bench fault
+
+sim: build ## Run the simulator over SEEDS=1..2000, and check that every planted bug is found
+	$(BIN) sim --seeds $(SEEDS)
+	$(BIN) sim --canaries --seeds $(CANARY_SEEDS)
+
+fuzz: ## Run every fuzz target for FUZZTIME=30s
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+lint: ## Check formatting, vet, staticcheck
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (make fmt): $$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+fmt: ## Format all Go files
+	gofmt -w $$(git ls-files '*.go')
+
+generate: ## Rebuild generated code from api/cellvisor.proto; needs protoc
+	GOBIN=$(TOOLS) $(GO) install $(PROTOC_GEN_GO)
+	GOBIN=$(TOOLS) $(GO) install $(PROTOC_GEN_GO_GRPC)
+	PATH=$(TOOLS):$$PATH $(GO) generate ./api
+
+payloads: ## Rebuild the built-in guest programs from C; needs gcc
+	$(MAKE) -C payload
+
+PREFIX ?= /usr/local
+install: build ## Install the program below PREFIX=/usr/local
+	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/cellvisor
+
+clean: ## Remove what was built
+	rm -rf bin

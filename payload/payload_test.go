@@ -84,12 +84,19 @@ func TestLitmus(t *testing.T) {
 	}
 }
 
-// TestLitmusCanary: a test that must fail does, or nothing that the others say means anything.
+// TestLitmusCanary: a test that must fail does, or nothing that the others say means anything. Whether two vCPUs meet in a run is chance on a
+// busy machine, so it may take several.
 func TestLitmusCanary(t *testing.T) {
-	r := start(t, "litmus", "500000 canary", 2, 16*ident.MiB)
-	if !r.Exited || r.Status != 1 || !strings.Contains(r.Console, "canary flag=1 data=0") || !strings.Contains(r.Console, "FORBIDDEN") {
-		t.Errorf("status %d:\n%s", r.Status, r.Console)
+	for range 50 {
+		r := start(t, "litmus", "500000 canary", 2, 16*ident.MiB)
+		if r.Exited && r.Status == 1 && strings.Contains(r.Console, "canary flag=1 data=0") && strings.Contains(r.Console, "FORBIDDEN") {
+			return
+		}
+		if r.Status != 0 || r.Failure != "" {
+			t.Fatalf("status %d, %s:\n%s", r.Status, r.Failure, r.Console)
+		}
 	}
+	t.Error("25 million rounds of a broken program showed nothing forbidden")
 }
 
 func TestWalk(t *testing.T) {
@@ -143,7 +150,7 @@ func TestArgumentsThatAreWrong(t *testing.T) {
 		"count": "ten", "lock": "99999999999", "litmus": "10 nosuch", "dirty": "101", "fault": "10 nosuch",
 	} {
 		r := start(t, name, args, 2, 16*ident.MiB)
-		if r.Status != 1 || !strings.Contains(r.Console, "FAIL: ") {
+		if r.Status != 1 || strings.Count(r.Console, "FAIL: ") != 1 {
 			t.Errorf("%s %q: status %d, console %q", name, args, r.Status, r.Console)
 		}
 	}

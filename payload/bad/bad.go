@@ -24,6 +24,7 @@ var Names = []string{
 	"wreck-tables",  // overwrites the loader's page tables, then touches memory
 	"registers",     // behaves: checks that its registers survive whatever is done to its vCPU
 	"ports",         // does port I/O for ever
+	"toucher",       // writes the word at 8 MiB and does a port output, for ever
 }
 
 // Open returns the ELF image of a program.

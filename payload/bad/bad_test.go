@@ -21,9 +21,9 @@ func TestEndings(t *testing.T) {
 		console string
 	}{
 		{"triplefault", "rbx 0000000000001234", 0, "about to fault\n"},
-		{"jump", "rip 00007000deadb000", 0, ""},
-		{"outside", "cr2 00000000c1000000", 0, ""},      // 16 MiB + 3 GiB
-		{"outside-read", "cr2 0000000001000000", 0, ""}, // 16 MiB
+		{"jump", "at rip 0x7000deadb000", 0, ""},
+		{"outside", "last page fault at 0xc1000000, where it has no memory", 0, ""},     // 16 MiB + 3 GiB
+		{"outside-read", "last page fault at 0x1000000, where it has no memory", 0, ""}, // 16 MiB
 		{"unknown-port", "write of 4 bytes, port 0x1234, value 0xdeadbeef", 0, ""},
 		{"unknown-input", "read of 4 bytes, port 0x1234", 0, ""},
 		{"wreck-tables", "shutdown (triple fault)", 0, ""},

@@ -69,7 +69,7 @@ static inline u32 add(volatile u32 *p, u32 v) { return __atomic_add_fetch(p, v, 
 
 // --- console -------------------------------------------------------------------------------------------------------------------
 
-// A line is put together here and printed at once, so that the lines of several vCPUs do not mix more than they must.
+// A line is put together here and printed at once, by one vCPU at a time, so that lines do not mix.
 struct line {
     u32 n;
     char text[252];
@@ -94,9 +94,17 @@ static inline void line_hex(struct line *l, u64 v) {
     for (; shift >= 0 && l->n < sizeof l->text; shift -= 4) l->text[l->n++] = "0123456789abcdef"[v >> shift & 15];
 }
 
+static struct {
+    volatile u32 taken;
+    volatile u32 failed;
+    u8 rest[PAGE - 8];
+} __attribute__((aligned(4096))) console;
+
 static inline void line_end(struct line *l) {
+    while (__atomic_exchange_n(&console.taken, 1, __ATOMIC_ACQUIRE)) idle_us(100);
     for (u32 i = 0; i < l->n; i++) put_char(l->text[i]);
     put_char('\n');
+    store(&console.taken, 0);
     l->n = 0;
 }
 
@@ -122,10 +130,12 @@ static inline void say_parts(const struct part *p) {
     line_end(&l);
 }
 
-#define fail(...)                        \
-    do {                                 \
-        say(S("FAIL: "), __VA_ARGS__);   \
-        vm_exit(1);                      \
+// fail says why and ends the VM with status 1. When several vCPUs fail, the first one has the word.
+#define fail(...)                                                                     \
+    do {                                                                              \
+        if (__atomic_exchange_n(&console.failed, 1, __ATOMIC_ACQ_REL)) idle_forever(); \
+        say(S("FAIL: "), __VA_ARGS__);                                                \
+        vm_exit(1);                                                                   \
     } while (0)
 
 // --- arguments -----------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,28 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
+// Explain says in one line how the guest ended by a fatal exit, and where, for the reason of a failed VM. The dump comes apart.
+func (v *VCPU) Explain(e Exit) string {
+	text := fmt.Sprintf("vCPU %d: %s", v.id, e)
+	regs, err := gokvm.GetRegs(uintptr(v.fd))
+	v.args.regs = regs
+	if err == nil {
+		text += fmt.Sprintf(" at rip 0x%x", regs.RIP)
+	}
+	sregs, err := gokvm.GetSregs(uintptr(v.fd))
+	v.args.sregs = sregs
+	if e.Reason != Shutdown || err != nil || sregs.CR2 == 0 {
+		return text
+	}
+	// A payload has no handlers: its first exception ends it. CR2 is of use if that was a page fault, and stays from the last one otherwise.
+	text += fmt.Sprintf(", last page fault at 0x%x", sregs.CR2)
+	v.args.translation = gokvm.Translation{LinearAddress: sregs.CR2}
+	if err := gokvm.Translate(uintptr(v.fd), &v.args.translation); err == nil && v.args.translation.Valid == 0 {
+		text += ", where it has no memory"
+	}
+	return text
+}
+
 // Dump describes the vCPU's registers as text, for the reason of a failed VM. It never fails: what cannot be read is said to be so.
 func (v *VCPU) Dump() string {
 	var b strings.Builder

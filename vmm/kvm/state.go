@@ -52,6 +52,8 @@ type stateArgs struct {
 	events gokvm.VCPUEvents
 	mp     gokvm.MPState
 	xsave  []byte
+
+	translation gokvm.Translation
 }
 
 // State captures the vCPU, which must not be in Run. A half-done IO or MMIO exit is finished first (answer it before, by SetIO or SetMMIO),

@@ -2,7 +2,6 @@ package vmmtest
 
 import (
 	"bytes"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -165,7 +164,7 @@ func (h *Host) vcpu(v *kvm.VCPU) {
 		case kvm.IO:
 			h.port(v, exit)
 		default:
-			h.end(func() { h.failure = exit.String() + "\n" + v.Dump() })
+			h.end(func() { h.failure = v.Explain(exit) + "\n" + v.Dump() })
 			return
 		}
 	}
@@ -185,7 +184,7 @@ func (h *Host) port(v *kvm.VCPU, e kvm.Exit) {
 	case e.Port == 0xec && !e.Write:
 		v.SetIO(uint32(time.Since(h.start).Milliseconds()))
 	default:
-		h.end(func() { h.failure = fmt.Sprintf("unknown port: %s\n%s", e, v.Dump()) })
+		h.end(func() { h.failure = "unknown port: " + v.Explain(e) + "\n" + v.Dump() })
 	}
 }
 

@@ -24,10 +24,12 @@ import (
 )
 
 const (
-	signOfLife   = time.Second // the longest silence of a stream that follows
-	followPoll   = 15 * time.Millisecond
-	closeGrace   = 500 * time.Millisecond // for calls in progress when the server stops
-	forwardedKey = "cellvisor-forwarded-by"
+	signOfLife      = time.Second // the longest silence of a stream that follows
+	followPoll      = 15 * time.Millisecond
+	closeGrace      = 500 * time.Millisecond // for calls in progress when the server stops
+	catchUpPatience = 500 * time.Millisecond
+	catchUpPoll     = 5 * time.Millisecond
+	forwardedKey    = "cellvisor-forwarded-by"
 )
 
 // service is the control API. Its methods read the board, propose commands, or forward to the server that has what is asked for; they are
@@ -166,14 +168,39 @@ func (v *service) forward(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, forwardedKey, string(v.s.cfg.Name))
 }
 
-// vm finds a VM by name in the newest snapshot.
-func (v *service) vm(name string) (*snapshot, *cells.VM, error) {
+// vm finds a VM by name in the newest snapshot. Before it says that there is none it makes sure that the snapshot is not merely late: the
+// VM may have been created through another server a moment ago.
+func (v *service) vm(ctx context.Context, name string) (*snapshot, *cells.VM, error) {
 	snap := v.s.board.now()
 	vm := snap.state.VMNamed(name)
+	if vm == nil {
+		v.catchUp(ctx)
+		snap = v.s.board.now()
+		vm = snap.state.VMNamed(name)
+	}
 	if vm == nil {
 		return snap, nil, noVM(name)
 	}
 	return snap, vm, nil
+}
+
+// catchUp returns when this server has applied all that was agreed on before the call, or when it cannot within a moment. A lease is granted
+// only after what was agreed on when it was asked for has been applied, so a lease that was asked for since tells.
+func (v *service) catchUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, catchUpPatience)
+	defer cancel()
+	fresh := bootMicros() + v.s.timing().LeaseLength
+	poll := time.NewTicker(catchUpPoll)
+	defer poll.Stop()
+	for v.s.board.now().status.LeaseUntil < fresh {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return
+		case <-v.quit:
+			return
+		}
+	}
 }
 
 func noVM(name string) error {

@@ -160,7 +160,7 @@ func openLog(path string) (*os.File, error) {
 
 // ConsoleVM implements api.CellvisorServer.
 func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_ConsoleVMServer) error {
-	snap, vm, err := v.vm(req.GetName())
+	snap, vm, err := v.vm(stream.Context(), req.GetName())
 	if err != nil {
 		return err
 	}
@@ -210,7 +210,7 @@ func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_Cons
 
 // OutputVM implements api.CellvisorServer.
 func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_OutputVMServer) error {
-	snap, vm, err := v.vm(req.GetName())
+	snap, vm, err := v.vm(stream.Context(), req.GetName())
 	if err != nil {
 		return err
 	}

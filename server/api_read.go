@@ -80,7 +80,7 @@ func (v *service) ListVMs(context.Context, *api.ListVMsRequest) (*api.ListVMsRes
 // GetVM implements api.CellvisorServer. It asks the other servers for the counters of their workers; those that do not answer at once are
 // left out.
 func (v *service) GetVM(ctx context.Context, req *api.GetVMRequest) (*api.GetVMResponse, error) {
-	snap, vm, err := v.vm(req.GetName())
+	snap, vm, err := v.vm(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +154,9 @@ func (v *service) addRemote(ctx context.Context, snap *snapshot, vm *cells.VM, o
 func (v *service) WaitVM(req *api.WaitVMRequest, stream api.Cellvisor_WaitVMServer) error {
 	life := time.NewTicker(signOfLife)
 	defer life.Stop()
+	if _, _, err := v.vm(stream.Context(), req.GetName()); err != nil && req.GetId() == 0 {
+		return err
+	}
 	var last *api.VM
 	for {
 		snap := v.s.board.now()

@@ -170,7 +170,7 @@ func (v *service) StopVM(ctx context.Context, req *api.StopVMRequest) (*api.Stop
 	if forwarded(ctx) { // another server has stopped it and asks whether it stands still here
 		return v.standStill(ctx, req.GetName())
 	}
-	snap, vm, err := v.vm(req.GetName())
+	snap, vm, err := v.vm(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +240,7 @@ func (v *service) partStands(ctx context.Context, snap *snapshot, vm *cells.VM, 
 // standStill answers another server's question once this one has heard that the VM ended and its worker here is gone.
 func (v *service) standStill(ctx context.Context, name string) (*api.StopVMResponse, error) {
 	for {
-		snap, vm, err := v.vm(name)
+		snap, vm, err := v.vm(ctx, name)
 		if err != nil {
 			return nil, err
 		}
@@ -262,7 +262,7 @@ func (v *service) standStill(ctx context.Context, name string) (*api.StopVMRespo
 
 // RemoveVM implements api.CellvisorServer.
 func (v *service) RemoveVM(ctx context.Context, req *api.RemoveVMRequest) (*api.RemoveVMResponse, error) {
-	_, vm, err := v.vm(req.GetName())
+	_, vm, err := v.vm(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}

@@ -285,7 +285,7 @@ func (s *State) VMNamed(name string) *VM {
 func (s *State) Cells() []ident.CellName {
 	var out []ident.CellName
 	for i := range s.Servers {
-		if c := s.Servers[i].Cell; !slices.Contains(out, c) {
+		if c := s.Servers[i].Cell; c != "" && !slices.Contains(out, c) { // a witness is in none
 			out = append(out, c)
 		}
 	}

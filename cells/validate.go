@@ -41,10 +41,14 @@ func checkInfo(info *ServerInfo) *Fault {
 	if fault := CheckName("server", string(info.Name)); fault != nil {
 		return fault
 	}
-	if fault := CheckName("cell", string(info.Cell)); fault != nil {
-		return fault
+	if info.Role != RoleWitness {
+		if fault := CheckName("cell", string(info.Cell)); fault != nil {
+			return fault
+		}
 	}
 	switch {
+	case info.Role == RoleWitness && info.Cell != "":
+		return faultf(CodeInvalid, "server %s: a witness belongs to no cell", info.Name)
 	case info.Role != RoleServer && info.Role != RoleWitness:
 		return faultf(CodeInvalid, "server %s: role %q is neither %q nor %q", info.Name, clip(string(info.Role), 32), RoleServer, RoleWitness)
 	case info.Process.Boot == "" || len(info.Process.Boot) > 40:

@@ -123,7 +123,10 @@ func (c *Core) archiveEntry(page ident.PageNo, e *dirEntry) wire.Holding {
 	case e.state == Zero:
 		h.Count = 0
 	case e.state == Retained:
-		h.Kind, h.Serial = wire.HoldingKept, e.serial
+		h.Kind, h.Serial, h.Part = wire.HoldingKept, e.serial, c.cfg.Self
+		if e.busy { // on its way to somebody, who may install it
+			h.Part = c.transactions.get(page).from
+		}
 	default:
 		h.Kind = wire.HoldingGranted
 	}

@@ -204,8 +204,8 @@ func (c *Core) decideRegion(region uint64) {
 //  2. Copies were retained in the authority's epoch: the one with the highest serial, if its grantee lives. It has not installed that
 //     serial, or it would hold the page or have given it up under a higher one; and no later transaction can have begun. If the grantee
 //     is dead it may have written.
-//  3. Older copies: only if the authority says that they are the latest. (It found so when it was rebuilt itself.) Otherwise they were
-//     superseded in its epoch.
+//  3. Older copies: only if the authority says that they are the latest, as it found when it was rebuilt itself, and that they were not
+//     being granted to a part that died. Otherwise they were superseded in its epoch.
 //  4. No copy: Zero, if the authority lives and says that the page was never granted, or was being granted for the first time to a part
 //     that lives and so, having reported nothing, did not install it.
 //
@@ -235,7 +235,7 @@ func (c *Core) retainedIsLatest(e *dirEntry, a authority, claim *wire.Holding) b
 	if epochOf(e.serial) == a.epoch || c.canary == canaryRetainedEpoch {
 		return c.members.Has(e.grantee)
 	}
-	return a.alive && claim != nil && claim.Kind == wire.HoldingKept && claim.Serial == e.serial
+	return a.alive && claim != nil && claim.Kind == wire.HoldingKept && claim.Serial == e.serial && c.members.Has(claim.Part)
 }
 
 // chooseRetained prefers the copy of the part that asked for the page, then this part's own.

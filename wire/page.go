@@ -202,7 +202,7 @@ const (
 	HoldingRetained                        // my contents are those handed to Part under Serial; Part = me: received, not installed
 	HoldingGranted                         // I was their directory in epoch Aux: they have been granted, or are lost
 	HoldingGranting                        // as Granted, but the first grant, to Part, was under way
-	HoldingKept                            // I was their directory in epoch Aux: their latest contents are the copies retained under Serial
+	HoldingKept                            // I was their directory in epoch Aux: their latest contents are the copies retained under Serial, unless Part died
 	HoldingEpoch                           // in epoch Serial the members were the set in Page; Part = 1: I served my directory shard
 	holdingEnd
 )

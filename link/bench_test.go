@@ -82,8 +82,8 @@ func servePagesRole(peer string) {
 	}
 }
 
-// startRole runs the test binary in a role and returns the line that it prints.
-func startRole(b *testing.B, role string) string {
+// startRole runs the test binary in a role and returns its process and the line that it prints.
+func startRole(b testing.TB, role string) (*exec.Cmd, string) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role)
 	cmd.Stderr = os.Stderr
@@ -103,7 +103,7 @@ func startRole(b *testing.B, role string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return strings.TrimSpace(line)
+	return cmd, strings.TrimSpace(line)
 }
 
 // measure runs do b.N times and reports median and 99th percentile.
@@ -137,7 +137,7 @@ func onThread(f func()) {
 }
 
 func benchRaw(b *testing.B) {
-	addr := startRole(b, "echo")
+	_, addr := startRole(b, "echo")
 	onThread(func() {
 		c, err := DialRawEcho(context.Background(), addr)
 		if err != nil {
@@ -162,7 +162,7 @@ func benchPages(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer p.Close()
-	addr := startRole(b, "pages "+p.Addr())
+	_, addr := startRole(b, "pages "+p.Addr())
 	out := p.NewOutbox()
 	ask := func() {
 		out.Add(&wire.PageMsg{Kind: wire.KindGetShared, To: 1, Page: 5}, nil)
@@ -252,7 +252,7 @@ func BenchmarkRequest(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer p.Close()
-		addr := startRole(b, "pages "+p.Addr())
+		_, addr := startRole(b, "pages "+p.Addr())
 		if err := p.SetMembers(1, []wire.WorkerMember{{Part: 0, Server: 100, Addr: p.Addr()}, {Part: 1, Server: 101, Addr: addr}}); err != nil {
 			b.Fatal(err)
 		}

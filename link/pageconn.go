@@ -33,10 +33,10 @@ type pageConn struct {
 	ticks  int            // heartbeat's: ticks without a frame
 	silent bool           // heartbeat's: reported as silent
 
-	outMu  sync.Mutex
-	killed error    // protected by outMu; why, nil while established
-	queue  [][]byte // protected by outMu; bytes that wait for the socket, in order; the writer works on the first
-	queued int      // protected by outMu; bytes in queue
+	outMu  ThreadMutex // held over a send, by threads that serve pages
+	killed error       // protected by outMu; why, nil while established
+	queue  [][]byte    // protected by outMu; bytes that wait for the socket, in order; the writer works on the first
+	queued int         // protected by outMu; bytes in queue
 
 	reqMu   sync.Mutex
 	replies map[uint64]*replyWait // protected by reqMu; open requests; nil once dead

@@ -212,9 +212,20 @@ func (c *Core) Directory(page ident.PageNo) ident.Part {
 }
 
 func (c *Core) entry(page ident.PageNo) *pageEntry {
-	chunk, _ := c.pages.chunk(c.regionOf(page))
+	chunk, fresh := c.pages.chunk(c.regionOf(page))
+	if fresh && c.cfg.Image.Has(c.cfg.Self) {
+		for i := range chunk {
+			chunk[i] = pageEntry{serial: imageSerial, grantee: c.cfg.Self} // contents received, not installed
+		}
+	}
 	return &chunk[page&(1<<c.shift-1)]
 }
+
+// imageSerial stands for the transaction that brought a page of an image: before any of an epoch.
+const imageSerial = 1
+
+// Requests counts this part's requests that are not answered yet, read-ahead included.
+func (c *Core) Requests() int { return c.requests.n }
 
 func (c *Core) setState(e *pageEntry, s State) {
 	c.held[e.state]--

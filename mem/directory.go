@@ -47,6 +47,9 @@ func (c *Core) dirEntry(page ident.PageNo) *dirEntry {
 	chunk, fresh := c.dir.chunk(region)
 	if fresh {
 		blank := dirEntry{state: Zero}
+		if c.cfg.Image != 0 {
+			blank = dirEntry{state: Retained, serial: imageSerial, holders: c.cfg.Image, grantee: c.cfg.Image.First()}
+		}
 		if c.past.lost.has(region) {
 			blank.state = Lost
 		}

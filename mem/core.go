@@ -273,3 +273,8 @@ func (c *Core) RegionPages() uint64 { return 1 << c.shift }
 
 // Epoch is the current epoch, 0 before the first EventMembers.
 func (c *Core) Epoch() ident.Epoch { return c.epoch }
+
+// Wanted calls f for every page that a request of this part is open for, until f returns false. f must not step the core.
+func (c *Core) Wanted(f func(ident.PageNo) bool) {
+	c.requests.each(func(page ident.PageNo, _ *request) bool { return f(page) })
+}

@@ -35,7 +35,7 @@ static int check(const char *what, u32 sum, u64 want) {
 
 void guest_main(u64 cpu, u64 cpus, u64 ram, const char *args) {
     (void)ram;
-    u64 rounds = arg_u64(args, 0, 10000);
+    u64 rounds = arg_u64(args, 0, 2000);
     if (cpus > sizeof per_cpu / sizeof per_cpu[0]) fail(S("too many vCPUs: "), U(cpus));
     if (rounds * cpus >> 32) fail(S("too many rounds for 32-bit sums: "), U(rounds));
     if (!cpu) say(S("lock: "), U(cpus), S(" vCPUs, "), U(rounds), S(" rounds each"));

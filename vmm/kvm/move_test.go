@@ -53,6 +53,9 @@ func (p *place) moveTo(t *testing.T, q *place) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if state.Regs.RFLAGS>>12&3 != 3 {
+		t.Fatalf("RFLAGS 0x%x have lost the I/O privilege level", state.Regs.RFLAGS)
+	}
 	data, err := state.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)

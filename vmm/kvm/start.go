@@ -43,6 +43,7 @@ func (v *VCPU) Start(s Start) error {
 	if err := gokvm.SetRegs(uintptr(v.fd), regs); err != nil {
 		return fmt.Errorf("start vCPU %d: set its registers: %w", v.id, err)
 	}
+	v.ioPrivilege = startRFLAGS & flagsIOPL
 	return nil
 }
 

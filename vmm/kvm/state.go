@@ -85,6 +85,7 @@ func (v *VCPU) State() (*VCPUState, error) {
 	if err != nil {
 		return nil, fmt.Errorf("capture vCPU %d: %w", v.id, err)
 	}
+	v.keepIOPL(a.regs, a.sregs)
 	return &VCPUState{Regs: *a.regs, Sregs: *a.sregs, Xcrs: a.xcrs, Debug: a.debug, Events: a.events, MP: a.mp, MSRs: msrs, Xsave: slices.Clone(a.xsave)}, nil
 }
 
@@ -117,7 +118,20 @@ func (v *VCPU) SetState(s *VCPUState) error {
 		}
 	}
 	v.pending = false
+	v.ioPrivilege = s.Regs.RFLAGS & flagsIOPL
 	return nil
+}
+
+// flagsIOPL is the I/O privilege level in RFLAGS.
+const flagsIOPL = 3 << 12
+
+// keepIOPL puts a payload's I/O privilege level back. A KVM without hardware virtualization (kvm_pvm) runs CPL 3 on the processor itself, with IOPL
+// 0, and says so: on another host the guest could do no port I/O any more. Code at CPL 3 cannot change the level, and a payload, known by its
+// lack of an IDT, has no other, so what it started with holds.
+func (v *VCPU) keepIOPL(regs *gokvm.Regs, sregs *gokvm.Sregs) {
+	if sregs.CS.DPL == 3 && sregs.IDT.Limit == 0 {
+		regs.RFLAGS |= v.ioPrivilege
+	}
 }
 
 // setMPState leaves a runnable vCPU alone: KVM refuses every other state, and with some versions the call itself, without its own interrupt controller.

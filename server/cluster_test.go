@@ -112,9 +112,10 @@ func (s *testServer) start() {
 		s.t.Fatal(err)
 	}
 	s.client = api.NewCellvisorClient(s.conn)
+	conn := s.conn
 	s.t.Cleanup(func() {
 		s.stop()
-		_ = s.conn.Close()
+		_ = conn.Close()
 	})
 }
 

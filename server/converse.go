@@ -33,8 +33,10 @@ func (s *supervisor) converse(w *worker, p *process, conn net.Conn) {
 		}
 		err := s.exchange(ctx, w, conn)
 		conn = nil
-		if ctx.Err() != nil || p.gone() {
+		select { // a worker that ends closes its connection first
+		case <-ctx.Done():
 			return
+		case <-time.After(endGrace):
 		}
 		s.counts.redials.Add(1)
 		s.log.Warn().Err(err).Uint64("vm", uint64(w.vm)).Msg("connection to a worker broke: connecting again")
@@ -49,6 +51,11 @@ func (s *supervisor) connect(ctx context.Context, w *worker, p *process) net.Con
 	conn, err := dialWorker(ctx, p, w.dir)
 	if err == nil {
 		return conn
+	}
+	select {
+	case <-w.done:
+		return nil
+	default:
 	}
 	if s.ctx.Err() == nil && !errors.Is(err, errGone) && !p.gone() {
 		s.log.Error().Err(err).Uint64("vm", uint64(w.vm)).Int("pid", p.pid).Msg("worker cannot be reached: killing it")

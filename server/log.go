@@ -17,6 +17,7 @@ func newLogger(cfg *config.Server, out *os.File) zerolog.Logger {
 	if err != nil || cfg.Log.Level == "" {
 		level = zerolog.InfoLevel
 	}
+	zerolog.TimeFieldFormat = time.RFC3339Nano
 	var w io.Writer = out
 	if cfg.Log.Format == "text" || cfg.Log.Format == "" && isTerminal(out) {
 		w = zerolog.ConsoleWriter{Out: out, TimeFormat: time.StampMilli, NoColor: !isTerminal(out)}

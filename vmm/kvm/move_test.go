@@ -100,6 +100,9 @@ func TestMoveRunningVCPU(t *testing.T) {
 	}
 	var clock, emitted uint32
 	for moves := 0; ; moves++ {
+		if moves > 100*records {
+			t.Fatalf("guest does not get on: %d records after %d moves", emitted, moves)
+		}
 		exit, err := here.cpu.Run()
 		if err != nil {
 			t.Fatal(err)

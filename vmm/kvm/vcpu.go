@@ -33,8 +33,8 @@ type VCPU struct {
 	pending bool // the last exit's instruction is finished by the next KVM_RUN only
 	args    stateArgs
 
-	ioPrivilege uint64 // RFLAGS.IOPL that the guest was started with, see keepIOPL
-	msrs    []uint32 // model-specific registers that State carries
+	ioPrivilege uint64   // RFLAGS.IOPL that the guest was started with, see keepIOPL
+	msrs        []uint32 // model-specific registers that State carries
 }
 
 // CreateVCPU makes the VM's virtual CPU number id, with the CPUID that this host's KVM supports, less the paravirtual features by which the

@@ -5,11 +5,11 @@
 // ignored, unknown enum values shown as they are.
 //
 // Errors are gRPC status codes whose message is written for operators: what happened, to what, what to do next.
-//   INVALID_ARGUMENT     the request can never work as it is (a payload that is not ELF64, a name with a space)
+//   INVALID_ARGUMENT     the request cannot work as it is (a payload that is not ELF64, more vCPUs than the cluster has slots in all)
 //   NOT_FOUND            no VM, cell, server or blob of that name
 //   ALREADY_EXISTS       the VM's name is in use
 //   FAILED_PRECONDITION  the state of the thing forbids it (removing a VM that runs; no /dev/kvm anywhere)
-//   RESOURCE_EXHAUSTED   the cluster has not enough slots or memory; the message has the numbers
+//   RESOURCE_EXHAUSTED   the cluster has not enough slots or memory left now; the message has the numbers
 //   UNAVAILABLE          no server could answer. With a google.rpc.ErrorInfo of reason NO_QUORUM: servers answer, but cannot agree
 //   DEADLINE_EXCEEDED    the caller's deadline passed; the operation may go on
 //   ABORTED              the world changed meanwhile (the server lost its place in the view); repeat the call

@@ -22,7 +22,12 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 		if own := (errEach{}); errors.As(err, &own) {
 			return own.error
 		}
-		if err == nil || ctx.Err() != nil || !elsewhere(err) {
+		switch {
+		case err == nil:
+			return nil
+		case late(ctx):
+			return context.DeadlineExceeded
+		case ctx.Err() != nil || !elsewhere(err):
 			return err
 		}
 		if progress {
@@ -35,6 +40,12 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 			return cerr
 		}
 	}
+}
+
+// late tells whether the caller's deadline has passed, or is about to: the server knows it too, and may end the stream a moment earlier.
+func late(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) < 100*time.Millisecond
 }
 
 // errEach marks an error of the caller's own function, which must not be taken for one of the stream.

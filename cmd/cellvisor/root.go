@@ -117,6 +117,7 @@ func (a *app) needsVerb(cmd *cobra.Command, args []string) error {
 		return exitStatus(api.ExitUsage)
 	}
 	hint := ""
+	cmd.SuggestionsMinimumDistance = 2
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		hint = fmt.Sprintf("; did you mean %q?", near[0])
 	}

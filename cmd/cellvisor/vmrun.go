@@ -168,7 +168,7 @@ func (a *app) vmRun(ctx context.Context, c *api.Client, name string, f runFlags)
 			takeBack(c, name)
 			return fmt.Errorf("interrupted while VM %s was starting; it was removed", name)
 		}
-		return a.waitError(wctx, name, err)
+		return waitError(name, err)
 	}
 	if f.wait && !v.GetState().Ended() {
 		if v, err = a.waitEnd(ctx, wctx, c, v, p); err != nil {
@@ -196,8 +196,8 @@ func takeBack(c *api.Client, name string) {
 	})
 }
 
-func (a *app) waitError(wctx context.Context, name string, err error) error {
-	if errors.Is(wctx.Err(), context.DeadlineExceeded) {
+func waitError(name string, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("VM %s goes on, the wait is over: %w", name, context.DeadlineExceeded)
 	}
 	return err
@@ -215,7 +215,7 @@ func (a *app) waitEnd(ctx, wctx context.Context, c *api.Client, v *api.VM, p *pr
 	if ctx.Err() != nil {
 		return nil, api.Detached{Operation: fmt.Sprintf("VM %s", name)}
 	}
-	return nil, a.waitError(wctx, name, err)
+	return nil, waitError(name, err)
 }
 
 // finish prints the VM's name and turns a bad end into an error. Without waiting, only a VM that never ran is one.

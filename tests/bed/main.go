@@ -1,0 +1,88 @@
+// The bed runs tests of stock Linux guests on machines without VT-x or SVM. QEMU's software emulation of an AMD processor includes SVM, so a
+// Debian kernel inside it has a real kvm-amd, and the guests of that boot at a bearable speed.
+//
+//	this program ── qemu, TCG ──► outer machine: Debian kernel, busybox, kvm-amd, the tests' binary
+//	                                   └── kvm-amd ──► the guests under test, run by our own packages
+//
+// Usage:
+//
+//	bed fetch                      get kernels, modules and busybox from Debian's packages into the cache
+//	bed [-run REGEX] [-short] test run the cases inside, with a report each, and a summary
+//	bed sh 'COMMAND' [FILE...]     run a command inside; the files appear in /
+//	bed [-run REGEX] direct        run the cases on this machine's own KVM
+//
+// Everything lies in the cache directory ($CELLVISOR_BED_CACHE, or ~/.cache/cellvisor-linux), reports in its folder "reports".
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+func main() {
+	var b bed
+	flag.StringVar(&b.run, "run", "", "cases to run, a regular expression as for go test")
+	flag.BoolVar(&b.short, "short", false, "short cases only")
+	flag.BoolVar(&b.echo, "v", false, "show everything that is printed inside")
+	flag.DurationVar(&b.limit, "limit", 15*time.Minute, "how long everything may take")
+	flag.IntVar(&b.cpus, "smp", 2, "CPUs of the outer machine")
+	flag.IntVar(&b.memoryMiB, "memory", 3072, "memory of the outer machine in MiB")
+	flag.StringVar(&b.binary, "binary", "", "use this test binary instead of building one")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: bed [flags] fetch | test | direct | sh COMMAND [FILE...]")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if err := b.do(flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "bed:", err)
+		os.Exit(1)
+	}
+}
+
+// bed is one use of the test bed.
+type bed struct {
+	run            string
+	short, echo    bool
+	limit          time.Duration
+	cpus           int
+	memoryMiB      int
+	binary         string
+	cache          string
+	guestFilesPath string
+}
+
+func (b *bed) do(args []string) error {
+	b.cache = os.Getenv("CELLVISOR_BED_CACHE")
+	if b.cache == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return err
+		}
+		b.cache = filepath.Join(home, ".cache", "cellvisor-linux")
+	}
+	b.guestFilesPath = filepath.Join(b.cache, "guest")
+	if len(args) == 0 {
+		args = []string{"test"}
+	}
+	if err := b.fetch(); err != nil {
+		return err
+	}
+	switch args[0] {
+	case "fetch":
+		fmt.Println(b.guestFilesPath)
+		return nil
+	case "test":
+		return b.test()
+	case "direct":
+		return b.direct()
+	case "sh":
+		if len(args) < 2 {
+			return fmt.Errorf("sh: which command?")
+		}
+		return b.shell(args[1], args[2:])
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cellvisor/cellvisor/tests/bed/cpio"
+)
+
+// outerKernel is the outer machine's, one of kernels.
+const outerKernel = "6.12"
+
+// Lines that the outer machine prints for this program.
+const (
+	markBegin  = "@case-begin " // name
+	markEnd    = "@case-end "   // name status seconds
+	markStatus = "@bed-status " // of the whole script
+)
+
+// initScript starts the outer machine and runs /cmd.
+const initScript = `#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
+mkdir -p /dev/pts /dev/shm /dev/net; mount -t devpts none /dev/pts; mount -t tmpfs none /dev/shm; mount -t tmpfs none /tmp
+for m in irqbypass kvm kvm-amd tun; do insmod /bed/` + outerKernel + `/$m.ko; done; ip link set lo up
+export CELLVISOR_BED=/bed REQUIRE_KVM=1 HOME=/tmp
+cd /; sh /cmd; echo "` + markStatus + `$?"; poweroff -f
+`
+
+// casesScript runs the cases one by one, each in a process of its own.
+const casesScript = `failed=0
+for c in %s; do
+  echo "` + markBegin + `$c"; read -r begin rest </proc/uptime
+  /cases.test -test.run "^$c$" -test.v -test.timeout 10m %s; status=$?; [ $status = 0 ] || failed=1
+  read -r end rest </proc/uptime
+  echo "` + markEnd + `$c $status $begin $end"
+done
+exit $failed
+`
+
+// build compiles the cases into a static binary.
+func (b *bed) build() (string, error) {
+	if b.binary != "" {
+		return b.binary, nil
+	}
+	out := filepath.Join(b.cache, "cases.test")
+	goTool := os.Getenv("GO")
+	if goTool == "" {
+		goTool = "go"
+	}
+	c := exec.Command(goTool, "test", "-c", "-o", out, "./tests/bed/cases")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	return out, c.Run()
+}
+
+// list asks the binary for the cases that the flags choose.
+func (b *bed) list(binary string) ([]string, error) {
+	pattern := b.run
+	if pattern == "" {
+		pattern = "."
+	}
+	out, err := exec.Command(binary, "-test.list", pattern).Output()
+	if err != nil {
+		return nil, fmt.Errorf("list cases: %w", err)
+	}
+	var names []string
+	for _, line := range strings.Split(string(out), "\n") {
+		if strings.HasPrefix(line, "Test") {
+			names = append(names, line)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("no case matches %q", b.run)
+	}
+	return names, nil
+}
+
+func (b *bed) test() error {
+	binary, err := b.build()
+	if err != nil {
+		return err
+	}
+	names, err := b.list(binary)
+	if err != nil {
+		return err
+	}
+	short := ""
+	if b.short {
+		short = "-test.short"
+	}
+	r := newReport(filepath.Join(b.cache, "reports"), b.echo)
+	err = b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short), map[string]string{"cases.test": binary}, r.line)
+	return errors.Join(r.summary(names), err)
+}
+
+func (b *bed) direct() error {
+	binary, err := b.build()
+	if err != nil {
+		return err
+	}
+	args := []string{"-test.v", "-test.run", b.run}
+	if b.short {
+		args = append(args, "-test.short")
+	}
+	c := exec.Command(binary, args...)
+	c.Env = append(os.Environ(), "CELLVISOR_BED="+b.guestFilesPath, "REQUIRE_KVM=1")
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	return c.Run()
+}
+
+func (b *bed) shell(script string, paths []string) error {
+	files := map[string]string{}
+	for _, p := range paths {
+		files[filepath.Base(p)] = p
+	}
+	return b.outer(script, files, func(line string) { fmt.Println(line) })
+}
+
+// outer runs a script in the outer machine. Each line that is printed goes to line.
+func (b *bed) outer(script string, files map[string]string, line func(string)) error {
+	ramdisk := filepath.Join(b.cache, fmt.Sprintf("outer-%d.cpio", os.Getpid()))
+	defer os.Remove(ramdisk)
+	if err := b.pack(ramdisk, script, files); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), b.limit)
+	defer cancel()
+	c := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt",
+		"-m", strconv.Itoa(b.memoryMiB), "-smp", strconv.Itoa(b.cpus), "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-kernel", filepath.Join(b.guestFilesPath, "vmlinuz-"+outerKernel), "-initrd", ramdisk,
+		"-append", "console=ttyS0 panic=-1 reboot=t mitigations=off quiet")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	status := readLines(out, line)
+	err = c.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("the outer machine did not end within %v", b.limit)
+	case status == "":
+		return fmt.Errorf("the outer machine ended without a status: %v", err)
+	case status != "0":
+		return fmt.Errorf("status %s", status)
+	}
+	return nil
+}
+
+// readLines hands on lines until the output ends, and returns the status that was among them.
+func readLines(out io.Reader, line func(string)) (status string) {
+	r := bufio.NewReaderSize(out, 1<<16)
+	for {
+		text, err := r.ReadString('\n')
+		if text = strings.TrimRight(text, "\r\n"); text != "" || err == nil {
+			if after, ok := strings.CutPrefix(text, markStatus); ok {
+				status = after
+			} else {
+				line(text)
+			}
+		}
+		if err != nil {
+			return status
+		}
+	}
+}
+
+// pack writes the outer machine's initial RAM disk: busybox, the guests' files, the script and its files. It is not compressed, as
+// unpacking is slow inside.
+func (b *bed) pack(path, script string, files map[string]string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	out := bufio.NewWriterSize(f, 1<<20)
+	w := cpio.NewWriter(out)
+	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp", "run", "bed"} {
+		w.Dir(d)
+	}
+	w.Char("dev/console", 0o600, 5, 1)
+	w.File("init", 0o755, []byte(initScript))
+	w.File("cmd", 0o755, []byte(script))
+	w.Symlink("bin/busybox", "/bed/busybox")
+	err = filepath.WalkDir(b.guestFilesPath, func(p string, d os.DirEntry, err error) error {
+		rel, relErr := filepath.Rel(b.guestFilesPath, p)
+		if err = errors.Join(err, relErr); err != nil || rel == "." {
+			return err
+		}
+		if d.IsDir() {
+			w.Dir("bed/" + rel)
+			return nil
+		}
+		data, err := os.ReadFile(p)
+		w.File("bed/"+rel, 0o755, data)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range sorted(files) {
+		data, err := os.ReadFile(files[name])
+		if err != nil {
+			return err
+		}
+		w.File(name, 0o755, data)
+	}
+	return errors.Join(w.Close(), out.Flush())
+}
+
+func sorted(m map[string]string) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// report writes each case's output into a file of its own, and keeps the results.
+type report struct {
+	dir     string
+	echo    bool
+	file    *os.File
+	results map[string]string
+	failed  bool
+}
+
+func newReport(dir string, echo bool) *report {
+	return &report{dir: dir, echo: echo, results: map[string]string{}}
+}
+
+func (r *report) line(text string) {
+	if r.echo {
+		fmt.Println(text)
+	}
+	if name, ok := strings.CutPrefix(text, markBegin); ok {
+		r.begin(name)
+		return
+	}
+	if rest, ok := strings.CutPrefix(text, markEnd); ok {
+		r.end(strings.Fields(rest))
+		return
+	}
+	if r.file != nil {
+		fmt.Fprintln(r.file, text)
+	}
+}
+
+func (r *report) begin(name string) {
+	_ = os.MkdirAll(r.dir, 0o755)
+	f, err := os.Create(filepath.Join(r.dir, filepath.Base(name)+".log"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bed:", err)
+		return
+	}
+	r.file = f
+}
+
+func (r *report) end(fields []string) {
+	if r.file != nil {
+		r.file.Close()
+		r.file = nil
+	}
+	if len(fields) != 4 {
+		return
+	}
+	begin, _ := strconv.ParseFloat(fields[2], 64)
+	end, _ := strconv.ParseFloat(fields[3], 64)
+	took := time.Duration((end - begin) * float64(time.Second)).Round(100 * time.Millisecond)
+	result := "ok"
+	if fields[1] != "0" {
+		result, r.failed = "FAILED (status "+fields[1]+")", true
+	}
+	r.results[fields[0]] = result
+	fmt.Printf("%-40s %-20s %s\n", fields[0], result, took)
+}
+
+// summary names what did not end well and where its report is.
+func (r *report) summary(names []string) error {
+	var errs []error
+	for _, n := range names {
+		if r.results[n] != "ok" {
+			errs = append(errs, fmt.Errorf("%s: %s: see %s", n, defaultTo(r.results[n], "did not end"), filepath.Join(r.dir, n+".log")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func defaultTo(s, instead string) string {
+	if s == "" {
+		return instead
+	}
+	return s
+}

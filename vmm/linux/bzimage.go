@@ -62,7 +62,7 @@ func protectedMode(file []byte) ([]byte, error) {
 	return file[start:], nil
 }
 
-// Decompress takes the ELF kernel out of a bzImage whose payload is compressed with gzip or zstd, or not at all.
+// Decompress takes the ELF kernel out of a bzImage whose payload is compressed with zstd, LZ4 or gzip, or not at all.
 func Decompress(file []byte) ([]byte, error) {
 	if !isBzImage(file) {
 		return nil, fmt.Errorf("not a bzImage")
@@ -81,6 +81,8 @@ func Decompress(file []byte) ([]byte, error) {
 	switch {
 	case isELF(payload):
 		return payload, nil
+	case binary.LittleEndian.Uint32(payload) == lz4Magic:
+		return lz4Decompress(payload)
 	case bytes.HasPrefix(payload, []byte{0x1f, 0x8b}):
 		r, err = gzip.NewReader(bytes.NewReader(payload))
 	case bytes.HasPrefix(payload, []byte{0x28, 0xb5, 0x2f, 0xfd}):

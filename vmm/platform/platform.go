@@ -1,8 +1,9 @@
-// Package platform is the fixed hardware of a machine besides its devices: the power-management timer, the real-time clock, and the
-// registers that switch the machine off or reset it.
+// Package platform is the fixed hardware of a machine besides its devices: the power-management timer, one channel of the old interval timer,
+// the real-time clock, and the registers that switch the machine off or reset it.
 package platform
 
 import (
+	"sync"
 	"time"
 
 	"github.com/cellvisor/cellvisor/vmm/linux"
@@ -29,13 +30,15 @@ func (e Event) String() string {
 	return "none"
 }
 
-// Platform decodes the fixed ports. It has no state that changes, but the clock's index; one vCPU at a time uses that.
+// Platform decodes the fixed ports. Its methods may be called from any thread.
 type Platform struct {
 	// Elapsed is the time since the machine was switched on; Now is the time of day.
 	Elapsed func() time.Duration
 	Now     func() time.Time
 
-	index byte // of the clock's register
+	mu    sync.Mutex // protects everything below; a leaf
+	index byte       // of the clock's register
+	timer timer
 }
 
 const (
@@ -55,6 +58,8 @@ const (
 
 // Out carries out a write of size bytes. It reports whether the port is one of the platform's, and what was asked for.
 func (p *Platform) Out(port uint16, size int, v uint32) (Event, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	b := byte(v)
 	switch {
 	case size != 1:
@@ -85,13 +90,15 @@ func (p *Platform) Out(port uint16, size int, v uint32) (Event, bool) {
 	case port == portClockData:
 		// The clock follows the host's.
 	default:
-		return None, false
+		return None, p.timer.out(p.Elapsed(), port, b)
 	}
 	return None, true
 }
 
 // In reads size bytes. It reports whether the port is one of the platform's.
 func (p *Platform) In(port uint16, size int) (uint32, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
 	case port == linux.PMTimerPort && size == 4:
 		// Split, so that days of nanoseconds times the frequency do not overflow.
@@ -107,6 +114,9 @@ func (p *Platform) In(port uint16, size int) (uint32, bool) {
 		return uint32(p.index), true
 	case port == portClockData:
 		return uint32(p.clock()), true
+	default:
+		b, ok := p.timer.in(p.Elapsed(), port)
+		return uint32(b), ok
 	}
 	return 0, false
 }

@@ -254,3 +254,16 @@ func describe(op string, size ident.Bytes, err error) error {
 	}
 	return fmt.Errorf("%s (guest of %s): %w", op, size, err)
 }
+
+// NextData returns the first page from page on that has contents, or Pages if there is none.
+func (r *RAM) NextData(page ident.PageNo) (ident.PageNo, error) {
+	const seekData = 3 // SEEK_DATA
+	off, err := unix.Seek(r.fd, int64(page)<<ident.PageShift, seekData)
+	if errors.Is(err, unix.ENXIO) {
+		return ident.PageNo(r.Pages()), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("find contents of guest memory from page 0x%x on: %w", page, err)
+	}
+	return ident.PageNo(off >> ident.PageShift), nil
+}

@@ -1,0 +1,77 @@
+package machine
+
+import (
+	"fmt"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+
+	"github.com/cellvisor/cellvisor/vmm/kvm"
+	"github.com/cellvisor/cellvisor/vmm/linux"
+)
+
+// processorState is a vCPU with its local APIC.
+type processorState struct {
+	cpu   kvm.VCPUState
+	lapic kvm.LAPIC
+}
+
+func captureProcessor(cpu *kvm.VCPU) (*processorState, error) {
+	state, err := cpu.State()
+	if err != nil {
+		return nil, err
+	}
+	lapic, err := cpu.LAPIC()
+	if err != nil {
+		return nil, err
+	}
+	return &processorState{*state, *lapic}, nil
+}
+
+// restore makes cpu, which is not in the guest, what the captured one was. Registers come before the local APIC, whose mode is among them;
+// the timer's deadline comes after it, as the APIC's timer mode decides whether it counts.
+func (p *processorState) restore(cpu *kvm.VCPU) error {
+	if err := cpu.SetState(&p.cpu); err != nil {
+		return err
+	}
+	if err := cpu.SetLAPIC(&p.lapic); err != nil {
+		return err
+	}
+	if err := cpu.SetMPState(p.cpu.MP.State); err != nil {
+		return err
+	}
+	return cpu.RestoreDeadline(&p.cpu)
+}
+
+// Enter sets a fresh boot vCPU to a kernel's entry.
+func Enter(cpu *kvm.VCPU, e linux.Entry) error {
+	s, err := cpu.Sregs()
+	if err != nil {
+		return err
+	}
+	const (
+		protectedMode = 1 << 0
+		extension     = 1 << 4
+		paging        = 1 << 31
+		physicalAddr  = 1 << 5 // CR4.PAE
+		longMode      = 1<<8 | 1<<10
+	)
+	code := gokvm.Segment{Selector: 0x10, Limit: 0xffffffff, Typ: 11, Present: 1, DB: 1, S: 1, G: 1}
+	data := gokvm.Segment{Selector: 0x18, Limit: 0xffffffff, Typ: 3, Present: 1, DB: 1, S: 1, G: 1}
+	s.CR0, s.CR4 = protectedMode|extension, 0
+	switch e.Mode {
+	case linux.Protected32:
+	case linux.Long64:
+		code.DB, code.L = 0, 1
+		s.CR0, s.CR3, s.CR4, s.EFER = protectedMode|extension|paging, e.CR3, physicalAddr, longMode
+	default:
+		return fmt.Errorf("enter kernel: unknown mode %d", e.Mode)
+	}
+	s.CS, s.DS, s.ES, s.FS, s.GS, s.SS = code, data, data, data, data, data
+	s.TR = gokvm.Segment{Limit: 0x67, Typ: 11, Present: 1}
+	s.GDT.Base, s.GDT.Limit = e.GDT, 0x1f
+	if err := cpu.SetSregs(s); err != nil {
+		return err
+	}
+	const alwaysOne = 2
+	return cpu.SetRegs(gokvm.Regs{RIP: e.RIP, RBX: e.RBX, RSI: e.RSI, RFLAGS: alwaysOne})
+}

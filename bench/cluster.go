@@ -1,0 +1,120 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/local"
+)
+
+// How long the steps of a benchmark may take.
+const (
+	livePatience = time.Minute
+	runPatience  = 3 * time.Minute
+)
+
+// cluster is a local cluster that lives as long as a benchmark.
+type cluster struct {
+	dir    string
+	client *api.Client
+}
+
+// startCluster starts one server in each cell, in a directory that is removed at the end.
+func startCluster(ctx context.Context, exe string, cells, slots int, memory ident.Bytes) (c *cluster, err error) {
+	c = &cluster{}
+	if c.dir, err = os.MkdirTemp("", "cvbench-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.stop())
+		}
+	}()
+	if c.dir, err = local.Abs(c.dir); err != nil {
+		return nil, err
+	}
+	s, err := local.Start(local.Options{Dir: c.dir, Exe: exe, Shape: local.Shape{Cells: cells, PerCell: 1, Slots: slots, Memory: memory}})
+	if err != nil {
+		return nil, err
+	}
+	lctx, cancel := context.WithTimeout(ctx, livePatience)
+	defer cancel()
+	if err := s.WaitLive(lctx, func(int, int) {}); err != nil {
+		return nil, err
+	}
+	c.client, err = api.Dial(ctx, s.Cluster.Addrs())
+	return c, err
+}
+
+func (c *cluster) stop() error {
+	if c.client != nil {
+		c.client.Close()
+	}
+	_, err := local.Down(c.dir)
+	if err == nil {
+		err = local.Purge(c.dir)
+	}
+	return err
+}
+
+// start creates a VM and waits until it runs.
+func (c *cluster) start(ctx context.Context, spec *api.VMSpec) (*api.VM, error) {
+	spec.OnLoss, spec.Protect = api.OnLoss_ON_LOSS_STOP, "none"
+	v, err := c.client.Run(ctx, spec, nil)
+	if err != nil {
+		return nil, fmt.Errorf("starting VM %s: %s", spec.GetName(), api.Message(err))
+	}
+	if v, err = c.client.Wait(ctx, v.GetName(), v.GetId(), api.WaitVMRequest_UNTIL_STARTED, nil); err != nil {
+		return nil, fmt.Errorf("starting VM %s: %s", spec.GetName(), api.Message(err))
+	}
+	return v, nil
+}
+
+// run runs a VM to its end, returns its output and forgets it.
+func (c *cluster) run(ctx context.Context, spec *api.VMSpec) (records []uint32, err error) {
+	ctx, cancel := context.WithTimeout(ctx, runPatience)
+	defer cancel()
+	v, err := c.start(ctx, spec)
+	if err == nil {
+		v, err = c.client.Wait(ctx, v.GetName(), v.GetId(), api.WaitVMRequest_UNTIL_ENDED, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if v.GetState() != api.VMState_VM_STATE_EXITED || v.GetExitStatus() != 0 {
+		return nil, fmt.Errorf("VM %s is %s, status %d: %s\n%s", v.GetName(), v.GetState().Word(), v.GetExitStatus(), v.GetReason(), c.console(ctx, v))
+	}
+	err = c.client.Output(ctx, v.GetName(), 0, false, func(_ uint64, r uint32) error { records = append(records, r); return nil })
+	return records, errors.Join(err, c.remove(ctx, v.GetName()))
+}
+
+func (c *cluster) remove(ctx context.Context, name string) error {
+	return c.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		_, err := svc.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: true})
+		return err
+	})
+}
+
+// console returns what a failed guest printed.
+func (c *cluster) console(ctx context.Context, v *api.VM) string {
+	var out tail
+	_ = c.client.Console(ctx, v.GetName(), 0, false, &out)
+	return string(out)
+}
+
+// tail keeps the last bytes that were written to it.
+type tail []byte
+
+func (t *tail) Write(p []byte) (int, error) {
+	const keep = 2048
+	*t = append(*t, p...)
+	if len(*t) > keep {
+		*t = (*t)[len(*t)-keep:]
+	}
+	return len(p), nil
+}

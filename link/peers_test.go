@@ -236,7 +236,6 @@ func TestCallEndsWithItsContextAndWithClose(t *testing.T) {
 }
 
 func TestPeersDropOldestWhenFull(t *testing.T) {
-	b := newMailbox()
 	cfg := testPeersConfig(t, 1, newMailbox())
 	cfg.QueueBytes = 3 * (envelopeCost + 2)
 	p := listenPeers(t, cfg)
@@ -252,7 +251,6 @@ func TestPeersDropOldestWhenFull(t *testing.T) {
 	if fmt.Sprint(left) != "[n2 n3 n4]" || p.Counters().Dropped != 2 {
 		t.Errorf("left %v, dropped %d", left, p.Counters().Dropped)
 	}
-	_ = b
 }
 
 func TestPeersCutIsABlackhole(t *testing.T) {

@@ -16,6 +16,7 @@ func (v *service) DebugCounters(context.Context, *api.DebugCountersRequest) (*ap
 	out := map[string]uint64{
 		"loop.inbox":             uint64(len(s.inbox)),
 		"loop.long_turns":        s.count.longTurns.Load(),
+		"loop.late_turns":        s.count.lateTurns.Load(),
 		"loop.proposals":         s.proposals.Load(),
 		"disk.saves":             s.count.saves.Load(),
 		"disk.save_micros":       s.count.saveMicros.Load(),

@@ -21,7 +21,10 @@ import (
 )
 
 // standPatience bounds how long StopVM waits for vCPUs to stand still everywhere: Stop, the grace, the kill.
-const standPatience = stopGrace + 2*time.Second
+const (
+	standPatience = stopGrace + 2*time.Second
+	standPause    = 50 * time.Millisecond
+)
 
 // RunVM implements api.CellvisorServer.
 func (v *service) RunVM(stream api.Cellvisor_RunVMServer) error {
@@ -227,14 +230,30 @@ func (v *service) partStands(ctx context.Context, snap *snapshot, vm *cells.VM, 
 	if sv == nil || sv.State != cells.ServerLive || p.Gone {
 		return nil
 	}
+	for {
+		err := v.askStandstill(ctx, sv, vm.Spec.Name)
+		if err == nil || status.Code(err) == codes.NotFound || !v.s.board.now().state.View.Has(p.Server, p.Incarnation) {
+			return nil
+		}
+		select { // its serve process may be on its way back
+		case <-time.After(standPause):
+		case <-ctx.Done():
+			return fmt.Errorf("server %s: %s", p.ServerName, api.Message(err))
+		case <-v.quit:
+			return errStopping()
+		}
+	}
+}
+
+// askStandstill asks one server once. The patience is short: it may have been stopped, or leave the view.
+func (v *service) askStandstill(ctx context.Context, sv *cells.Server, name string) error {
+	ctx, cancel := context.WithTimeout(v.forward(ctx), time.Second)
+	defer cancel()
 	client, err := v.peer(sv)
 	if err == nil {
-		_, err = client.StopVM(v.forward(ctx), &api.StopVMRequest{Name: vm.Spec.Name})
+		_, err = client.StopVM(ctx, &api.StopVMRequest{Name: name})
 	}
-	if err == nil || status.Code(err) == codes.NotFound || !v.s.board.now().state.View.Has(p.Server, p.Incarnation) {
-		return nil
-	}
-	return fmt.Errorf("server %s: %s", p.ServerName, api.Message(err))
+	return err
 }
 
 // standStill answers another server's question once this one has heard that the VM ended and its worker here is gone.
@@ -266,8 +285,9 @@ func (v *service) RemoveVM(ctx context.Context, req *api.RemoveVMRequest) (*api.
 	if err != nil {
 		return nil, err
 	}
-	if vm.State.Active() && req.GetForce() {
-		if _, err := v.StopVM(ctx, &api.StopVMRequest{Name: req.GetName(), Reason: "to be removed"}); err != nil {
+	if vm.State.Active() && req.GetForce() { // without waiting for its vCPUs: their servers stop them, registered or not
+		err := v.s.propose(ctx, cells.Command{StopVM: &cells.StopVM{VM: vm.ID, Reason: "stopped to be removed"}}, nil)
+		if err != nil && !v.ended(vm.ID) {
 			return nil, err
 		}
 	}

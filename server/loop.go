@@ -23,11 +23,11 @@ func (s *Server) loop(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		wait := time.Hour
-		if at, ok := s.core.NextDeadline(); ok {
-			wait = max(0, time.Duration(at-bootMicros())*time.Microsecond)
+		due, ok := s.core.NextDeadline()
+		if !ok {
+			due = bootMicros() + ident.Micros(time.Hour.Microseconds())
 		}
-		timer.Reset(wait)
+		timer.Reset(max(0, time.Duration(due-bootMicros())*time.Microsecond))
 		began := ident.Micros(0)
 		select {
 		case ev := <-s.inbox:
@@ -40,6 +40,10 @@ func (s *Server) loop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		if late := began - due; late > longTurn {
+			s.count.lateTurns.Add(1)
+			s.log.Warn().Dur("late", time.Duration(late)*time.Microsecond).Msg("this process was not run in time: it was stopped, or the host is overloaded")
+		}
 		if at, ok := s.core.NextDeadline(); ok && at <= bootMicros() { // a full inbox must not keep timers from firing
 			s.core.Step(bootMicros(), monitor.Tick{})
 		}
@@ -48,7 +52,7 @@ func (s *Server) loop(ctx context.Context) error {
 		}
 		if took := bootMicros() - began; took > longTurn {
 			s.count.longTurns.Add(1)
-			s.log.Warn().Int64("micros", int64(took)).Msg("one turn of the loop took long: the disk is slow, or this process was stopped")
+			s.log.Warn().Dur("took", time.Duration(took)*time.Microsecond).Msg("one turn of the loop took long: the disk is slow, or this process was stopped")
 		}
 	}
 }

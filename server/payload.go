@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -131,7 +132,11 @@ func (v *service) peer(sv *cells.Server) (api.CellvisorClient, error) {
 			target = "passthrough:///" + target
 		}
 		var err error
-		conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+		conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
+			grpc.WithConnectParams(grpc.ConnectParams{ // a serve process that was restarted is back within a moment
+				Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 200 * time.Millisecond},
+				MinConnectTimeout: time.Second,
+			}))
 		if err != nil {
 			return nil, status.Errorf(codes.Unavailable, "API of server %s at %s: %v", sv.Name, sv.Addrs.API, err)
 		}

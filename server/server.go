@@ -63,7 +63,7 @@ type Server struct {
 }
 
 type counts struct {
-	saves, saveMicros, longTurns, hints, blobFetches atomic.Uint64
+	saves, saveMicros, longTurns, lateTurns, hints, blobFetches atomic.Uint64
 }
 
 // errAsked ends a server that StopServer asked to end.

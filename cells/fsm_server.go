@@ -34,7 +34,7 @@ func (f *FSM) addServer(c *AddServer, index uint64) (any, *Fault) {
 	s := Server{ID: id, State: ServerJoining}
 	s.take(&c.Info)
 	f.state.Servers = append(f.state.Servers, s) // the highest ID so far: order is kept
-	f.emit(Event{Kind: EventServerAdded, Subject: "server " + string(s.Name), Text: fmt.Sprintf("server %s of cell %s joins", s.Name, s.Cell),
+	f.emit(Event{Kind: EventServerAdded, Subject: "server " + string(s.Name), Text: fmt.Sprintf("server %s%s joins", s.Name, ofCell(s.Cell)),
 		Fields: map[string]string{"cell": string(s.Cell), "addr": s.Addrs.Peer}})
 	return AddServerResult{ID: id}, nil
 }
@@ -42,6 +42,14 @@ func (f *FSM) addServer(c *AddServer, index uint64) (any, *Fault) {
 func (s *Server) take(info *ServerInfo) {
 	s.Name, s.Cell, s.Role, s.HostID = info.Name, info.Cell, info.Role, info.HostID
 	s.Process, s.Addrs, s.Slots, s.MemoryBytes = info.Process, info.Addrs, info.Slots, info.MemoryBytes
+}
+
+// title is how events name a server.
+func (s *Server) title() string {
+	if s.Role == RoleWitness {
+		return fmt.Sprintf("witness %s", s.Name)
+	}
+	return fmt.Sprintf("server %s of cell %s", s.Name, s.Cell)
 }
 
 func (f *FSM) forget(id ident.ServerID) {
@@ -103,9 +111,9 @@ func (f *FSM) admit(c *Admit) *Fault {
 	s.State, s.Incarnation, s.Left = ServerLive, ident.Incarnation(f.state.View.Epoch), 0
 	f.rebuildView()
 	cause := f.emit(Event{Kind: EventServerLive, Subject: "server " + string(s.Name),
-		Text:   fmt.Sprintf("server %s of cell %s is live in epoch %d", s.Name, s.Cell, f.state.View.Epoch),
+		Text:   fmt.Sprintf("server %s%s is live in epoch %d", s.Name, ofCell(s.Cell), f.state.View.Epoch),
 		Fields: map[string]string{"cell": string(s.Cell), "pid": fmt.Sprint(s.Process.PID), "incarnation": fmt.Sprint(s.Incarnation)}})
-	if !cellWasLive {
+	if !cellWasLive && s.Cell != "" {
 		f.emit(Event{Kind: EventCellLive, Subject: "cell " + string(s.Cell), Text: fmt.Sprintf("cell %s is live", s.Cell), Cause: cause})
 	}
 	return nil
@@ -134,7 +142,7 @@ func (f *FSM) resume(c *Resume) *Fault {
 
 // exclude takes those targets out of the view that are still what the leader saw: others came back meanwhile and are left alone.
 func (f *FSM) exclude(c *Exclude, term uint64) *Fault {
-	if c.Term != term && f.hooks.Canary != CanaryExcludeAnyTerm {
+	if c.Term != term {
 		return faultf(CodeConflict, "exclusion was decided in term %d and committed in term %d", c.Term, term)
 	}
 	var ids []ident.ServerID
@@ -171,11 +179,11 @@ func (f *FSM) contain(ids []ident.ServerID, causes map[ident.ServerID]string) {
 	var cellsLost []ident.CellName
 	for i := range loss.Servers {
 		l := &loss.Servers[i]
-		l.WholeCell = !f.state.CellLive(l.Cell)
+		l.WholeCell = l.Cell != "" && !f.state.CellLive(l.Cell)
 		cause = f.emit(Event{Kind: EventServerDead, Subject: "server " + string(l.Name),
-			Text:   fmt.Sprintf("server %s of cell %s was excluded in epoch %d: %s", l.Name, l.Cell, loss.Epoch, trimSpace(causes[l.Server])),
+			Text:   fmt.Sprintf("server %s%s was excluded in epoch %d: %s", l.Name, ofCell(l.Cell), loss.Epoch, trimSpace(causes[l.Server])),
 			Fields: map[string]string{"cell": string(l.Cell), "incarnation": fmt.Sprint(l.Incarnation)}})
-		if l.WholeCell && !slices.Contains(cellsLost, l.Cell) {
+		if l.WholeCell && l.Cell != "" && !slices.Contains(cellsLost, l.Cell) {
 			cellsLost = append(cellsLost, l.Cell)
 		}
 	}
@@ -247,6 +255,14 @@ func (f *FSM) cordon(c *Cordon) *Fault {
 	}
 	f.emit(Event{Kind: EventServerCordon, Subject: "cell " + string(c.Cell), Text: fmt.Sprintf("cell %s is %s", c.Cell, verb)})
 	return nil
+}
+
+// ofCell names a server's cell after its own name; a witness is in none.
+func ofCell(c ident.CellName) string {
+	if c == "" {
+		return ""
+	}
+	return " of cell " + string(c)
 }
 
 func (f *FSM) noCell(name ident.CellName) *Fault {

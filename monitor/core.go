@@ -276,8 +276,14 @@ func (c *Core) Status(now ident.Micros) Status {
 	}
 }
 
+// Leading tells whether this server leads, and in which term.
+func (c *Core) Leading() (term uint64, ok bool) { return c.rep.Term(), c.rep.Leading() }
+
 // State returns a copy of the replicated state as applied here.
 func (c *Core) State() cells.State { return c.rep.State().Clone() }
+
+// Peek returns the replicated state itself. It must not be changed, and is valid until the next call of Step or Advance.
+func (c *Core) Peek() *cells.State { return c.rep.State() }
 
 // EventsSince returns up to max replicated events with sequence numbers above seq, and the lowest number that is still kept.
 func (c *Core) EventsSince(seq uint64, max int) (events []cells.Event, oldest uint64) {

@@ -79,7 +79,7 @@ func (c *Core) proofIsRipe(s *cells.Server, x *suspect) bool {
 	st := c.rep.State()
 	for i := range st.Servers {
 		o := &st.Servers[i]
-		if o.Cell != s.Cell || o.State != cells.ServerLive {
+		if o.Cell != s.Cell || s.Cell == "" && o.ID != s.ID || o.State != cells.ServerLive {
 			continue
 		}
 		if !slices.ContainsFunc(c.suspects, func(x suspect) bool { return x.server == o.ID && x.proofAt != 0 }) {

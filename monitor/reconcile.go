@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cellvisor/cellvisor/cells"
@@ -185,6 +186,7 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 			ClusterID: c.cfg.ClusterID, Server: c.cfg.Server, ServerName: c.cfg.Info.Name, Cell: c.cfg.Info.Cell, Incarnation: c.incarnation,
 			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes,
 			Builtin: vm.Spec.Builtin, Args: vm.Spec.Args, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Secret: vm.Secret,
+			Options: maps.Clone(vm.Spec.Options),
 		},
 		Created: vm.Created,
 		Payload: Payload{SHA256: vm.Spec.PayloadSHA256, Bytes: vm.Spec.PayloadBytes, Server: vm.Spec.PayloadServer},
@@ -192,10 +194,10 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 }
 
 func members(vm *cells.VM) wire.WorkerMembers {
-	m := wire.WorkerMembers{Epoch: vm.Epoch, Home: vm.Home}
+	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.Created, Home: vm.Home}
 	for _, p := range vm.Parts {
 		if !p.Gone {
-			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr})
+			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, VCPUs: slices.Clone(p.VCPUs)})
 		}
 	}
 	return m

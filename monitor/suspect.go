@@ -107,7 +107,7 @@ func (c *Core) proof(b goneBody, origin bool) {
 	// What took this process may have taken the others of its cell.
 	st := c.rep.State()
 	for i := range st.Servers {
-		if o := &st.Servers[i]; o.Cell == s.Cell && o.State == cells.ServerLive && o.ID != s.ID && o.ID != c.cfg.Server {
+		if o := &st.Servers[i]; o.Cell == s.Cell && s.Cell != "" && o.State == cells.ServerLive && o.ID != s.ID && o.ID != c.cfg.Server {
 			c.askForProof(o)
 		}
 	}

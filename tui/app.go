@@ -125,7 +125,7 @@ func (a *App) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			a.source.Refresh()
 		}
 	case tea.KeyMsg:
-		return a, a.onKey(m)
+		return a, a.onKeys(m)
 	default:
 		a.dirty = false
 	}
@@ -133,13 +133,13 @@ func (a *App) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 }
 
 func (a *App) onUpdate(u feed.Update) tea.Cmd {
-	banner := a.banner() != ""
+	height := a.bodyHeight()
 	if u.Snapshot != nil && u.Snapshot != a.last {
 		a.last = u.Snapshot
 		a.screen().update(a.last)
 	}
 	a.conn = u.Conn
-	if banner != (a.banner() != "") {
+	if height != a.bodyHeight() {
 		a.resize()
 	}
 	return a.tick()
@@ -199,6 +199,25 @@ func (a *App) shown() {
 	s.update(a.snapshot())
 }
 
+// onKeys takes apart what was typed so fast that it came in one read; Bubble Tea makes one message of that. A paste is text for the
+// prompt and never keys.
+func (a *App) onKeys(k tea.KeyMsg) tea.Cmd {
+	if k.Type != tea.KeyRunes || len(k.Runes) == 1 {
+		return a.onKey(k)
+	}
+	if k.Paste {
+		if a.prompt == nil || a.dialog != nil {
+			return nil
+		}
+		return a.onKey(k)
+	}
+	var cmds []tea.Cmd
+	for _, r := range k.Runes {
+		cmds = append(cmds, a.onKey(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune{r}, Alt: k.Alt}))
+	}
+	return tea.Sequence(cmds...)
+}
+
 // onKey gives a key to whoever has the keys: a dialog, the prompt, the screen's pane, then everyone.
 func (a *App) onKey(k tea.KeyMsg) tea.Cmd {
 	if key.Matches(k, globalKeys.quit) {
@@ -224,9 +243,7 @@ func (a *App) globalKey(k tea.KeyMsg) (tea.Cmd, bool) {
 	s := a.screen()
 	switch {
 	case key.Matches(k, globalKeys.back):
-		if s.focused().filtered() != "" {
-			s.focused().filter("")
-		} else {
+		if !s.clearFilter() {
 			a.pop()
 		}
 	case key.Matches(k, globalKeys.leave):

@@ -20,6 +20,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if plug := os.Getenv(consoleEnv); plug != "" {
+		os.Exit(showConsole(plug))
+	}
 	// Screens show local time; the golden ones were drawn here.
 	time.Local = time.UTC
 	os.Exit(m.Run())
@@ -332,10 +335,10 @@ func TestClusterLostAndBack(t *testing.T) {
 	r.lacks("CLUSTER LOST")
 	lost.Attempt = 2
 	r.send(feedMsg(feed.Update{Snapshot: r.app.last, Conn: lost}))
-	r.wants("CLUSTER LOST (try 2, next try in 3s, r: now), shown as of 09:26:53: no server", "lock")
+	r.wants("▲ CLUSTER LOST · try 2, next in 3s (r: now) · shown as of 09:26:53", "   no server of", "lock")
 	r.at = r.at.Add(2 * time.Second)
 	r.send(tickMsg{})
-	r.wants("next try in 1s")
+	r.wants("next in 1s")
 	r.press("r")
 	if r.src.refreshed == 0 {
 		t.Error("r did not retry")
@@ -351,7 +354,7 @@ func TestNoQuorumBanner(t *testing.T) {
 	r.src.state.Status = proto.CloneOf(r.src.state.Status)
 	r.src.state.Status.Quorum = false
 	r.poll()
-	r.wants("✗ NO QUORUM", "▲ NO QUORUM: a-1 answers but cannot agree")
+	r.wants("✗ NO QUORUM", "▲ NO QUORUM · a-1 answers but cannot agree")
 }
 
 func TestConsole(t *testing.T) {
@@ -423,4 +426,18 @@ func TestTailStaysAtTheNewestEvent(t *testing.T) {
 	r.wants("change 16!")
 	r.press("g")
 	r.wants("epoch 6: six")
+}
+
+func TestKeysInOneRead(t *testing.T) {
+	r := newRig(t, plainTheme(), 100, 30)
+	r.send(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune("jjc")})
+	r.wants("Console of lock")
+	r.send(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune("q5")})
+	r.wants("overview › events")
+	// A paste is not keys, but text where text is wanted.
+	r.send(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune("qq"), Paste: true})
+	r.wants("overview › events")
+	r.press("/")
+	r.send(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune("vm.\x1blost\n"), Paste: true})
+	r.wants("/vm.lost _")
 }

@@ -47,11 +47,11 @@ func init() {
 	verbs = []verb{
 		{path: "status", help: "the overview", run: func(a *App, _ call) tea.Cmd { a.popAll(); return nil }},
 		{path: "cell ls", help: "all cells", run: open(newCells)},
-		{path: "cell show", usage: "CELL", args: 1, of: aCell, help: "a cell, its servers, and the VMs that depend on it (console only)", run: show(aCell, newCellDetail)},
+		{path: "cell show", usage: "CELL", args: 1, of: aCell, help: "a cell, its servers, and the VMs that depend on it (console only)", run: showDetail(aCell, newCellDetail)},
 		{path: "server ls", help: "all servers", run: open(newServers)},
-		{path: "server show", usage: "SERVER", args: 1, of: aServer, help: "a server, its VMs, events and counters (console only)", run: show(aServer, newServerDetail)},
+		{path: "server show", usage: "SERVER", args: 1, of: aServer, help: "a server, its VMs, events and counters (console only)", run: showDetail(aServer, newServerDetail)},
 		{path: "vm ls", help: "all VMs", run: open(newVMs)},
-		{path: "vm show", usage: "NAME", args: 1, of: aVM, help: "a VM, its parts and their counters, its events", run: show(aVM, newVMDetail)},
+		{path: "vm show", usage: "NAME", args: 1, of: aVM, help: "a VM, its parts and their counters, its events", run: showDetail(aVM, newVMDetail)},
 		{path: "vm console", usage: "NAME [--follow]", args: 1, of: aVM, flags: follow, help: "what the guest prints", run: showLog(feed.Console)},
 		{path: "vm output", usage: "NAME [--follow]", args: 1, of: aVM, flags: follow, help: "the guest's output records", run: showLog(feed.Output)},
 		{path: "vm stop", usage: "NAME...", args: 1, more: namesMax, of: aVM, acts: true, help: "end VMs; asks first", run: askStop},
@@ -76,8 +76,8 @@ func open(make func(*App) *screen) func(*App, call) tea.Cmd {
 	}
 }
 
-// show opens the detail of a thing that exists.
-func show(k kind, make func(*App, string) *screen) func(*App, call) tea.Cmd {
+// showDetail opens the detail of a thing that exists.
+func showDetail(k kind, make func(*App, string) *screen) func(*App, call) tea.Cmd {
 	return func(a *App, c call) tea.Cmd {
 		if !a.exists(target{k, c.args[0]}) {
 			a.say(theme.Bad, fmt.Sprintf("there is no %s %q", [...]string{aCell: "cell", aServer: "server", aVM: "VM"}[k], c.args[0]))

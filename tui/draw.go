@@ -31,8 +31,8 @@ func (a *App) draw() []string {
 	}
 	lines := make([]string, 0, a.height)
 	lines = append(lines, a.header(), a.tabs())
-	if b := a.banner(); b != "" {
-		lines = append(lines, t.Paint(theme.Alarm, t.Fit(b, a.width)))
+	for _, b := range a.banner() {
+		lines = append(lines, t.Paint(theme.Alarm, t.Fit(" "+b, a.width)))
 	}
 	body := a.body()
 	if a.dialog != nil {
@@ -55,11 +55,7 @@ func (a *App) tooSmall() []string {
 
 // bodyHeight is what header, tabs, banner, command line and keys leave.
 func (a *App) bodyHeight() int {
-	h := a.height - 4
-	if a.banner() != "" {
-		h--
-	}
-	return max(h, 0)
+	return max(a.height-4-len(a.banner()), 0)
 }
 
 func (a *App) body() []string {
@@ -164,33 +160,32 @@ func (a *App) tabs() string {
 // lostAfter is the number of failed polls after which the cluster counts as lost: the first one only means going to another server.
 const lostAfter = 2
 
-// banner is the line that tells of trouble with the whole cluster, "" if there is none.
-func (a *App) banner() string {
+// banner tells of trouble with the whole cluster in at most two lines; none if there is none.
+func (a *App) banner() []string {
 	t := a.theme
 	if a.conn.Err != nil && (a.conn.Attempt >= lostAfter || a.last == nil) {
-		text := " " + t.Alarm + " CLUSTER LOST"
-		retry := ", trying again now"
+		text := t.Alarm + " CLUSTER LOST " + t.Dot + " try " + number(a.conn.Attempt)
 		if left := a.conn.RetryAt.Sub(a.now()); left >= time.Second {
-			retry = ", next try in " + span(left)
+			text += ", next in " + span(left)
 		}
-		text += " (try " + number(a.conn.Attempt) + retry + ", r: now)"
+		text += " (r: now)"
 		if a.last != nil {
-			text += ", shown as of " + a.last.At.Local().Format("15:04:05")
+			text += " " + t.Dot + " shown as of " + a.last.At.Local().Format("15:04:05")
 		}
-		return text + ": " + t.Clean(api.Message(a.conn.Err))
+		return []string{text, "  " + t.Clean(api.Message(a.conn.Err))}
 	}
 	if a.last == nil {
-		return ""
+		return nil
 	}
 	st := a.last.Status
 	if !st.GetQuorum() {
-		return " " + t.Alarm + " NO QUORUM: " + t.Clean(st.GetServer()) +
-			" answers but cannot agree with the others; what is shown may be old, nothing can be changed"
+		return []string{t.Alarm + " NO QUORUM " + t.Dot + " " + t.Clean(st.GetServer()) + " answers but cannot agree with the others",
+			"  What is shown may be old, and nothing can be changed."}
 	}
 	if a.last.Stale != nil {
-		return " " + t.Alarm + " STALE: " + t.Clean(api.Message(a.last.Stale))
+		return []string{t.Alarm + " STALE " + t.Dot + " " + t.Clean(api.Message(a.last.Stale))}
 	}
-	return ""
+	return nil
 }
 
 // commandLine is the prompt, the outcome of the last command, or the CLI line that shows the same as this screen.

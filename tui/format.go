@@ -79,9 +79,12 @@ func pair(d, big time.Duration, bigUnit string, small time.Duration, smallUnit s
 	return strconv.FormatInt(int64(d/big), 10) + bigUnit + rest + smallUnit
 }
 
+// known says whether a stamp tells a time: both no stamp and the zero of the Unix clock mean that there is none.
+func known(stamp *timestamppb.Timestamp) bool { return stamp.GetSeconds() != 0 }
+
 // age is the time from a stamp to now; empty for no stamp.
 func age(stamp *timestamppb.Timestamp, now time.Time) string {
-	if stamp == nil {
+	if !known(stamp) {
 		return ""
 	}
 	return span(now.Sub(stamp.AsTime()))
@@ -89,7 +92,7 @@ func age(stamp *timestamppb.Timestamp, now time.Time) string {
 
 // clock formats a time of day in the local zone.
 func clock(stamp *timestamppb.Timestamp) string {
-	if stamp == nil {
+	if !known(stamp) {
 		return ""
 	}
 	return stamp.AsTime().Local().Format("15:04:05.000")

@@ -74,6 +74,22 @@ func (s *screen) cycle(step int) {
 	}
 }
 
+// clearFilter clears the filter of the pane that has the focus, or else those of all panes; false if there was none.
+func (s *screen) clearFilter() bool {
+	if s.focused().filtered() != "" {
+		s.focused().filter("")
+		return true
+	}
+	cleared := false
+	for _, p := range s.panes {
+		if p.filtered() != "" {
+			p.filter("")
+			cleared = true
+		}
+	}
+	return cleared
+}
+
 // lines draws the panes into height lines of width cells. Panes side by side are separated by the last column of the left one.
 func (s *screen) lines() []string {
 	type band struct{ parts [][]string }

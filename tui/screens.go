@@ -271,13 +271,13 @@ func vmFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 	}
 	m := vmMark(t, vm)
 	ended := ""
-	if vm.GetEndedAt() != nil {
+	if known(vm.GetEndedAt()) {
 		ended = age(vm.GetEndedAt(), s.At) + " ago"
 	}
 	ran := ""
-	if started := vm.GetStartedAt(); started != nil {
+	if started := vm.GetStartedAt(); known(started) {
 		until := s.At
-		if e := vm.GetEndedAt(); e != nil {
+		if e := vm.GetEndedAt(); known(e) {
 			until = e.AsTime()
 		}
 		ran = span(until.Sub(started.AsTime()))

@@ -2,11 +2,12 @@ package tui
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -40,7 +41,7 @@ type Options struct {
 // framesPerSecond bounds the drawing: a key is answered within 33 ms.
 const framesPerSecond = 30
 
-// Run shows the console until the user leaves it (nil) or ctx ends (its error). An error in the address is told at once; a cluster that
+// Run shows the console until the user leaves it or the process is asked to end by SIGTERM, SIGHUP or SIGINT (nil), or ctx ends (its error). An error in the address is told at once; a cluster that
 // does not answer is not an error but waited for, and said so on the screen.
 func Run(ctx context.Context, o Options) error {
 	if o.In == nil {
@@ -54,7 +55,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	f := feed.New(config)
-	ctx, cancel := context.WithCancel(ctx)
+	outer := ctx
+	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT)
 	var running sync.WaitGroup
 	running.Go(func() { f.Run(ctx) })
 	// The program is gone by then, so that nothing waits for the feed that it stops.
@@ -65,12 +67,20 @@ func Run(ctx context.Context, o Options) error {
 	}
 	colour := !o.NoColor && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	app := newApp(ctx, theme.New(o.Out, o.ASCII, colour), feedSource{f}, o.ReadOnly)
-	program := tea.NewProgram(app, tea.WithContext(ctx), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithAltScreen(),
-		tea.WithFPS(framesPerSecond))
-	_, err = program.Run()
-	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
-		return ctx.Err()
+	if err := show(ctx, app, o); err != nil {
+		return fmt.Errorf("console: %w", err)
 	}
+	return outer.Err()
+}
+
+// show runs the program until the user leaves or ctx ends. Bubble Tea's own handling of signals and contexts is not used: when a signal
+// ends both at once, its signal handler waits for ever for an event loop that has ended, with the terminal still in raw mode.
+func show(ctx context.Context, app *App, o Options) error {
+	program := tea.NewProgram(app, tea.WithoutSignalHandler(), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithAltScreen(),
+		tea.WithFPS(framesPerSecond))
+	stop := context.AfterFunc(ctx, program.Quit)
+	defer stop()
+	_, err := program.Run()
 	return err
 }
 

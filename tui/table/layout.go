@@ -44,6 +44,7 @@ func Layout(columns []Column, natural []int, width int) []int {
 			break
 		}
 		if !dropOne(columns, widths) {
+			shrinkAll(columns, widths)
 			break
 		}
 	}
@@ -84,6 +85,15 @@ func shrink(columns []Column, widths []int, excess int) bool {
 		widths[widest]--
 	}
 	return true
+}
+
+// shrinkAll takes columns down to what they need at least.
+func shrinkAll(columns []Column, widths []int) {
+	for i, c := range columns {
+		if c.Min > 0 {
+			widths[i] = min(widths[i], c.Min)
+		}
+	}
 }
 
 // dropOne drops the rightmost of the columns with the highest rank.

@@ -278,3 +278,12 @@ func (c *Core) Epoch() ident.Epoch { return c.epoch }
 func (c *Core) Wanted(f func(ident.PageNo) bool) {
 	c.requests.each(func(page ident.PageNo, _ *request) bool { return f(page) })
 }
+
+// Image tells whether the latest contents of page are this part's copy from the image that it started from, which nobody has asked for.
+func (c *Core) Image(page ident.PageNo) bool {
+	if !c.cfg.Image.Has(c.cfg.Self) {
+		return false
+	}
+	e := c.pages.look(page)
+	return e == nil || e.state == Invalid && e.serial == imageSerial
+}

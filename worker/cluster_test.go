@@ -43,6 +43,10 @@ type part struct {
 	ready wire.WorkerReady
 	ended chan wire.WorkerEnded
 	stats chan wire.WorkerStats
+
+	protected chan wire.WorkerProtected
+	restored  chan wire.WorkerRestored
+	killed    bool
 }
 
 // testVM is a VM whose parts are processes of this test's.
@@ -62,10 +66,7 @@ func startVM(t *testing.T, builtin, args string, memory ident.Bytes, vcpus ...in
 	v := &testVM{t: t}
 	next := 0
 	for i, n := range vcpus {
-		spec := wire.WorkerSpec{
-			ClusterID: "test", Server: ident.ServerID(i + 1), ServerName: ident.ServerName(fmt.Sprintf("s-%d", i+1)), VM: 7, Name: "guest",
-			Part: ident.Part(i), VCPUs: total, MemoryBytes: memory, Builtin: builtin, Args: args, ListenHost: "127.0.0.1", Secret: "00112233",
-		}
+		spec := testSpec(i, total, builtin, args, memory)
 		for range n {
 			spec.LocalVCPUs = append(spec.LocalVCPUs, ident.VCPU(next))
 			next++
@@ -82,6 +83,13 @@ func startVM(t *testing.T, builtin, args string, memory ident.Bytes, vcpus ...in
 	return v
 }
 
+func testSpec(part, vcpus int, builtin, args string, memory ident.Bytes) wire.WorkerSpec {
+	return wire.WorkerSpec{
+		ClusterID: "test", Server: ident.ServerID(part + 1), ServerName: ident.ServerName(fmt.Sprintf("s-%d", part+1)), VM: 7, Name: "guest",
+		Part: ident.Part(part), VCPUs: vcpus, MemoryBytes: memory, Builtin: builtin, Args: args, ListenHost: "127.0.0.1", Secret: "00112233",
+	}
+}
+
 func startPart(t *testing.T, spec wire.WorkerSpec) *part {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cvw") // short: a Unix socket's path has at most 107 bytes
@@ -96,7 +104,8 @@ func startPart(t *testing.T, spec wire.WorkerSpec) *part {
 	if err := os.WriteFile(filepath.Join(dir, wire.WorkerSpecFile), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &part{t: t, dir: dir, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000)}
+	p := &part{t: t, dir: dir, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000),
+		protected: make(chan wire.WorkerProtected, 100), restored: make(chan wire.WorkerRestored, 1)}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), workerDirVariable+"="+dir)
 	log, err := os.Create(filepath.Join(dir, wire.WorkerLogFile))
@@ -148,6 +157,10 @@ func (p *part) read(r *bufio.Reader) {
 		switch {
 		case m.Ended != nil:
 			p.ended <- *m.Ended
+		case m.Protected != nil:
+			p.protected <- *m.Protected
+		case m.Restored != nil:
+			p.restored <- *m.Restored
 		case m.Stats != nil:
 			select {
 			case p.stats <- *m.Stats:
@@ -165,6 +178,9 @@ func (p *part) log() string {
 func (v *testVM) send(m wire.ToWorker) {
 	v.t.Helper()
 	for _, p := range v.parts {
+		if p.killed {
+			continue
+		}
 		if err := wire.WriteJSON(p.conn, m); err != nil {
 			v.t.Fatalf("%v\n%s", err, p.log())
 		}
@@ -208,6 +224,9 @@ func (v *testVM) output() []string {
 // stop ends the workers and checks that they end.
 func (v *testVM) stop() {
 	for i, p := range v.parts {
+		if p.killed {
+			continue
+		}
 		_ = wire.WriteJSON(p.conn, wire.ToWorker{Stop: &wire.WorkerStop{Reason: "test is over"}})
 		done := make(chan error, 1)
 		go func() { done <- p.cmd.Wait() }()

@@ -270,6 +270,31 @@ func (s *stream) takeCut() outputPiece {
 	return outputPiece{offset: s.written, bytes: bytes.Clone(s.held)}
 }
 
+// exitedNow tells whether the guest has asked for the end.
+func (h *home) exitedNow() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.exited
+}
+
+// history returns all output that has left so far. Output must be held back, or what leaves meanwhile is in neither this nor a later cut.
+func (h *home) history() (console, output outputPiece, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	read := func(s *stream) (outputPiece, error) {
+		b := make([]byte, s.written)
+		_, err := s.file.ReadAt(b, 0)
+		return outputPiece{bytes: b}, err
+	}
+	if console, err = read(&h.console); err != nil {
+		return console, output, fmt.Errorf("console log: %w", err)
+	}
+	if output, err = read(&h.output); err != nil {
+		return console, output, fmt.Errorf("output log: %w", err)
+	}
+	return console, output, nil
+}
+
 // hold begins or ends holding back output. Its end lets all leave.
 func (h *home) hold(on bool) error {
 	h.mu.Lock()

@@ -36,6 +36,8 @@ type plane struct {
 	hint  func(part ident.Part, reset bool)
 
 	refusedLapsed atomic.Uint64 // frames dropped because the lease had lapsed
+	anything      atomic.Bool   // every fault is answered with whatever is there: the vCPUs' states are about to be discarded
+	dirty         *dirtyPages
 
 	mu      sync.Mutex
 	core    *mem.Core
@@ -71,6 +73,9 @@ func (p *plane) execute(e *mem.Effect, contents []byte) error {
 	case mem.EffectZero:
 		return p.ram.ZeroPage(e.Page)
 	case mem.EffectMap:
+		if e.Writable {
+			p.dirty.mark(e.Page)
+		}
 		return p.allow(e)
 	case mem.EffectProtect:
 		return p.fd.Protect(e.Page, 1, true)
@@ -162,6 +167,10 @@ func (p *plane) serveFaults() {
 			}
 			return
 		}
+		if p.anything.Load() {
+			p.answerAnything(faults[:n])
+			continue
+		}
 		p.mu.Lock()
 		for _, f := range faults[:n] {
 			p.step(mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
@@ -169,6 +178,47 @@ func (p *plane) serveFaults() {
 		p.settle()
 		p.mu.Unlock()
 	}
+}
+
+// answerAnything lets vCPUs out of the faults that they wait in, so that they can leave KVM_RUN. They execute nothing on what they get.
+func (p *plane) answerAnything(faults []uffd.Fault) {
+	for _, f := range faults {
+		e := mem.Effect{Page: f.Page, Writable: true}
+		if err := p.allow(&e); err != nil {
+			p.fail(err)
+			return
+		}
+	}
+}
+
+// letGo ends the waits of all vCPUs for pages: whatever is there is mapped until reset.
+func (p *plane) letGo() {
+	p.anything.Store(true)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for page := range p.core.Wanted {
+		p.answerAnything([]uffd.Fault{{Page: page}})
+	}
+}
+
+// reset starts the protocol afresh from the image that one part holds. This part keeps its contents only if it is that one. All vCPUs must be
+// held.
+func (p *plane) reset(image ident.Part, self ident.Part, cfg mem.Config) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pages := p.ram.Pages()
+	if err := p.ram.Revoke(0, pages); err != nil {
+		return err
+	}
+	if image != self {
+		if err := p.ram.Zero(0, pages); err != nil {
+			return err
+		}
+	}
+	cfg.Image = ident.PartSet(0).Set(image)
+	p.core, p.epoch, p.timerAt = mem.New(cfg), 0, 0
+	p.anything.Store(false)
+	return nil
 }
 
 // HandlePages implements link.PagesHandler on the peer's reader thread.
@@ -194,22 +244,23 @@ func (p *plane) HandlePages(_ ident.Part, _ ident.Epoch, items *wire.PageItems) 
 	}
 }
 
-// setMembers takes the protocol into an epoch. Connections are told first, so that the first messages find theirs.
+// setMembers takes the protocol into an epoch.
 func (p *plane) setMembers(m wire.WorkerMembers) error {
 	var set ident.PartSet
 	for _, member := range m.Members {
 		set = set.Set(member.Part)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// One lock over both: no message of the new epoch finds the core in the old one. SetMembers neither waits nor calls back.
 	if err := p.pages.SetMembers(m.Epoch, m.Members); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if m.Epoch <= p.epoch {
 		return nil
 	}
 	p.epoch = m.Epoch
-	p.step(mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh}, nil)
+	p.step(mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh || m.Restore}, nil)
 	p.settle()
 	return nil
 }

@@ -36,6 +36,8 @@ var errNewLife = errors.New("the VM goes back to a checkpoint")
 
 // kickAll throws all vCPUs of this part out of the guest and out of idling.
 func (w *Worker) kickAll() {
+	w.vcpuMu.Lock()
+	defer w.vcpuMu.Unlock()
 	for _, v := range w.vcpus {
 		v.cpu.Kick()
 		select {

@@ -37,17 +37,27 @@ type Worker struct {
 	guard   *guard
 	plane   *plane
 	home    atomic.Pointer[home] // nil unless this is the home part
-	vcpus   []*vcpu
+	vm      *kvm.VM
+	vcpuMu  sync.Mutex
+	vcpus   []*vcpu // appended to under vcpuMu, by the control connection's reader only
 	running sync.WaitGroup
-	members atomic.Pointer[wire.WorkerMembers]
-	ctx     context.Context // done when the VM has ended here
-	cancel  context.CancelFunc
-	stopped chan struct{} // closed when serve has said stop
-	stop    sync.Once
+	cutter  cutter
+	standby atomic.Pointer[standby] // nil unless this part holds a replica
+	replica *replicas
+
+	checkpoints checkpoints
+	members     atomic.Pointer[wire.WorkerMembers]
+	ctx         context.Context // done when the VM has ended here
+	cancel      context.CancelFunc
+	stopped     chan struct{} // closed when serve has said stop
+	stop        sync.Once
 
 	mu    sync.Mutex
 	ready *wire.WorkerReady // protected by mu; nil until set-up succeeded
 	ended *wire.WorkerEnded // protected by mu; the first end counts
+
+	protection *wire.WorkerProtected // protected by mu; the last word on it
+	restored   *wire.WorkerRestored  // protected by mu
 }
 
 // Run is the worker process: it holds the VM's part that dir/spec.json describes until serve says stop. The error is for the log and the
@@ -91,8 +101,8 @@ func readSpec(dir string) (*wire.WorkerSpec, error) {
 	return spec, nil
 }
 
-// spans tells whether the VM has parts on other servers.
-func (w *Worker) spans() bool { return len(w.spec.LocalVCPUs) < w.spec.VCPUs }
+// spans tells whether the VM has members on other servers.
+func (w *Worker) spans() bool { return w.plane.fd != nil }
 
 // setUp makes the machine: guest memory, KVM, vCPUs, page plane.
 func (w *Worker) setUp() error {
@@ -108,15 +118,22 @@ func (w *Worker) setUp() error {
 	if err != nil {
 		return err
 	}
-	vm, err := system.CreateVM()
-	if err != nil {
+	if w.vm, err = system.CreateVM(); err != nil {
 		return err
 	}
-	if err := vm.SetMemory(0, 0, physical, memory.GuestAddr()); err != nil {
+	if err := w.vm.SetMemory(0, 0, physical, memory.GuestAddr()); err != nil {
 		return err
 	}
-	if w.vcpus, err = newVCPUs(vm, w.spec.LocalVCPUs); err != nil {
+	if w.vcpus, err = newVCPUs(w.vm, w.spec.LocalVCPUs); err != nil {
 		return err
+	}
+	w.cutter = cutter{log: w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr()), dirty: newDirtyPages(memory.Pages())}
+	if w.spec.Standby {
+		s, err := newStandby(w.dir, memory)
+		if err != nil {
+			return err
+		}
+		w.standby.Store(s)
 	}
 	return w.setUpPlane(memory)
 }
@@ -127,13 +144,9 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	if err != nil {
 		return fmt.Errorf("worker specification: secret: %w", err)
 	}
-	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}}
-	p.core = mem.New(mem.Config{Self: w.spec.Part, Pages: memory.Pages(), Window: windowOf(w.spec), ReadAhead: mem.DefaultReadAhead})
-	if w.spans() {
-		if p.fd, err = uffd.Open(memory.GuestAddr(), memory.Size()); err != nil {
-			return err
-		}
-	}
+	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}, dirty: w.cutter.dirty}
+	w.plane = p
+	p.core = mem.New(w.memConfig())
 	p.pages, err = link.ListenPages(link.PagesConfig{
 		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret,
 		ListenHost: w.spec.ListenHost, Handler: handler{w},
@@ -144,11 +157,13 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	}
 	p.outbox = p.pages.NewOutbox()
 	p.timer = time.AfterFunc(time.Hour, p.tick)
-	w.plane = p
-	if w.spans() {
-		go p.serveFaults()
+	if !w.spec.Standby && len(w.spec.LocalVCPUs) < w.spec.VCPUs {
+		if err := p.watch(); err != nil {
+			return err
+		}
 	}
-	return nil
+	w.replica, err = newReplicas(w, secret)
+	return err
 }
 
 // windowOf is how long a page that was just granted is kept: the VM's option "window", or the default.
@@ -168,7 +183,7 @@ func (w *Worker) announce() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr()}
+	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr()}
 }
 
 func (w *Worker) greetings() []wire.FromWorker {
@@ -182,6 +197,12 @@ func (w *Worker) greetings() []wire.FromWorker {
 		}
 		all = append(all, wire.FromWorker{Ready: &ready})
 	}
+	if w.protection != nil {
+		all = append(all, wire.FromWorker{Protected: w.protection})
+	}
+	if w.restored != nil {
+		all = append(all, wire.FromWorker{Restored: w.restored})
+	}
 	if w.ended != nil {
 		all = append(all, wire.FromWorker{Ended: w.ended})
 	}
@@ -194,6 +215,10 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.guard.renew(m.Lease.UntilBootMicros)
 	case m.Members != nil:
 		w.takeMembers(*m.Members)
+	case m.Protect != nil:
+		if w.replica != nil {
+			w.replica.set(*m.Protect)
+		}
 	case m.Pause != nil:
 		w.guard.pause(m.Pause.On)
 	case m.Stop != nil:
@@ -209,14 +234,18 @@ func (w *Worker) takeMembers(m wire.WorkerMembers) {
 		return
 	}
 	w.log.Info().Uint64("epoch", uint64(m.Epoch)).Int("members", len(m.Members)).Msg("members")
-	w.members.Store(&m)
-	if before != nil {
-		if err := w.plane.setMembers(m); err != nil {
-			w.fail(err)
-		}
-		return
+	var err error
+	switch {
+	case m.Restore:
+		err = w.restore(m)
+	case before != nil:
+		w.members.Store(&m)
+		err = w.plane.setMembers(m)
+	default:
+		w.members.Store(&m)
+		err = w.begin(m)
 	}
-	if err := w.begin(m); err != nil {
+	if err != nil {
 		w.fail(err)
 	}
 }
@@ -340,7 +369,10 @@ func (w *Worker) shutDown() {
 
 func (w *Worker) stats() *wire.WorkerStats {
 	s := &wire.WorkerStats{}
-	for _, v := range w.vcpus {
+	w.vcpuMu.Lock()
+	vcpus := w.vcpus
+	w.vcpuMu.Unlock()
+	for _, v := range vcpus {
 		s.VCPUExits += v.exits.Load()
 		s.RunMicros += ident.Micros(v.runMicros.Load())
 	}

@@ -1,0 +1,189 @@
+package worker
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/mem"
+	"github.com/cellvisor/cellvisor/vmm/kvm"
+)
+
+// holdWithin bounds how long a member may take to stop its vCPUs for a cut. A vCPU that waits for a page stops when the page has come.
+const holdWithin = 300 * time.Millisecond
+
+// heldAtMost bounds how long a member stays held when home, which holds it, is silent.
+const heldAtMost = 2 * time.Second
+
+// cutter is a member's side of checkpoints: it holds this part's vCPUs, finds the pages written since the last cut, and captures them.
+//
+//	running --hold--> held --cut--> captured (the share is on its way) --release--> running
+//
+// The pages of every cut that is not known to be committed are captured again by the next one: so a cut may fail anywhere.
+type cutter struct {
+	log   *kvm.DirtyLog
+	dirty *dirtyPages
+
+	mu       sync.Mutex
+	tracking bool                      // protected by mu
+	held     bool                      // protected by mu
+	holds    uint64                    // protected by mu; counts, so that an old time-out does not end a new hold
+	open     map[uint64][]ident.PageNo // protected by mu; pages by cut, of those not known to be committed
+	last     int                       // protected by mu; pages in the last cut
+}
+
+// track begins to note the pages that are written, or ends it.
+func (c *cutter) track(on bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tracking == on {
+		return nil
+	}
+	c.tracking = on
+	c.dirty.on.Store(on)
+	c.open = map[uint64][]ident.PageNo{}
+	c.dirty.take(func(ident.PageNo) {})
+	return c.log.Enable(on)
+}
+
+// hold stops this part's vCPUs for a cut; the cuts up to committed are safe. It reports whether they are stopped and nothing is on its way here.
+func (w *Worker) hold(committed uint64) bool {
+	c := &w.cutter
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for n := range c.open {
+		if n <= committed {
+			delete(c.open, n)
+		}
+	}
+	if !c.held {
+		if w.guard.restarting.Load() || !w.guard.hold(holdWithin) {
+			return false
+		}
+		c.held = true
+		c.holds++
+		hold := c.holds
+		time.AfterFunc(heldAtMost, func() { w.releaseHold(hold) })
+	}
+	return w.plane.quiet(holdWithin)
+}
+
+// release lets the vCPUs go on.
+func (w *Worker) release() { w.releaseHold(0) }
+
+func (w *Worker) releaseHold(hold uint64) {
+	c := &w.cutter
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held && (hold == 0 || hold == c.holds) {
+		c.held = false
+		w.guard.release()
+	}
+}
+
+// quiet waits until no request of this part is open: nothing that was written elsewhere is on its way.
+func (p *plane) quiet(within time.Duration) bool {
+	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Microsecond) {
+		p.mu.Lock()
+		open := p.core.Requests()
+		p.mu.Unlock()
+		if open == 0 {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
+
+// cut captures this part's share of checkpoint number, at home with all output that ever left if a standby has no history yet. The part
+// must be held.
+func (w *Worker) cut(number uint64, members ident.PartSet, history bool) (*share, error) {
+	c := &w.cutter
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.held || !c.tracking {
+		return nil, fmt.Errorf("cut %d: the part is not held", number)
+	}
+	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part}}
+	if err := c.log.Read(c.dirty.add); err != nil {
+		return nil, err
+	}
+	for _, pages := range c.open {
+		for _, page := range pages {
+			c.dirty.add(page)
+		}
+	}
+	if err := w.plane.capture(s, c.dirty); err != nil {
+		return nil, err
+	}
+	c.open[number] = s.pages
+	c.last = len(s.pages)
+	for _, v := range w.vcpus {
+		origin, err := v.capture()
+		if err != nil {
+			return nil, err
+		}
+		s.add(recordVCPU, uint64(v.cpu.ID()), origin)
+	}
+	if h := w.home.Load(); h != nil {
+		return s, h.addTo(s, history)
+	}
+	return s, nil
+}
+
+// addTo adds the devices and their output to home's share.
+func (h *home) addTo(s *share, history bool) error {
+	if history {
+		console, output, err := h.history()
+		if err != nil {
+			return err
+		}
+		s.addStream(recordConsole, console)
+		s.addStream(recordOutput, output)
+	}
+	state, console, output, err := h.cut()
+	if err != nil {
+		return err
+	}
+	s.add(recordDevice, 0, state)
+	s.addStream(recordConsole, console)
+	s.addStream(recordOutput, output)
+	return nil
+}
+
+var zeroPage [ident.PageSize]byte
+
+// capture adds the pages that this part holds to s and empties the set. A page that is not here was given away: whoever has it captures it.
+func (p *plane) capture(s *share, dirty *dirtyPages) (err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	dirty.take(func(page ident.PageNo) {
+		if err == nil && p.holds(page) {
+			err = p.capturePage(s, page)
+		}
+	})
+	return err
+}
+
+// capturePage requires mu.
+func (p *plane) capturePage(s *share, page ident.PageNo) error {
+	if err := p.ram.ReadPage(page, p.page[:]); err != nil {
+		return err
+	}
+	s.pages = append(s.pages, page)
+	if bytes.Equal(p.page[:], zeroPage[:]) {
+		s.zeros++
+		s.add(recordZero, uint64(page), nil)
+		return nil
+	}
+	s.add(recordPage, uint64(page), p.page[:])
+	return nil
+}
+
+// holds tells whether this part has the latest contents of a page. It requires mu.
+func (p *plane) holds(page ident.PageNo) bool {
+	return p.fd == nil || p.core.Page(page) != mem.Invalid || p.core.Image(page)
+}

@@ -1,0 +1,334 @@
+package worker
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// The replica plane joins a VM's members and standbys, apart from the page plane, so that the bulk of a checkpoint never delays a page fault.
+// Its messages are requests whose first byte is a replicaOp:
+//
+//	home   -> member   hold, base, cut, release
+//	member -> standby  chunk
+//	home   -> standby  commit
+//
+// Each may be repeated. An answer of DeviceNotReady means: not yet, ask again.
+type replicaOp uint8
+
+const (
+	replicaHold    replicaOp = iota + 1 // number of the last checkpoint committed
+	replicaBase                         // number of the protection, standbys that want a full copy; OK once it is sent
+	replicaCut                          // number of the checkpoint, members
+	replicaRelease                      //
+	replicaChunk                        // a chunk
+	replicaCommit                       // number of the checkpoint
+)
+
+const (
+	replicaDeadline = time.Second
+	replicaBackoff  = time.Millisecond
+)
+
+// replicas is a part's end of the replica plane and of the VM's protection.
+type replicas struct {
+	w     *Worker
+	plane *link.Pages
+
+	mu      sync.Mutex
+	protect wire.WorkerProtect // protected by mu; the latest
+	change  chan struct{}      // protected by mu; closed when protect changes
+	base    uint64             // protected by mu; number of the protection whose full copy was begun by this part
+	based   bool               // protected by mu; and is sent
+	synced  uint64             // protected by mu; permille of it
+	safe    ident.PartSet      // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
+}
+
+func newReplicas(w *Worker, secret []byte) (*replicas, error) {
+	r := &replicas{w: w, change: make(chan struct{})}
+	var err error
+	r.plane, err = link.ListenPages(link.PagesConfig{
+		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret,
+		ListenHost: w.spec.ListenHost, Handler: replicaHandler{r},
+		Logf: func(format string, args ...any) { w.log.Debug().Msgf("replica plane: "+format, args...) },
+	})
+	return r, err
+}
+
+// set takes the VM's protection as it is to be from now on.
+func (r *replicas) set(p wire.WorkerProtect) {
+	r.mu.Lock()
+	if p.Seq <= r.protect.Seq {
+		r.mu.Unlock()
+		return
+	}
+	r.protect = p
+	close(r.change)
+	r.change = make(chan struct{})
+	r.mu.Unlock()
+	members := make([]wire.WorkerMember, len(p.Members))
+	for i, m := range p.Members {
+		members[i] = m
+		members[i].Addr = m.ReplicaAddr
+	}
+	if err := r.plane.SetMembers(ident.Epoch(p.Seq), members); err != nil {
+		r.w.log.Error().Err(err).Msg("protection")
+		return
+	}
+	if r.w.standby.Load() != nil {
+		return
+	}
+	if p.Standbys == 0 {
+		if err := r.w.cutter.track(false); err != nil {
+			r.w.fail(err)
+		}
+	}
+	if r.w.atHome() {
+		go r.run(p)
+	}
+}
+
+// current returns the protection and what is closed when it changes.
+func (r *replicas) current() (wire.WorkerProtect, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.protect, r.change
+}
+
+// ask sends one request to a part and returns whether it was answered with OK.
+func (r *replicas) ask(to ident.Part, seq uint64, op replicaOp, body ...uint64) error {
+	b := []byte{byte(op)}
+	for _, v := range body {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	if to == r.w.spec.Part {
+		if !r.serve(op, b[1:]) {
+			return errNotReady
+		}
+		return nil
+	}
+	return r.request(to, seq, b)
+}
+
+var errNotReady = errors.New("not ready")
+
+func (r *replicas) request(to ident.Part, seq uint64, body []byte) error {
+	_, status, err := r.plane.Request(to, ident.Epoch(seq), wire.DeviceGeneric, body, time.Now().Add(replicaDeadline))
+	switch {
+	case err != nil:
+		return err
+	case status == wire.DeviceOK:
+		return nil
+	case status == wire.DeviceNotReady:
+		return errNotReady
+	}
+	return fmt.Errorf("%s refused replica operation %d", to, body[0])
+}
+
+// serve does an operation that a member or standby is asked for, other than chunks, and tells whether it is done.
+func (r *replicas) serve(op replicaOp, body []byte) bool {
+	var v [2]uint64
+	for i := range v {
+		if len(body) >= 8*(i+1) {
+			v[i] = binary.LittleEndian.Uint64(body[8*i:])
+		}
+	}
+	w := r.w
+	switch op {
+	case replicaHold:
+		return w.hold(v[0])
+	case replicaCut:
+		return r.cutAndShip(v[0], ident.PartSet(v[1]))
+	case replicaRelease:
+		w.release()
+		return true
+	case replicaBase:
+		return r.sendBase(v[0], ident.PartSet(v[1]))
+	case replicaCommit:
+		s := w.standby.Load()
+		if s == nil {
+			return false
+		}
+		done, err := s.commit(v[0])
+		if err != nil && !errors.Is(err, errEnded) {
+			w.fail(err)
+		}
+		return done
+	}
+	return false
+}
+
+// cutAndShip captures this part's share and sends it to the standbys while the guest runs on.
+func (r *replicas) cutAndShip(number uint64, members ident.PartSet) bool {
+	p, change := r.current()
+	r.mu.Lock()
+	history := p.Standbys&^r.safe != 0
+	r.mu.Unlock()
+	s, err := r.w.cut(number, members, history)
+	if err != nil {
+		r.w.fail(err)
+		return false
+	}
+	p.Standbys.Each(func(to ident.Part) { go r.ship(s, to, p.Seq, change) })
+	return true
+}
+
+// ship sends a share to a standby, until all of it is there or the protection has changed.
+func (r *replicas) ship(s *share, to ident.Part, seq uint64, change <-chan struct{}) bool {
+	buf := make([]byte, 0, wire.DeviceBodyLimit)
+	for i := range s.chunks {
+		buf = s.encode(append(buf[:0], byte(replicaChunk)), i, i == len(s.chunks)-1)
+		for r.request(to, seq, buf) != nil {
+			select {
+			case <-change:
+				return false
+			case <-r.w.ctx.Done():
+				return false
+			case <-time.After(replicaBackoff):
+			}
+		}
+	}
+	return true
+}
+
+// sendBase sends a full copy of what this part holds, in the background; it tells whether it is all there.
+func (r *replicas) sendBase(seq uint64, to ident.PartSet) bool {
+	p, change := r.current()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.Seq != seq {
+		return false
+	}
+	if r.base != seq {
+		r.base, r.based, r.synced = seq, false, 0
+		if err := r.w.cutter.track(true); err != nil {
+			r.w.fail(err)
+			return false
+		}
+		go func() {
+			if r.copyAll(seq, to, p, change) {
+				r.mu.Lock()
+				r.based = r.base == seq
+				r.mu.Unlock()
+			}
+		}()
+	}
+	return r.based
+}
+
+// copyAll sends every page that this part holds. What the guest writes meanwhile is in the next checkpoint.
+func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, change <-chan struct{}) bool {
+	var members ident.PartSet
+	for _, m := range p.Members {
+		members = members.Set(m.Part)
+	}
+	s := &share{header: chunkHeader{number: seq, members: members, part: r.w.spec.Part, flags: chunkBase}}
+	index := 0
+	flush := func(all bool) bool { // what is collected so far leaves in full chunks; all: the rest too
+		for len(s.chunks) > 1 || all && len(s.chunks) > 0 {
+			one := &share{header: s.header, chunks: s.chunks[:1]}
+			last := all && len(s.chunks) == 1
+			if !r.shipOne(one, index, last, to, seq, change) {
+				return false
+			}
+			index++
+			s.chunks = s.chunks[1:]
+		}
+		return true
+	}
+	plane := r.w.plane
+	pages := plane.ram.Pages()
+	for page := ident.PageNo(0); uint64(page) < pages; page++ {
+		next, err := plane.ram.NextData(page)
+		if err != nil {
+			r.w.fail(err)
+			return false
+		}
+		if page = next; uint64(page) >= pages {
+			break
+		}
+		plane.mu.Lock()
+		if plane.holds(page) {
+			err = plane.capturePage(s, page)
+		}
+		plane.mu.Unlock()
+		if err != nil {
+			r.w.fail(err)
+			return false
+		}
+		s.pages = s.pages[:0]
+		if !flush(false) {
+			return false
+		}
+		r.mu.Lock()
+		r.synced = uint64(page) * 1000 / pages
+		r.mu.Unlock()
+	}
+	s.add(recordZero, 0, nil) // so that there is a last chunk; page 0 is never used by a payload
+	return flush(true)
+}
+
+// shipOne sends one chunk of a base to all standbys in to.
+func (r *replicas) shipOne(s *share, index int, last bool, to ident.PartSet, seq uint64, change <-chan struct{}) bool {
+	buf := s.encodeAt(append(make([]byte, 0, wire.DeviceBodyLimit), byte(replicaChunk)), 0, index, last)
+	ok := true
+	to.Each(func(part ident.Part) {
+		for ok && r.request(part, seq, buf) != nil {
+			select {
+			case <-change:
+				ok = false
+			case <-r.w.ctx.Done():
+				ok = false
+			case <-time.After(replicaBackoff):
+			}
+		}
+	})
+	return ok
+}
+
+// replicaHandler is what the replica plane calls.
+type replicaHandler struct{ r *replicas }
+
+func (h replicaHandler) HandlePages(ident.Part, ident.Epoch, *wire.PageItems) error {
+	return fmt.Errorf("%w: a page message on the replica plane", wire.ErrBadFrame)
+}
+
+func (h replicaHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceRequest) {
+	w := h.r.w
+	switch {
+	case len(req.Payload) == 0 || req.Kind != wire.DeviceGeneric:
+		req.Reply(wire.DeviceBad, nil)
+	case !w.guard.mayAct():
+		req.Reply(wire.DeviceNotReady, nil)
+	case replicaOp(req.Payload[0]) == replicaChunk:
+		s := w.standby.Load()
+		if s == nil {
+			req.Reply(wire.DeviceNotReady, nil)
+			return
+		}
+		if err := s.take(req.Payload[1:]); err != nil {
+			w.log.Warn().Err(err).Msg("chunk of a checkpoint")
+			req.Reply(wire.DeviceNotReady, nil)
+			return
+		}
+		req.Reply(wire.DeviceOK, nil)
+	default: // these wait: for vCPUs, for memory
+		op, body := replicaOp(req.Payload[0]), append([]byte(nil), req.Payload[1:]...)
+		go func() {
+			if h.r.serve(op, body) {
+				req.Reply(wire.DeviceOK, nil)
+			} else {
+				req.Reply(wire.DeviceNotReady, nil)
+			}
+		}()
+	}
+}
+
+func (h replicaHandler) PeerUp(ident.Part)                    {}
+func (h replicaHandler) PeerDown(part ident.Part, reset bool) { h.r.w.hint(part, reset) }

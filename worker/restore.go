@@ -1,0 +1,168 @@
+package worker
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/mem"
+	"github.com/cellvisor/cellvisor/vmm/uffd"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// restoreHoldWithin bounds how long the vCPUs of a surviving member may take to give up their former life.
+const restoreHoldWithin = 5 * time.Second
+
+// restore takes this part back to the last checkpoint of the VM: the standby takes over with what it holds, a surviving member drops all it has
+// and begins a new life.
+//
+//	every member drops its pages -> the epoch starts with the standby's image -> each vCPU asks the new home for its state -> running
+func (w *Worker) restore(m wire.WorkerMembers) error {
+	began := time.Now()
+	var r *replica
+	if m.Image == w.spec.Part {
+		s := w.standby.Load()
+		if s == nil {
+			return fmt.Errorf("told to take over, but this part holds no replica")
+		}
+		var err error
+		if r, err = s.takeOver(); err != nil {
+			return err
+		}
+	} else if err := w.giveUpLife(); err != nil {
+		return err
+	}
+	w.members.Store(&m)
+	if err := w.rewire(m, r); err != nil {
+		return err
+	}
+	remapped := time.Now()
+	if r == nil {
+		w.guard.restart()
+		w.guard.release()
+		return nil
+	}
+	w.standby.Store(nil)
+	w.guard.start()
+	done := &wire.WorkerRestored{Epoch: m.Epoch, Checkpoint: r.number,
+		RemapMicros: ident.Micros(remapped.Sub(began).Microseconds()), ResumeMicros: ident.Micros(time.Since(remapped).Microseconds())}
+	w.mu.Lock()
+	w.restored = done
+	w.mu.Unlock()
+	w.log.Info().Uint64("checkpoint", r.number).Dur("took", time.Since(began)).Msg("taken over")
+	w.control.send(wire.FromWorker{Restored: done})
+	return nil
+}
+
+// giveUpLife stops a surviving member's vCPUs for good in what they were doing, and its devices if it was home.
+func (w *Worker) giveUpLife() error {
+	w.guard.restarting.Store(true)
+	w.release() // of a cut that was under way
+	if w.plane.fd != nil {
+		w.plane.letGo()
+	}
+	if !w.guard.hold(restoreHoldWithin) {
+		return fmt.Errorf("vCPUs did not stop within %v to go back to a checkpoint", restoreHoldWithin)
+	}
+	if h := w.home.Swap(nil); h != nil {
+		h.close()
+	}
+	return w.cutter.track(false)
+}
+
+// rewire starts the page protocol of the new epoch; r is what this part took over, nil at the others.
+func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
+	if err := w.addVCPUs(m); err != nil {
+		return err
+	}
+	if r != nil {
+		h, err := newHome(w.dir, w.spec.VCPUs, w.guestExit)
+		if err != nil {
+			return err
+		}
+		if err := h.restore(r.device, time.Since(r.at)); err != nil {
+			return err
+		}
+		h.setOrigins(r.vcpus)
+		w.home.Store(h)
+		w.checkpoints.resume(r.number)
+	}
+	if len(m.Members) > 1 && w.plane.fd == nil {
+		if err := w.plane.watch(); err != nil {
+			return err
+		}
+	}
+	if w.plane.fd == nil {
+		return nil
+	}
+	if err := w.plane.reset(m.Image, w.spec.Part, w.memConfig()); err != nil {
+		return err
+	}
+	return w.plane.setMembers(m)
+}
+
+// addVCPUs makes the vCPUs that this part is to run and does not have yet.
+func (w *Worker) addVCPUs(m wire.WorkerMembers) error {
+	have := map[ident.VCPU]bool{}
+	for _, v := range w.vcpus {
+		have[v.cpu.ID()] = true
+	}
+	for _, member := range m.Members {
+		if member.Part != w.spec.Part {
+			continue
+		}
+		var missing []ident.VCPU
+		for _, id := range member.VCPUs {
+			if !have[id] {
+				missing = append(missing, id)
+			}
+		}
+		more, err := newVCPUs(w.vm, missing)
+		if err != nil {
+			return err
+		}
+		w.vcpuMu.Lock()
+		w.vcpus = append(w.vcpus, more...)
+		w.vcpuMu.Unlock()
+		for _, v := range more {
+			w.launch(v)
+		}
+	}
+	return nil
+}
+
+// watch begins to watch this part's guest memory with userfaultfd: the VM has other parts from now on.
+func (p *plane) watch() error {
+	fd, err := uffd.Open(p.ram.GuestAddr(), p.ram.Size())
+	if err != nil {
+		return err
+	}
+	p.fd = fd
+	go p.serveFaults()
+	return nil
+}
+
+// memConfig is how this part's page protocol is set up.
+func (w *Worker) memConfig() mem.Config {
+	return mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), ReadAhead: mem.DefaultReadAhead}
+}
+
+// setOrigins says what the vCPUs begin with after a checkpoint was taken over.
+func (h *home) setOrigins(vcpus map[ident.VCPU][]byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.origins = make([][]byte, len(h.done))
+	for id, origin := range vcpus {
+		if int(id) < len(h.origins) {
+			h.origins[id] = origin
+		}
+	}
+	close(h.loaded)
+}
+
+// resume continues the numbers of a former home's checkpoints.
+func (c *checkpoints) resume(number uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.number, c.committed = number+1<<32, number // a former home may have cut more than arrived here
+}

@@ -1,0 +1,239 @@
+package worker
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/ram"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// standby holds a VM's replica: guest memory as of the last complete checkpoint, the state of vCPUs and devices, and the output up to it.
+//
+//	syncing --base of every member, and a checkpoint after it--> complete --takeOver--> taken
+//
+// A checkpoint is staged until every member's share is here, then applied at once, so that the memory is always that of one cut. A page of the
+// base is skipped if a checkpoint has brought it already: that is newer.
+type standby struct {
+	ram *ram.RAM
+
+	mu       sync.Mutex // protects all below
+	bases    map[ident.Part]*staged
+	seq      uint64            // of the protection whose base is being received
+	shares   map[uint64]*cutIn // by number of the checkpoint
+	applied  uint64            // the last checkpoint applied, 0 if none
+	brought  []uint64          // bitmap of the pages that a checkpoint has brought
+	vcpus    map[ident.VCPU][]byte
+	device   []byte
+	at       time.Time // when the last checkpoint was applied
+	console  *os.File
+	output   *os.File
+	taken    bool
+	received uint64 // bytes
+}
+
+// cutIn is a checkpoint that is arriving.
+type cutIn struct {
+	members ident.PartSet
+	parts   map[ident.Part]*staged
+}
+
+// staged is one member's share as far as it is here.
+type staged struct {
+	chunks map[uint32][]byte // nil values for a base, whose chunks are applied as they come
+	total  uint32            // 0 until the last chunk is here
+}
+
+func (s *staged) complete() bool { return s != nil && s.total > 0 && uint32(len(s.chunks)) == s.total }
+
+func newStandby(dir string, memory *ram.RAM) (*standby, error) {
+	s := &standby{ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
+		brought: make([]uint64, (memory.Pages()+63)/64)}
+	var err error
+	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
+		return nil, fmt.Errorf("console log: %w", err)
+	}
+	if s.output, err = os.OpenFile(filepath.Join(dir, wire.WorkerOutputFile), os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
+		return nil, fmt.Errorf("output log: %w", err)
+	}
+	return s, nil
+}
+
+// take takes in a chunk. A repeated one changes nothing.
+func (s *standby) take(b []byte) error {
+	h, records, err := decodeChunk(b)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken {
+		return errEnded
+	}
+	s.received += uint64(len(b))
+	if h.flags&chunkBase != 0 {
+		return s.takeBase(h, records)
+	}
+	if h.number <= s.applied {
+		return nil
+	}
+	c := s.shares[h.number]
+	if c == nil {
+		c = &cutIn{members: h.members, parts: map[ident.Part]*staged{}}
+		s.shares[h.number] = c
+	}
+	c.stage(h, records)
+	return nil
+}
+
+func (c *cutIn) stage(h chunkHeader, records []byte) {
+	p := c.parts[h.part]
+	if p == nil {
+		p = &staged{chunks: map[uint32][]byte{}}
+		c.parts[h.part] = p
+	}
+	p.chunks[h.index] = records
+	if h.flags&chunkLast != 0 {
+		p.total = h.index + 1
+	}
+}
+
+// takeBase requires mu.
+func (s *standby) takeBase(h chunkHeader, records []byte) error {
+	if h.number < s.seq {
+		return nil
+	}
+	if h.number > s.seq { // the protection has changed meanwhile: a new full copy
+		s.seq = h.number
+		clear(s.bases)
+	}
+	p := s.bases[h.part]
+	if p == nil {
+		p = &staged{chunks: map[uint32][]byte{}}
+		s.bases[h.part] = p
+	}
+	if err := eachRecord(records, func(t recordType, key uint64, b []byte) error { return s.apply(t, key, b, true) }); err != nil {
+		return err
+	}
+	p.chunks[h.index] = nil
+	if h.flags&chunkLast != 0 {
+		p.total = h.index + 1
+	}
+	return nil
+}
+
+// commit applies checkpoint number if all of it is here, and tells whether it, or a later one, is applied.
+func (s *standby) commit(number uint64) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken {
+		return false, errEnded
+	}
+	return s.commitTo(number)
+}
+
+// commitTo requires mu.
+func (s *standby) commitTo(number uint64) (bool, error) {
+	if s.applied >= number {
+		return true, nil
+	}
+	c := s.shares[number]
+	if c == nil {
+		return false, nil
+	}
+	whole := true
+	c.members.Each(func(p ident.Part) { whole = whole && c.parts[p].complete() && (s.applied > 0 || s.bases[p].complete()) })
+	if !whole {
+		return false, nil
+	}
+	for part := range ident.Part(ident.MaxParts) {
+		p := c.parts[part]
+		if p == nil {
+			continue
+		}
+		for i := range p.total {
+			if err := eachRecord(p.chunks[i], func(t recordType, key uint64, b []byte) error { return s.apply(t, key, b, false) }); err != nil {
+				return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
+			}
+		}
+	}
+	s.applied, s.at = number, time.Now()
+	for n := range s.shares {
+		if n <= number {
+			delete(s.shares, n)
+		}
+	}
+	return true, nil
+}
+
+// apply requires mu.
+func (s *standby) apply(t recordType, key uint64, b []byte, base bool) error {
+	switch t {
+	case recordPage, recordZero:
+		return s.applyPage(t, key, b, base)
+	case recordVCPU:
+		s.vcpus[ident.VCPU(key)] = append([]byte(nil), b...)
+	case recordDevice:
+		s.device = append([]byte(nil), b...)
+	case recordConsole:
+		_, err := s.console.WriteAt(b, int64(key))
+		return err
+	case recordOutput:
+		_, err := s.output.WriteAt(b, int64(key))
+		return err
+	default:
+		return fmt.Errorf("%w: record of type %d", errBadShare, t)
+	}
+	return nil
+}
+
+func (s *standby) applyPage(t recordType, key uint64, b []byte, base bool) error {
+	if key >= s.ram.Pages() {
+		return fmt.Errorf("%w: page 0x%x of %d", errBadShare, key, s.ram.Pages())
+	}
+	bit := uint64(1) << (key % 64)
+	if base && s.brought[key/64]&bit != 0 {
+		return nil
+	}
+	if !base {
+		s.brought[key/64] |= bit
+	}
+	if t == recordZero {
+		return s.ram.ZeroPage(ident.PageNo(key))
+	}
+	return s.ram.WritePage(ident.PageNo(key), b)
+}
+
+// replica is what a standby takes over with.
+type replica struct {
+	number uint64
+	vcpus  map[ident.VCPU][]byte
+	device []byte
+	at     time.Time
+}
+
+// takeOver applies what is complete and ends the standby. It fails if no checkpoint ever was complete.
+func (s *standby) takeOver() (*replica, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken = true
+	latest := uint64(0)
+	for n := range s.shares {
+		latest = max(latest, n)
+	}
+	for n := s.applied + 1; n <= latest; n++ {
+		if _, err := s.commitTo(n); err != nil {
+			return nil, err
+		}
+	}
+	s.console.Close()
+	s.output.Close()
+	if s.applied == 0 {
+		return nil, fmt.Errorf("no checkpoint is complete here")
+	}
+	return &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at}, nil
+}

@@ -30,7 +30,7 @@ func (c *Core) startReports() {
 		if to == c.cfg.Self {
 			continue
 		}
-		c.past.senders = append(c.past.senders, sender{to: to, active: true, body: make([]byte, 0, wire.PageBodyBytes)})
+		c.past.senders = append(c.past.senders, sender{to: to, active: true})
 		c.nextBatch(&c.past.senders[len(c.past.senders)-1])
 	}
 	var at cursor
@@ -42,6 +42,9 @@ func (c *Core) startReports() {
 
 func (c *Core) nextBatch(s *sender) {
 	s.batch++
+	if cap(s.body) < wire.PageBodyBytes {
+		s.body = make([]byte, 0, wire.PageBodyBytes)
+	}
 	s.body = s.body[:0]
 	s.last = true
 	for h := (wire.Holding{}); c.nextHolding(s.to, &s.next, &h); {

@@ -20,8 +20,7 @@ func (c *Core) Clone() *Core {
 	n.past.epochs, n.past.regions = slices.Clone(c.past.epochs), slices.Clone(c.past.regions)
 	n.past.lost.bits, n.past.senders = slices.Clone(c.past.lost.bits), slices.Clone(c.past.senders)
 	for i := range n.past.senders {
-		s := &n.past.senders[i]
-		s.body = append(make([]byte, 0, wire.PageBodyBytes), s.body...)
+		n.past.senders[i].body = slices.Clip(slices.Clone(n.past.senders[i].body))
 	}
 	if c.rebuild != nil {
 		r := *c.rebuild

@@ -1,0 +1,67 @@
+package explore
+
+import (
+	"flag"
+	"testing"
+	"time"
+)
+
+// worlds are explored whole: every state that can be reached within the bounds. Those marked long are left out with -short.
+var worlds = []struct {
+	name string
+	long bool
+	b    Bounds
+}{
+	{"two parts, one page, one lost message", false, Bounds{Parts: 2, Pages: 1, Reads: 1, Writes: 1, Loses: 1}},
+	{"three parts, one page, any order", false, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
+	{"three parts, one page, one repeated message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 4, Repeats: 1}},
+	{"three parts, one page, one crash", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 1}},
+	{"three parts, one page, one crash, one repeated message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1, Repeats: 1}},
+	{"three parts, two pages", true, Bounds{Parts: 3, Pages: 2, Reads: 1, Writes: 1, OpsTotal: 3, Repeats: 1}},
+}
+
+func TestWorlds(t *testing.T) {
+	for _, w := range worlds {
+		t.Run(w.name, func(t *testing.T) {
+			if w.long && testing.Short() {
+				t.Skip("long")
+			}
+			explore(t, w.b)
+		})
+	}
+}
+
+func explore(t *testing.T, b Bounds) {
+	t.Helper()
+	start := time.Now()
+	r, err := Run(b, 20_000_000)
+	t.Logf("%d states, %d transitions, %d ends, depth %d, %v", r.States, r.Transitions, r.Ends, r.Depth, time.Since(start).Round(time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var (
+	flagParts   = flag.Int("parts", 3, "TestWorld: parts")
+	flagPages   = flag.Int("pages", 1, "TestWorld: pages")
+	flagReads   = flag.Int("reads", 1, "TestWorld: reads of each part")
+	flagWrites  = flag.Int("writes", 1, "TestWorld: writes of each part")
+	flagOps     = flag.Int("ops", 0, "TestWorld: operations of all parts, 0 is all; -1 skips")
+	flagCrashes = flag.Int("crashes", 0, "TestWorld: crashes")
+	flagRepeats = flag.Int("repeats", 0, "TestWorld: repeated messages")
+	flagLoses   = flag.Int("loses", 0, "TestWorld: lost messages")
+	flagLate    = flag.Int("late", 0, "TestWorld: writes that are late")
+	flagWorld   = flag.Bool("world", false, "run TestWorld")
+)
+
+// TestWorld explores a world given by flags.
+func TestWorld(t *testing.T) {
+	if !*flagWorld {
+		t.Skip("run it with -world -parts=3 -crashes=1 ...")
+	}
+	progress := func(r Result, frontier int) {
+		t.Logf("depth %d: %d states, %d at the frontier", r.Depth, r.States, frontier)
+	}
+	explore(t, Bounds{Progress: progress, Parts: *flagParts, Pages: *flagPages, Reads: *flagReads, Writes: *flagWrites, OpsTotal: *flagOps, Crashes: *flagCrashes,
+		Repeats: *flagRepeats, Loses: *flagLoses, Late: *flagLate})
+}

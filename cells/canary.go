@@ -12,12 +12,11 @@ const (
 	CanaryFenceSkipped    = "fence-skipped"     // a server asks to be admitted before its old workers are killed
 	CanaryBystander       = "bystander"         // the loss of a server ends a VM that did not depend on it
 	CanaryTwice           = "twice"             // a request that is in the log twice is applied twice
-	CanaryVoteForgotten   = "vote-forgotten"    // a vote is not on disk when it is given
 	CanaryProofAnyProcess = "proof-any-process" // proof that one process is gone is held against the next one
 )
 
 // Canaries lists all of them.
 var Canaries = []string{
 	CanaryReadUnapplied, CanaryReadNotRefused, CanaryExcludeEarly, CanaryNoGrace, CanaryLeaseFromReply, CanaryLeaseIgnored,
-	CanaryIncarnation, CanaryFenceSkipped, CanaryBystander, CanaryTwice, CanaryVoteForgotten, CanaryProofAnyProcess,
+	CanaryIncarnation, CanaryFenceSkipped, CanaryBystander, CanaryTwice, CanaryProofAnyProcess,
 }

@@ -322,11 +322,7 @@ func (r *Replica) Ready() ReplicaReady {
 		p.Entries = append(p.Entries, LogEntry{Index: e.GetIndex(), Bytes: marshal(e)})
 	}
 	if !raft.IsEmptyHardState(rd.HardState) {
-		hard := rd.HardState
-		if r.cfg.Hooks.Canary == CanaryVoteForgotten {
-			hard = &pb.HardState{Term: hard.Term, Vote: new(uint64(0)), Commit: hard.Commit}
-		}
-		p.HardState = marshal(hard)
+		p.HardState = marshal(rd.HardState)
 	}
 	return out
 }

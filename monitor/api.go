@@ -187,7 +187,8 @@ type StopWorker struct {
 	Reason string
 }
 
-// KillWorkers kills every worker with an incarnation up to this one. WorkersKilled follows when none is left.
+// KillWorkers kills every worker with an incarnation up to this one; one that is still being started for such an incarnation must not
+// come up. WorkersKilled follows when none is left.
 type KillWorkers struct {
 	UpTo ident.Incarnation
 }

@@ -25,7 +25,7 @@ func init() {
 		Run:  Run,
 		Canaries: []string{
 			cells.CanaryReadUnapplied, cells.CanaryReadNotRefused, cells.CanaryExcludeEarly, cells.CanaryNoGrace, cells.CanaryLeaseFromReply,
-			cells.CanaryLeaseIgnored, cells.CanaryIncarnation, cells.CanaryTwice, cells.CanaryVoteForgotten, cells.CanaryProofAnyProcess,
+			cells.CanaryLeaseIgnored, cells.CanaryIncarnation, cells.CanaryTwice, cells.CanaryProofAnyProcess,
 		},
 	})
 }
@@ -97,7 +97,7 @@ func play(w *cluster.World) error {
 		return err
 	}
 	w.SetNetwork(kernel.Reliable())
-	w.Heal()
+	w.CalmDown()
 	return settle(w)
 }
 
@@ -150,19 +150,19 @@ func Fault(w *cluster.World, begin, end ident.Micros) {
 					w.Cut(s.Node(), x.Node())
 				}
 			})
-			w.At(from+long, func() { w.World.Heal(s.Node(), x.Node()) })
+			w.At(from+long, func() { w.Heal(s.Node(), x.Node()) })
 		}
 	case 7: // one link
 		if s != o {
 			w.At(from, func() { w.Cut(s.Node(), o.Node()) })
-			w.At(from+long, func() { w.World.Heal(s.Node(), o.Node()) })
+			w.At(from+long, func() { w.Heal(s.Node(), o.Node()) })
 		}
 	case 8: // a cell cut off
 		for _, x := range w.Cell(s.Cell()) {
 			for _, y := range w.Servers {
 				if y.Cell() != s.Cell() {
 					w.At(from, func() { w.Cut(x.Node(), y.Node()) })
-					w.At(from+long, func() { w.World.Heal(x.Node(), y.Node()) })
+					w.At(from+long, func() { w.Heal(x.Node(), y.Node()) })
 				}
 			}
 		}
@@ -186,7 +186,7 @@ func Fault(w *cluster.World, begin, end ident.Micros) {
 			w.At(at, func() { crash(w, x, false) })
 			w.At(at+w.Between(100, ident.Millisecond), x.Restart)
 		}
-		w.At(from+2*ident.Second, func() { w.World.Heal(s.Node(), o.Node()) })
+		w.At(from+2*ident.Second, func() { w.Heal(s.Node(), o.Node()) })
 	}
 	if w.Chance(300) { // a wrong suspicion
 		w.At(from, func() { o.Step(monitor.Hint{Server: s.ID, Source: "gossip"}) })

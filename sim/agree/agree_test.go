@@ -26,7 +26,7 @@ func TestCanaries(t *testing.T) {
 	s, _ := sim.Lookup("agree")
 	for _, canary := range s.Canaries {
 		t.Run(canary, func(t *testing.T) {
-			ran, failures := sim.RunSeeds(s, 1, 2000, canary, 1, nil)
+			ran, failures := sim.RunSeeds(s, 1, 800, canary, 1, nil)
 			if len(failures) == 0 {
 				t.Fatalf("planted bug %s was not found in %d seeds", canary, ran)
 			}

@@ -106,8 +106,8 @@ func (w *World) Settled() error {
 	return nil
 }
 
-// Heal ends all faults: cuts, pauses, crashes. Planned ones that are still to come do not happen.
-func (w *World) Heal() {
+// CalmDown ends all faults: cuts, pauses, crashes. Planned ones that are still to come do not happen.
+func (w *World) CalmDown() {
 	w.calm = true
 	w.HealAll()
 	for _, s := range w.Servers {
@@ -163,3 +163,6 @@ func (w *World) Agreed() int {
 
 // Epoch is the latest epoch that any server applied.
 func (w *World) Epoch() ident.Epoch { return w.latest }
+
+// Calm tells whether faults are over.
+func (w *World) Calm() bool { return w.calm }

@@ -1,0 +1,36 @@
+package contain
+
+import (
+	"flag"
+	"testing"
+
+	"github.com/cellvisor/cellvisor/sim"
+)
+
+var seeds = flag.Uint64("seeds", 150, "seeds of the scenario to run")
+
+func TestSeeds(t *testing.T) {
+	s, _ := sim.Lookup("contain")
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 30)
+	}
+	_, failures := sim.RunSeeds(s, 1, n, "", 1, nil)
+	for _, f := range failures {
+		t.Fatal(f)
+	}
+}
+
+// A checker that cannot fail proves nothing: every planted bug must be found.
+func TestCanaries(t *testing.T) {
+	s, _ := sim.Lookup("contain")
+	for _, canary := range s.Canaries {
+		t.Run(canary, func(t *testing.T) {
+			ran, failures := sim.RunSeeds(s, 1, 400, canary, 1, nil)
+			if len(failures) == 0 {
+				t.Fatalf("planted bug %s was not found in %d seeds", canary, ran)
+			}
+			t.Logf("found by seed %d: %.200v", failures[0].Seed, failures[0].Err)
+		})
+	}
+}

@@ -15,6 +15,9 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/sim"
+	_ "github.com/cellvisor/cellvisor/sim/agree"   // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/contain" // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/pages"   // registers its scenarios
 )
 
 // simFlags are the options of `sim`.

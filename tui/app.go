@@ -233,7 +233,10 @@ func (a *App) onKey(k tea.KeyMsg) tea.Cmd {
 	if cmd, ok := a.globalKey(k); ok {
 		return cmd
 	}
-	if a.screen().focused().handle(k) {
+	if s := a.screen(); s.focused().handle(k) {
+		if s.linked {
+			s.update(a.snapshot())
+		}
 		return nil
 	}
 	return a.actionKey(k)

@@ -63,6 +63,9 @@ func init() {
 		{path: "events", usage: "[--follow] [/FILTER]", more: 8, flags: follow, help: "what happened", run: func(a *App, c call) tea.Cmd {
 			return a.goTo(newEvents(a, strings.TrimPrefix(strings.Join(c.args, " "), "/")))
 		}},
+		{path: "recoveries", help: "what was lost, and the time line of each recovery (console only)", run: func(a *App, _ call) tea.Cmd {
+			return a.goTo(newRecoveries(a))
+		}},
 		{path: "help", help: "keys and commands", run: func(a *App, _ call) tea.Cmd { return a.goTo(newHelp(a)) }},
 		{path: "quit", help: "leave the console", run: func(*App, call) tea.Cmd { return tea.Quit }},
 		{path: "q", help: "leave the console", run: func(*App, call) tea.Cmd { return tea.Quit }},

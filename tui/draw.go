@@ -138,23 +138,27 @@ func (a *App) header() string {
 	return t.Paint(theme.Bar, t.Fit(" "+strings.Join(texts, " "+t.Wall+" "), a.width))
 }
 
-// tabs shows the first-level screens by their keys, and the path to the present one.
+// tabs shows the first-level screens by their keys, and the path to the present one, which gives up its beginning first.
 func (a *App) tabs() string {
 	t := a.theme
+	tabs := " 1 overview  2 cells  3 servers  4 VMs  5 events  6 recoveries"
 	path := make([]string, len(a.stack))
 	for i, s := range a.stack {
 		path[i] = t.Clean(s.crumb)
 	}
-	trail := strings.Join(path, " "+t.Crumb+" ")
-	for len(path) > 1 && theme.Width(trail) > a.width-2 {
-		path = path[1:]
-		trail = t.Ellipsis + " " + t.Crumb + " " + strings.Join(path, " "+t.Crumb+" ")
+	for _, lead := range []string{tabs, ""} {
+		room := a.width - theme.Width(lead) - 3
+		for from := range path {
+			trail := strings.Join(path[from:], " "+t.Crumb+" ")
+			if from > 0 {
+				trail = t.Ellipsis + " " + t.Crumb + " " + trail
+			}
+			if w := theme.Width(trail); w <= room {
+				return t.Paint(theme.Dim, t.Fit(lead, a.width-w-1)) + t.Paint(theme.Accent, trail) + " "
+			}
+		}
 	}
-	tabs := " 1 overview  2 cells  3 servers  4 VMs  5 events"
-	if room := a.width - theme.Width(trail) - 2; theme.Width(tabs)+2 <= room {
-		return t.Paint(theme.Dim, t.Fit(tabs, room)) + t.Paint(theme.Accent, t.Fit(trail, a.width-room))
-	}
-	return " " + t.Paint(theme.Accent, t.Fit(trail, a.width-1))
+	return " " + t.Paint(theme.Accent, t.Fit(path[len(path)-1], a.width-1))
 }
 
 // lostAfter is the number of failed polls after which the cluster counts as lost: the first one only means going to another server.

@@ -18,7 +18,7 @@ import (
 
 // someKeys are all keys that mean something, and some that do not.
 var someKeys = []string{
-	"j", "k", "g", "G", "h", "l", "f", "w", "S", "R", "r", "q", "e", "c", "o", "s", "x", "y", "n", "?", ":", "/", "1", "2", "3", "4", "5", "z",
+	"j", "k", "g", "G", "h", "l", "f", "w", "S", "R", "r", "q", "e", "c", "o", "s", "x", "y", "n", "?", ":", "/", "1", "2", "3", "4", "5", "6", "z",
 	"enter", "esc", "tab", "shift+tab", "up", "down", "left", "right", "home", "end", "pgup", "pgdown", "backspace", "delete",
 	"ctrl+a", "ctrl+e", "ctrl+k", "ctrl+u", "ctrl+w", "ctrl+d", "ctrl+f", "ctrl+l", "ctrl+@", "alt+x", "f1", "ä", "界", "\x00",
 	"vm show lock", "vm run q --payload count", "vm stop ", "state:running", "!a", "'", "\\",

@@ -18,6 +18,7 @@ func TestGolden(t *testing.T) {
 		{"servers", "3"},
 		{"cells", "2"},
 		{"events", "5"},
+		{"recoveries", "6"},
 		{"vm", "j j enter"},
 		{"vm-failed", "enter"},
 		{"server", ": text:server_show_a-1 enter"},

@@ -103,6 +103,7 @@ var actions = []action{
 	{key: bind("3", "servers", "3"), rank: -1, line: always("server ls")},
 	{key: bind("4", "VMs", "4"), rank: -1, line: always("vm ls")},
 	{key: bind("5", "events", "5"), rank: -1, line: always("events")},
+	{key: bind("6", "recoveries", "6"), rank: -1, line: always("recoveries")},
 }
 
 func vmLine(prefix string) func(*App, target) string {

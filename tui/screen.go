@@ -28,6 +28,8 @@ type screen struct {
 	// watch is the VM whose counters the screen wants, counters whether it wants the answering server's.
 	watch    string
 	counters bool
+	// linked panes show what the cursor of another one is on, so that they are brought up to date with every key.
+	linked bool
 
 	places        []rect
 	focus         int

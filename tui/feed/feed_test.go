@@ -66,7 +66,7 @@ func TestSnapshotHoldsEverything(t *testing.T) {
 	server := fake.Start(fake.Small())
 	t.Cleanup(server.Stop)
 	f := start(t, Config{Addrs: []string{"x"}, Dial: server.Dial})
-	u := until(t, f, "events", func(u Update) bool { return connected(u) && len(u.Snapshot.Events) == 6 })
+	u := until(t, f, "events", func(u Update) bool { return connected(u) && len(u.Snapshot.Events) == 8 })
 	s := u.Snapshot
 	if len(s.Servers) != 6 || len(s.Cells) != 3 || len(s.VMs) != 6 || s.Status.GetEpoch() != 7 || s.Stale != nil {
 		t.Fatalf("%+v", s)
@@ -90,9 +90,9 @@ func TestEventWakesThePoll(t *testing.T) {
 	// Without the event the second poll would come after the test's patience.
 	f := start(t, Config{Addrs: []string{"x"}, Dial: server.Dial, Interval: time.Hour})
 	until(t, f, "a snapshot", connected)
-	until(t, f, "the old events", func(u Update) bool { return len(u.Snapshot.Events) == 6 })
+	until(t, f, "the old events", func(u Update) bool { return len(u.Snapshot.Events) == 8 })
 	server.Change(func(s *fake.State) { s.Event("vm.lost", "", "", "tick", "VM tick lost") })
-	until(t, f, "the new event", func(u Update) bool { return len(u.Snapshot.Events) == 7 })
+	until(t, f, "the new event", func(u Update) bool { return len(u.Snapshot.Events) == 9 })
 }
 
 func TestNoQuorumKeepsTheLists(t *testing.T) {
@@ -154,7 +154,7 @@ func TestGoesOverToALearnedServer(t *testing.T) {
 	if u.Conn.Addr != "second" {
 		t.Errorf("addr %q", u.Conn.Addr)
 	}
-	until(t, f, "its events", func(u Update) bool { return connected(u) && len(u.Snapshot.Events) == 7 })
+	until(t, f, "its events", func(u Update) bool { return connected(u) && len(u.Snapshot.Events) == 9 })
 }
 
 func TestLeavesAServerThatIsCutOff(t *testing.T) {

@@ -204,7 +204,7 @@ func (t *Table) View(focused bool) []string {
 	if len(t.shown) == 0 && t.height > 1 {
 		text := t.Empty
 		if len(t.all) > 0 {
-			text = "nothing matches " + t.filter.String() + " (esc clears the filter)"
+			text = "nothing matches " + t.theme.Clean(t.filter.String()) + " (esc clears the filter)"
 		}
 		lines = append(lines, t.theme.Paint(theme.Dim, t.theme.Fit("  "+text, t.width)))
 	}

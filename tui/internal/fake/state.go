@@ -106,18 +106,24 @@ func (st *State) smallEvents() {
 	st.Event("vm.running", "", "a-1", "lock", "VM lock runs on a-1 and b-1")
 	st.Event("vm.failed", "", "a-1", "boom", "VM boom failed: triple fault of vCPU 0")
 	st.Event("server.dead", "c", "c-2", "", "server c-2 is dead: its process is gone")
-	st.Event("view.changed", "c", "c-2", "", "epoch 7: c-2 excluded")
+	st.Event("view.changed", "", "", "", "epoch 7: c-2 excluded")
 	st.Event("vm.lost", "c", "c-2", "gone", "VM gone lost: server c-2 of cell c lost in epoch 7")
 	for i, e := range st.Events {
 		e.Time = before(time.Duration(60-10*i) * time.Second)
 		e.Epoch = 6
 	}
 	for i := 3; i < 6; i++ {
-		e := st.Events[i]
-		e.Time, e.Epoch, e.LogIndex = before(3*time.Second), 7, uint64(40+i)
-		e.Stage = []string{"detect", "agree", "fence"}[i-3]
-		e.StageMicros = uint64(i-3) * 21_500
+		st.Events[i].Time, st.Events[i].Epoch, st.Events[i].LogIndex = before(3*time.Second), 7, uint64(40+i)
 	}
+	st.stages("a-1", map[string]string{"epoch": "7", "detect_us": "55796", "fence_us": "19825", "agree_us": "10727"})
+	st.stages("c-1", map[string]string{"epoch": "7", "unwedge_us": "4516"})
+}
+
+// stages appends the event by which a server tells of its part in a recovery.
+func (st *State) stages(server string, fields map[string]string) {
+	st.Event("recovery.stages", "", server, "", "recovery of epoch 7 on server "+server)
+	e := st.Events[len(st.Events)-1]
+	e.Time, e.Fields = before(2900*time.Millisecond), fields
 }
 
 // Large is a cluster with as many VMs, for measuring.

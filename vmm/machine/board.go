@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"io"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/pci"
 	"github.com/cellvisor/cellvisor/vmm/platform"
 	"github.com/cellvisor/cellvisor/vmm/serial"
+	"github.com/cellvisor/cellvisor/vmm/virtio"
 )
 
 // BoardConfig is what a board is made of.
@@ -38,13 +40,14 @@ type Board struct {
 
 	unknown atomic.Uint64
 	msis    atomic.Uint64
-	devices []func() // close them
+	vcpus   int
+	virtio  []*virtio.Device // in the order of their slots
 }
 
 // NewBoard makes a board without PCI devices.
 func NewBoard(c BoardConfig) *Board {
 	switchedOn := time.Now()
-	b := &Board{memory: newMemory(c.Backing, c.Memory), event: c.Event}
+	b := &Board{vcpus: c.VCPUs, memory: newMemory(c.Backing, c.Memory), event: c.Event}
 	b.signal = func(addr uint64, data uint32) {
 		b.msis.Add(1)
 		c.Signal(addr, data)
@@ -122,10 +125,17 @@ func (b *Board) count(known bool) {
 type Counters struct {
 	Unknown    uint64 // accesses that no device answered
 	Interrupts uint64 // messages that devices sent
+	Broken     uint64 // how often a driver broke the rules
 }
 
 // Counters returns the board's counters.
-func (b *Board) Counters() Counters { return Counters{b.unknown.Load(), b.msis.Load()} }
+func (b *Board) Counters() Counters {
+	c := Counters{Unknown: b.unknown.Load(), Interrupts: b.msis.Load()}
+	for _, d := range b.virtio {
+		c.Broken += d.Broken()
+	}
+	return c
+}
 
 // Reset puts all devices into their power-on state.
 func (b *Board) Reset() {
@@ -135,8 +145,10 @@ func (b *Board) Reset() {
 }
 
 // Close ends the devices' threads and closes what they hold.
-func (b *Board) Close() {
-	for _, shut := range b.devices {
-		shut()
+func (b *Board) Close() error {
+	var errs []error
+	for _, d := range b.virtio {
+		errs = append(errs, d.Close())
 	}
+	return errors.Join(errs...)
 }

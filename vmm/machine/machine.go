@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -17,8 +18,10 @@ type Config struct {
 	Linux linux.Config
 	Model linux.Model
 	Board BoardConfig // VCPUs, Memory, Backing, Signal and Event are filled in
-	// OnReset decides what a reset by the guest does: true restarts it in place, false ends it.
+	// Restart decides what a reset by the guest does: true restarts it in place, false ends it.
 	Restart bool
+	// Devices adds devices to the board before the kernel is loaded; it may be nil.
+	Devices func(*Board) error
 }
 
 // OutcomeKind says how a machine ended.
@@ -100,6 +103,11 @@ func (m *Machine) build(system *kvm.System) error {
 		}
 	}
 	m.Board = NewBoard(b)
+	if m.config.Devices != nil {
+		if err := m.config.Devices(m.Board); err != nil {
+			return err
+		}
+	}
 	return m.load()
 }
 
@@ -138,7 +146,11 @@ func NewVCPU(system *kvm.System, vm *kvm.VM, id ident.VCPU, vcpus int, model lin
 
 // load writes the kernel into fresh memory and sets the boot vCPU to its entry.
 func (m *Machine) load() error {
-	image, err := linux.Load(m.config.Linux)
+	c, err := WithTSC(m.config.Linux, m.cpus[0])
+	if err != nil {
+		return err
+	}
+	image, err := linux.Load(c)
 	if err != nil {
 		return err
 	}
@@ -146,6 +158,21 @@ func (m *Machine) load() error {
 		return err
 	}
 	return Enter(m.cpus[0], image.Entry)
+}
+
+// WithTSC tells the kernel the frequency of its time stamp counter. Without a paravirtual clock it would have to measure it, which takes long,
+// is not exact, and fails where an access to a timer's port takes longer than the kernel thinks a system management interrupt does.
+func WithTSC(c linux.Config, cpu *kvm.VCPU) (linux.Config, error) {
+	const option = "tsc_early_khz="
+	if strings.Contains(c.Cmdline, option) {
+		return c, nil
+	}
+	khz, err := cpu.TSCKHz()
+	if err != nil {
+		return c, err
+	}
+	c.Cmdline = strings.TrimLeft(fmt.Sprintf("%s %s%d", c.Cmdline, option, khz), " ")
+	return c, nil
 }
 
 // WriteImage writes a kernel into fresh memory.
@@ -281,10 +308,10 @@ func (m *Machine) Wait() Outcome {
 func (m *Machine) Close() error {
 	m.end(Outcome{Kind: Stopped, Reason: "closed"})
 	m.ended.Wait()
-	if m.Board != nil {
-		m.Board.Close()
-	}
 	var errs []error
+	if m.Board != nil {
+		errs = append(errs, m.Board.Close())
+	}
 	for _, cpu := range m.cpus {
 		errs = append(errs, cpu.Close())
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // guestLimit is how long a guest may take; the bed's processor is an emulated one inside an emulated one.
-const guestLimit = 40 * time.Second
+const guestLimit = 3 * time.Minute
 
 // bedFile reads a file of the bed, or skips the test where there is none.
 func bedFile(t *testing.T, name string) []byte {
@@ -117,7 +117,8 @@ type guest struct {
 	console *console
 }
 
-const baseCmdline = "console=ttyS0 panic=-1 quiet"
+// baseCmdline has mitigations off since the bed's processor is slow enough, and shows no secrets.
+const baseCmdline = "console=ttyS0 panic=-1 mitigations=off quiet"
 
 // options change a guest's configuration before it is made.
 type option func(*machine.Config)
@@ -133,6 +134,8 @@ func withCompressed(c *machine.Config) { c.Linux.KeepCompressed = true }
 func startGuest(t *testing.T, kernel string, ramdisk []byte, options ...option) *guest {
 	t.Helper()
 	c := machine.Config{Linux: linux.Config{Memory: 256 * ident.MiB, VCPUs: 1, Kernel: bedFile(t, kernel), Initrd: ramdisk, Cmdline: baseCmdline}}
+	// QEMU's emulation of SVM lets a guest set XCR0 behind its KVM's back, which kernels notice: without XSAVE there is nothing to set.
+	c.Model = linux.ModelV2
 	system, err := kvm.Open()
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -144,7 +145,15 @@ func (p *plane) watch() error {
 
 // memConfig is how this part's page protocol is set up.
 func (w *Worker) memConfig() mem.Config {
-	return mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), ReadAhead: mem.DefaultReadAhead}
+	return mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), ReadAhead: readAheadOf(w.spec)}
+}
+
+// readAheadOf is how many pages are fetched ahead of a sequential scan: the VM's option "read-ahead", or the default.
+func readAheadOf(spec wire.WorkerSpec) int {
+	if n, err := strconv.Atoi(spec.Options["read-ahead"]); err == nil && n >= 0 && n <= mem.DefaultReadAhead {
+		return n
+	}
+	return mem.DefaultReadAhead
 }
 
 // setOrigins says what the vCPUs begin with after a checkpoint was taken over.

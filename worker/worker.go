@@ -157,7 +157,7 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	}
 	p.outbox = p.pages.NewOutbox()
 	p.timer = time.AfterFunc(time.Hour, p.tick)
-	if !w.spec.Standby && len(w.spec.LocalVCPUs) < w.spec.VCPUs {
+	if !w.spec.Standby && (len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.spec.Options["watch"] == "always") { // always: to measure a local fault
 		if err := p.watch(); err != nil {
 			return err
 		}

@@ -35,7 +35,7 @@ var list = []Info{
 	{"litmus", "memory-order tests between vCPUs; fails on an outcome that x86-TSO forbids", "[ROUNDS] [TEST]",
 		"ROUNDS of each test (default 100000); TEST all, or one of sb, sbf, sbx, mp, lb, 22w, s, coww, corr, corw, cowr, wrc, iriw, canary (must fail) (default all)"},
 	{"lock", "all vCPUs increment counters under a spinlock and by atomics; the sums must be exact", "[ROUNDS]",
-		"ROUNDS increments of each counter by each vCPU (default 2000)"},
+		"ROUNDS increments of each counter by each vCPU (default 5000)"},
 	{"walk", "fills memory with a pattern, reads it from other vCPUs, checks it", "[MIB] [PASSES]",
 		"MIB of memory (default and at most all above 4 MiB), PASSES times (default 2)"},
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"math"
 
 	"go.etcd.io/bbolt"
 
@@ -56,7 +55,7 @@ func (s *Store) saveLocked(p *cells.Persist) error {
 }
 
 func write(tx *bbolt.Tx, p *cells.Persist, hardState []byte) error {
-	meta, entries := tx.Bucket(bucketMeta), tx.Bucket(bucketEntries)
+	meta := tx.Bucket(bucketMeta)
 	sum, err := readSummary(meta)
 	if err != nil {
 		return err
@@ -67,43 +66,73 @@ func write(tx *bbolt.Tx, p *cells.Persist, hardState []byte) error {
 			return err
 		}
 	}
-	if p.DropThrough > 0 {
-		if err := deleteRange(entries, 0, p.DropThrough); err != nil {
-			return err
-		}
+	if err := dropThrough(tx, &sum, p.DropThrough); err != nil {
+		return err
 	}
-	if err := writeEntries(entries, p.Entries); err != nil {
+	if err := writeEntries(tx, &sum, p.Entries); err != nil {
 		return err
 	}
 	if hardState != nil {
 		sum.hardState = hardState
 	}
-	return writeSummary(meta, entries, sum)
+	return writeSummary(meta, sum)
 }
 
-func writeEntries(bucket *bbolt.Bucket, entries []cells.LogEntry) error {
+// dropThrough removes the entries up to index.
+func dropThrough(tx *bbolt.Tx, sum *summary, index uint64) error {
+	if sum.lastIndex == 0 || index < sum.firstIndex {
+		return nil
+	}
+	if index >= sum.lastIndex {
+		sum.firstIndex, sum.lastIndex = 0, 0
+		if err := tx.DeleteBucket(bucketEntries); err != nil {
+			return err
+		}
+		_, err := tx.CreateBucket(bucketEntries)
+		return err
+	}
+	if err := deleteRange(tx.Bucket(bucketEntries), sum.firstIndex, index); err != nil {
+		return err
+	}
+	sum.firstIndex = index + 1
+	return nil
+}
+
+// writeEntries writes entries in place of all that begin at the first one's index.
+func writeEntries(tx *bbolt.Tx, sum *summary, entries []cells.LogEntry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	if err := deleteRange(bucket, entries[0].Index, math.MaxUint64); err != nil {
-		return err
+	first := entries[0].Index
+	bucket := tx.Bucket(bucketEntries)
+	if sum.lastIndex != 0 {
+		if first > sum.lastIndex+1 {
+			return fmt.Errorf("entry %d would leave a gap after entry %d", first, sum.lastIndex)
+		}
+		if err := deleteRange(bucket, max(first, sum.firstIndex), sum.lastIndex); err != nil {
+			return err
+		}
 	}
 	for i, e := range entries {
-		if e.Index != entries[0].Index+uint64(i) {
-			return fmt.Errorf("entry %d follows entry %d", e.Index, entries[0].Index+uint64(i)-1)
+		if e.Index != first+uint64(i) {
+			return fmt.Errorf("entry %d follows entry %d", e.Index, first+uint64(i)-1)
 		}
 		if err := putRecord(bucket, indexKey(e.Index), e.Bytes); err != nil {
 			return err
 		}
 	}
+	if sum.lastIndex == 0 || first < sum.firstIndex {
+		sum.firstIndex = first
+	}
+	sum.lastIndex = entries[len(entries)-1].Index
 	return nil
 }
 
-// deleteRange removes the entries from lo to hi, both included.
+// deleteRange removes the entries from lo to hi, both included. It goes by key: bbolt's Cursor.Last never returns when a transaction has
+// emptied a table of several pages, so no cursor is used in one that writes.
 func deleteRange(bucket *bbolt.Bucket, lo, hi uint64) error {
-	c := bucket.Cursor()
-	for k, _ := c.Seek(indexKey(lo)); k != nil && binary.BigEndian.Uint64(k) <= hi; k, _ = c.Seek(indexKey(lo)) {
-		if err := c.Delete(); err != nil {
+	for i := lo; i <= hi; i++ {
+		if err := bucket.Delete(indexKey(i)); err != nil {
 			return err
 		}
 	}
@@ -123,16 +152,10 @@ type summary struct {
 	hardState             []byte
 }
 
-func writeSummary(meta, entries *bbolt.Bucket, sum summary) error {
+func writeSummary(meta *bbolt.Bucket, sum summary) error {
 	record := binary.BigEndian.AppendUint64(nil, sum.snapshot)
-	c := entries.Cursor()
-	for _, end := range []func() ([]byte, []byte){c.First, c.Last} {
-		if k, _ := end(); k != nil {
-			record = append(record, k...)
-		} else {
-			record = append(record, indexKey(0)...)
-		}
-	}
+	record = binary.BigEndian.AppendUint64(record, sum.firstIndex)
+	record = binary.BigEndian.AppendUint64(record, sum.lastIndex)
 	return putRecord(meta, keySummary, append(record, sum.hardState...))
 }
 

@@ -217,10 +217,11 @@ func TestLogAgainstReference(t *testing.T) {
 			switch rapid.SampledFrom([]string{"append", "compact", "install", "reopen"}).Draw(rt, "op") {
 			case "append":
 				from := rapid.Uint64Range(snap+1, last+1).Draw(rt, "from")
-				p = &cells.Persist{HardState: hard(term, 1, snap), MustSync: true, Entries: entries(from, from+rapid.Uint64Range(0, 5).Draw(rt, "count"), term)}
+				count := rapid.SampledFrom([]uint64{0, 1, 5, 700}).Draw(rt, "count") // the last one takes many pages
+				p = &cells.Persist{HardState: hard(term, 1, snap), MustSync: true, Entries: entries(from, from+count, term)}
 			case "compact":
 				if last > snap {
-					at := rapid.Uint64Range(snap+1, last).Draw(rt, "at")
+					at := rapid.SampledFrom([]uint64{snap + 1, (snap + last + 1) / 2, last}).Draw(rt, "at")
 					p = &cells.Persist{Snapshot: snapshot(at), DropThrough: at}
 				}
 			case "install":

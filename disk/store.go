@@ -240,13 +240,12 @@ func createDB(dir string, id Identity) error {
 		if err != nil {
 			return err
 		}
-		entries, err := tx.CreateBucket(bucketEntries)
-		if err != nil {
+		if _, err := tx.CreateBucket(bucketEntries); err != nil {
 			return err
 		}
 		record := binary.BigEndian.AppendUint64(nil, formatVersion)
 		record = binary.BigEndian.AppendUint64(record, uint64(id.Server))
-		return errors.Join(putRecord(meta, keyIdentity, append(record, id.ClusterID...)), writeSummary(meta, entries, summary{}))
+		return errors.Join(putRecord(meta, keyIdentity, append(record, id.ClusterID...)), writeSummary(meta, summary{}))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err

@@ -75,6 +75,7 @@ type System struct {
 	maxVCPU int
 	cpuid   *gokvm.CPUID
 	msrs    []uint32
+	msrList gokvm.MSRList // an argument of gokvm's, which must not lie on a stack (see stateArgs)
 }
 
 // Open opens KVM and checks that it has what Cellvisor needs. Errors say what is missing and what to do about it.
@@ -127,7 +128,7 @@ func (s *System) check() error {
 	if s.cpuid, err = supportedCPUID(s.fd); err != nil {
 		return err
 	}
-	s.msrs, err = stateMSRs(s.fd)
+	s.msrs, err = s.stateMSRs()
 	return err
 }
 

@@ -31,10 +31,10 @@ type msrBatch struct {
 const maxMSRs = 256
 
 // stateMSRs lists the model-specific registers that KVM says make up a vCPU's state.
-func stateMSRs(fd int) ([]uint32, error) {
-	list := &gokvm.MSRList{}
+func (s *System) stateMSRs() ([]uint32, error) {
+	list := &s.msrList
 	list.NMSRs = uint32(len(list.Indicies))
-	if err := gokvm.GetMSRIndexList(uintptr(fd), heapList(list)); err != nil {
+	if err := gokvm.GetMSRIndexList(uintptr(s.fd), list); err != nil {
 		return nil, fmt.Errorf("KVM_GET_MSR_INDEX_LIST: %w", err)
 	}
 	var out []uint32
@@ -49,14 +49,6 @@ func stateMSRs(fd int) ([]uint32, error) {
 // paravirtualMSR tells whether an MSR belongs to the paravirtual interfaces that are hidden from guests: KVM's own, Hyper-V's.
 func paravirtualMSR(index uint32) bool {
 	return index == 0x11 || index == 0x12 || index&0xffffff00 == 0x4b564d00 || index&0xffff0000 == 0x40000000
-}
-
-// listSink keeps the argument of one call off the stack.
-var listSink *gokvm.MSRList
-
-func heapList(l *gokvm.MSRList) *gokvm.MSRList {
-	listSink = l
-	return l
 }
 
 // msrCall runs KVM_GET_MSRS or KVM_SET_MSRS; the result is how many entries KVM has done before it met one that it refuses.

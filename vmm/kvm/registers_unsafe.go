@@ -101,3 +101,6 @@ func (v *VCPU) wrap(what string, err error) error {
 	}
 	return fmt.Errorf("vCPU %d: %s: %w", v.id, what, err)
 }
+
+// AddressOf is where memory that was mapped, and so never moves, lies in this process: for SetMemory.
+func AddressOf(mapped []byte) uintptr { return uintptr(unsafe.Pointer(&mapped[0])) }

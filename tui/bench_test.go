@@ -57,7 +57,7 @@ func BenchmarkKey(b *testing.B) {
 
 // TestUpdateCost keeps the costs an order of magnitude within their bounds, so that it holds on a busy machine too.
 func TestUpdateCost(t *testing.T) {
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		t.Skip("measures time")
 	}
 	app, updates := busyCluster(t)

@@ -1,11 +1,14 @@
 package tui
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,8 +24,15 @@ import (
 // Its value is where the process may be told to lose the cluster: it does while that file exists.
 const consoleEnv = "CELLVISOR_TUI_TEST_CONSOLE"
 
+// busyEnv gives that cluster 200 VMs, all of which change with an event ten times a second.
+const busyEnv = "CELLVISOR_TUI_TEST_BUSY"
+
 func showConsole(switchFile string) int {
-	server := fake.Start(fake.Small())
+	state := fake.Small()
+	if os.Getenv(busyEnv) != "" {
+		state = fake.Large(200)
+	}
+	server := fake.Start(state)
 	defer server.Stop()
 	client, conn, err := server.Dial("")
 	if err != nil {
@@ -30,6 +40,18 @@ func showConsole(switchFile string) int {
 		return 1
 	}
 	defer conn.Close()
+	if os.Getenv(busyEnv) != "" {
+		go func() {
+			for at := range time.Tick(feed.MinInterval) {
+				server.Change(func(s *fake.State) {
+					s.Event("vm.running", "", "", "vm-0001", at.String())
+					for _, vm := range s.VMs {
+						vm.State = vm.State%6 + 1
+					}
+				})
+			}
+		}()
+	}
 	go func() {
 		for range time.Tick(20 * time.Millisecond) {
 			_, err := os.Stat(switchFile)
@@ -81,6 +103,33 @@ func (s *session) tmux(args ...string) string {
 		s.t.Fatalf("tmux %q: %v: %s", args, err, out)
 	}
 	return string(out)
+}
+
+// process is the console's own process.
+func (s *session) process() string {
+	s.t.Helper()
+	shell := strings.TrimSpace(s.tmux("list-panes", "-F", "#{pane_pid}"))
+	out, err := exec.Command("ps", "-o", "pid=", "--ppid", shell).Output()
+	if err != nil {
+		s.t.Fatalf("no child of %s: %v", shell, err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// cpuTicks is the CPU time that the process has used, in hundredths of a second (fields 14 and 15 of /proc/PID/stat).
+func (s *session) cpuTicks() int {
+	s.t.Helper()
+	stat, err := os.ReadFile("/proc/" + s.process() + "/stat")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, err1 := strconv.Atoi(fields[11])
+	system, err2 := strconv.Atoi(fields[12])
+	if err := errors.Join(err1, err2); err != nil {
+		s.t.Fatal(err)
+	}
+	return user + system
 }
 
 func (s *session) keys(keys ...string) { s.tmux(append([]string{"send-keys"}, keys...)...) }
@@ -161,12 +210,7 @@ func TestSession(t *testing.T) {
 func TestSessionEndsBySignal(t *testing.T) {
 	s := newSession(t, "env")
 	s.wants("Cells and servers (9)")
-	child := strings.TrimSpace(s.tmux("list-panes", "-F", "#{pane_pid}"))
-	out, err := exec.Command("ps", "-o", "pid=", "--ppid", child).Output()
-	if err != nil {
-		t.Fatalf("no child of %s: %v", child, err)
-	}
-	if err := exec.Command("kill", "-TERM", strings.TrimSpace(string(out))).Run(); err != nil {
+	if err := exec.Command("kill", "-TERM", s.process()).Run(); err != nil {
 		t.Fatal(err)
 	}
 	s.left("status 0")
@@ -178,4 +222,38 @@ func TestSessionWithoutColourOrUnicode(t *testing.T) {
 	if out := s.tmux("capture-pane", "-p", "-e"); strings.Contains(out, "\x1b[3") {
 		t.Errorf("colours although NO_COLOR is set:\n%q", out)
 	}
+}
+
+// TestSessionOfABusyCluster measures the whole process, the fake cluster in it included, before 200 VMs that all change ten times a
+// second. On a machine of its own it takes about a twentieth of a core, most of it the cluster's; the bound leaves room for a busy one.
+func TestSessionOfABusyCluster(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("measures time")
+	}
+	s := newSession(t, "env "+busyEnv+"=1")
+	s.tmux("resize-window", "-x", "200", "-y", "60")
+	s.wants("VMs (200)")
+	// How long does it take to use up a fifth of a second?
+	const budgetTicks = 20
+	before, began := s.cpuTicks(), time.Now()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	used := 0
+	for used < budgetTicks && time.Since(began) < time.Minute {
+		<-tick.C
+		used = s.cpuTicks() - before
+	}
+	percent := float64(used) / time.Since(began).Seconds()
+	t.Logf("%.1f%% of a core", percent)
+	if percent > 15 {
+		t.Errorf("200 VMs at ten updates a second cost %.1f%% of a core", percent)
+	}
+
+	// A key is answered while all that goes on.
+	s.keys("4")
+	s.wants("overview › VMs")
+	asked := time.Now()
+	s.keys("G")
+	s.wants("› vm-0199")
+	t.Logf("a key was answered within %v, the time of tmux included", time.Since(asked))
 }

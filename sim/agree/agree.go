@@ -90,7 +90,13 @@ func play(w *cluster.World) error {
 	end := faultsBegin + w.Between(3, 7)*ident.Second
 	network(w)
 	for range 2 + w.Rand().IntN(6) {
-		Fault(w, faultsBegin, end)
+		fault(w, faultsBegin, end)
+	}
+	if w.Chance(250) { // one disk at most: a group of three survives no second loss
+		s := w.Servers[w.Rand().IntN(len(w.Servers))]
+		at := w.Between(faultsBegin, end-100*ident.Millisecond)
+		w.At(at, func() { crash(w, s, true); s.LoseDisk() })
+		w.At(at+w.Between(ident.Millisecond, 2*ident.Second), s.Restart)
 	}
 	clients(w, end)
 	if err := w.Run(end); err != nil {
@@ -116,8 +122,8 @@ func network(w *cluster.World) {
 	w.SetNetwork(net)
 }
 
-// Fault plans one fault between two times.
-func Fault(w *cluster.World, begin, end ident.Micros) {
+// fault plans one fault between two times.
+func fault(w *cluster.World, begin, end ident.Micros) {
 	from := w.Between(begin, end)
 	s := w.Servers[w.Rand().IntN(len(w.Servers))]
 	o := w.Servers[w.Rand().IntN(len(w.Servers))]

@@ -28,6 +28,8 @@ type Server struct {
 	seenApplied uint64
 	seenEpoch   ident.Epoch
 	answers     map[uint64]func(monitor.Response)
+	admitted    []cells.Member // ever seen in an applied view, also under an ID that it had before it lost its disk
+	joining     bool           // it has no ID: it asks for one
 }
 
 // Name returns the server's name.
@@ -53,11 +55,23 @@ func (s *Server) start() {
 		return
 	}
 	s.boots++
-	s.boot = fmt.Sprintf("%d.%d", s.ID, s.boots)
-	s.info.Process = cells.Process{PID: int(s.ID)*1000 + s.boots, StartTime: uint64(s.boots), Boot: s.boot}
+	s.boot = fmt.Sprintf("%s.%d", s.info.Name, s.boots)
+	s.info.Process = cells.Process{PID: int(s.node+1)*1000 + s.boots, StartTime: uint64(s.boots), Boot: s.boot}
+	if s.joining {
+		s.askToJoin(s.boot)
+		return
+	}
+	s.run()
+}
+
+// run starts the core, once the server has an ID.
+func (s *Server) run() {
 	var initial []cells.InitialServer
-	for _, o := range s.w.Servers {
-		initial = append(initial, cells.InitialServer{ID: o.ID, Name: o.info.Name, Cell: o.info.Cell, Role: o.info.Role, Addrs: o.info.Addrs})
+	if s.ID <= ident.ServerID(len(s.w.Servers)) {
+		for i, o := range s.w.Servers {
+			initial = append(initial, cells.InitialServer{
+				ID: ident.ServerID(i + 1), Name: o.info.Name, Cell: o.info.Cell, Role: o.info.Role, Addrs: o.info.Addrs})
+		}
 	}
 	core, err := monitor.New(s.Clock(), monitor.Config{
 		ClusterID: "sim", Server: s.ID, Info: s.info, Initial: initial, Stored: s.disk, Timing: s.w.Config.Timing,
@@ -95,9 +109,45 @@ func (s *Server) Crash(power bool) {
 	s.w.Crash(s.node)
 }
 
+// LoseDisk takes what a crashed server has stored. It comes back as a server that must ask to join.
+func (s *Server) LoseDisk() {
+	if s.Core == nil && !s.joining {
+		s.w.Tracef("server %d loses its disk", s.ID)
+		s.disk, s.flushed, s.joining = cells.Stored{}, cells.Stored{}, true
+	}
+}
+
+// askToJoin asks one server after the other for an ID, until one gives it.
+func (s *Server) askToJoin(boot string) {
+	if s.Core != nil || s.boot != boot || !s.w.Running(s.node) {
+		return
+	}
+	o := s.w.Servers[s.w.Rand().IntN(len(s.w.Servers))]
+	if o.Running() {
+		s.w.nextID++
+		conn := s.w.nextID
+		s.w.joins[conn] = func(r monitor.JoinReply) {
+			if r.ID == 0 || s.Core != nil || s.boot != boot || !s.joining {
+				return
+			}
+			s.w.Tracef("server %s joins as %d", s.info.Name, r.ID)
+			s.ID, s.joining = r.ID, false
+			s.w.byServer[r.ID] = s
+			s.run()
+		}
+		b, err := monitor.EncodeJoin(monitor.JoinRequest{ClusterID: "sim", Info: s.info})
+		if err != nil {
+			s.w.Fail(err)
+			return
+		}
+		o.Step(monitor.JoinRequested{Conn: conn, Bytes: b})
+	}
+	s.w.At(s.w.Now()+200*ident.Millisecond, func() { s.askToJoin(boot) })
+}
+
 // Restart starts the process again.
 func (s *Server) Restart() {
-	if s.Core == nil {
+	if s.Core == nil && s.w.Crashed(s.node) {
 		s.w.Restart(s.node, s)
 		s.start()
 	}
@@ -209,7 +259,9 @@ func (s *Server) carryOut(rd monitor.Ready) {
 		s.store(rd.Persist)
 	}
 	for _, m := range rd.Messages {
-		if o := s.w.Server(m.To); o != nil {
+		if m.Conn != 0 {
+			s.w.answerJoin(m)
+		} else if o := s.w.Server(m.To); o != nil && o.ID == m.To {
 			s.w.Send(s.node, o.node, m.Bytes)
 		}
 	}
@@ -228,6 +280,18 @@ func (s *Server) carryOut(rd monitor.Ready) {
 	s.Core.Advance(s.Clock())
 	s.w.note(s)
 	s.Core.Check()
+}
+
+func (w *World) answerJoin(m monitor.Message) {
+	r, err := monitor.DecodeJoinReply(m.Bytes)
+	if err != nil {
+		w.Fail(err)
+		return
+	}
+	if f := w.joins[m.Conn]; f != nil {
+		delete(w.joins, m.Conn)
+		w.At(w.Now()+w.Between(100, ident.Millisecond), func() { f(r) })
+	}
 }
 
 func (s *Server) action(a monitor.Action) {

@@ -50,7 +50,6 @@ type World struct {
 
 	prints   map[uint64]uint64 // applied index -> fingerprint of the state
 	views    map[ident.Epoch]uint64
-	admitted [][]ident.Incarnation        // by server: those ever seen in an applied view
 	excluded map[cells.Member]ident.Epoch // those no longer in a later one
 	leaders  map[uint64]ident.ServerID    // by term
 	latest   ident.Epoch
@@ -59,13 +58,15 @@ type World struct {
 	ops    []Op
 	byID   map[uint64]int
 	nextID uint64
+
+	byServer map[ident.ServerID]*Server
+	joins    map[uint64]func(monitor.JoinReply) // by connection
 }
 
 // Op is a proposal that a client made.
 type Op struct {
 	Subject string
 	Answer  *monitor.Response // nil if none came
-	server  ident.ServerID
 }
 
 // Lease is one that was granted.
@@ -77,7 +78,8 @@ type Lease struct {
 // New builds a cluster. Nothing runs before Start.
 func New(k *kernel.World, cfg Config) *World {
 	w := &World{World: k, Config: cfg, prints: make(map[uint64]uint64), views: make(map[ident.Epoch]uint64), leaders: make(map[uint64]ident.ServerID),
-		excluded: make(map[cells.Member]ident.Epoch), byID: make(map[uint64]int)}
+		excluded: make(map[cells.Member]ident.Epoch), byID: make(map[uint64]int),
+		byServer: make(map[ident.ServerID]*Server), joins: make(map[uint64]func(monitor.JoinReply))}
 	if w.Config.Slots == 0 {
 		w.Config.Slots = 4
 	}
@@ -113,7 +115,7 @@ func (w *World) add(cell ident.CellName, n int, role cells.Role) {
 	// Two clocks differ by at most 8.4 %: less than the margin of a tenth.
 	w.SetClock(s.node, w.Between(0, ident.Second), int64(w.Rand().IntN(80_001)-40_000))
 	w.Servers = append(w.Servers, s)
-	w.admitted = append(w.admitted, nil)
+	w.byServer[id] = s
 }
 
 // Start starts all servers within a short time.
@@ -135,12 +137,7 @@ func (w *World) Cell(name ident.CellName) []*Server {
 }
 
 // Server returns the server with this ID, or nil.
-func (w *World) Server(id ident.ServerID) *Server {
-	if id < 1 || int(id) > len(w.Servers) {
-		return nil
-	}
-	return w.Servers[id-1]
-}
+func (w *World) Server(id ident.ServerID) *Server { return w.byServer[id] }
 
 // Excluded tells whether an applied view has excluded this incarnation, and by which epoch.
 func (w *World) Excluded(m cells.Member) (ident.Epoch, bool) {
@@ -151,7 +148,7 @@ func (w *World) Excluded(m cells.Member) (ident.Epoch, bool) {
 // Propose has a client propose a report with a subject of its own at a server; the answer is noted.
 func (w *World) Propose(s *Server, deadline ident.Micros) {
 	n := len(w.ops)
-	op := Op{Subject: fmt.Sprintf("op %d", n), server: s.ID}
+	op := Op{Subject: fmt.Sprintf("op %d", n)}
 	if !s.Running() {
 		return
 	}
@@ -207,8 +204,8 @@ func (w *World) note(s *Server) {
 	}
 	w.views[e] = h
 	for _, m := range st.View.Live {
-		if a := &w.admitted[m.Server-1]; !slices.Contains(*a, m.Incarnation) {
-			*a = append(*a, m.Incarnation)
+		if o := w.byServer[m.Server]; !slices.Contains(o.admitted, m) {
+			o.admitted = append(o.admitted, m)
 		}
 	}
 	if e < w.latest {
@@ -221,14 +218,14 @@ func (w *World) note(s *Server) {
 }
 
 func (w *World) noteExclusion(o *Server, v *cells.View) {
-	for _, inc := range w.admitted[o.ID-1] {
-		m := cells.Member{Server: o.ID, Incarnation: inc}
+	for _, m := range o.admitted {
 		if _, known := w.excluded[m]; known || v.Has(m.Server, m.Incarnation) {
 			continue
 		}
 		w.excluded[m] = v.Epoch
-		if l := o.Lease; o.Core != nil && l.Incarnation == inc && o.Clock() < l.Until {
-			w.Fail(fmt.Errorf("server %d incarnation %d was excluded in epoch %d while its lease ran for another %d us", o.ID, inc, v.Epoch, l.Until-o.Clock()))
+		if l := o.Lease; o.Core != nil && o.ID == m.Server && l.Incarnation == m.Incarnation && o.Clock() < l.Until {
+			w.Fail(fmt.Errorf("server %d incarnation %d was excluded in epoch %d while its lease ran for another %d us",
+				o.ID, m.Incarnation, v.Epoch, l.Until-o.Clock()))
 		}
 		if w.OnExclude != nil {
 			w.OnExclude(m)

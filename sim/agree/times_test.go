@@ -1,0 +1,145 @@
+package agree
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/sim/cluster"
+	"github.com/cellvisor/cellvisor/sim/kernel"
+)
+
+// settledCluster is a healthy cluster of three cells with two servers each.
+func settledCluster(t *testing.T, seed uint64, oneHost bool) *cluster.World {
+	t.Helper()
+	w := cluster.New(kernel.New(seed, kernel.Reliable()), cluster.Config{Cells: []int{2, 2, 2}, OneHost: oneHost, DiskMax: 3 * ident.Millisecond})
+	w.Start()
+	if err := w.RunUntil(10*ident.Second, func() bool { return w.Settled() == nil }); err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	if err := w.Settled(); err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	return w
+}
+
+func leader(w *cluster.World) *cluster.Server {
+	return w.Server(w.Servers[0].Core.Status(w.Servers[0].Clock()).Leader)
+}
+
+// until runs the world until the view has n servers, and returns how long that took.
+func until(t *testing.T, w *cluster.World, n int, limit ident.Micros) ident.Micros {
+	t.Helper()
+	begun := w.Now()
+	gone := func() bool {
+		for _, s := range w.Servers {
+			if s.Running() && len(s.Core.Peek().View.Live) != n {
+				return false
+			}
+		}
+		return true
+	}
+	if err := w.RunUntil(begun+limit, gone); err != nil {
+		t.Fatal(err)
+	}
+	if !gone() {
+		t.Fatalf("no view of %d servers within %d us", n, limit)
+	}
+	return w.Now() - begun
+}
+
+// A new view follows the kill of a cell within a second, when proof can be had: also when the leader was in it.
+func TestViewAfterKill(t *testing.T) {
+	for seed := range uint64(40) {
+		w := settledCluster(t, seed, true)
+		cell := ident.CellName(rune('a' + seed%3))
+		if seed%2 == 0 {
+			cell = leader(w).Cell()
+		}
+		for _, s := range w.Cell(cell) {
+			crash(w, s, false)
+		}
+		epoch := w.Epoch()
+		took := until(t, w, 4, ident.Second)
+		if w.Epoch() != epoch+1 {
+			t.Errorf("seed %d: the loss of cell %s took %d views", seed, cell, w.Epoch()-epoch)
+		}
+		if seed < 6 {
+			t.Logf("seed %d: cell %s, %d ms", seed, cell, took/ident.Millisecond)
+		}
+	}
+}
+
+// Without proof, as after SIGSTOP or of another host, it follows within three seconds; whoever was stopped comes back as a new incarnation.
+func TestViewAfterStop(t *testing.T) {
+	for seed := range uint64(40) {
+		w := settledCluster(t, seed, seed%4 == 1)
+		s := w.Servers[seed%6]
+		if seed%2 == 0 {
+			s = leader(w)
+		}
+		before := s.Core.Status(s.Clock()).Incarnation
+		s.Pause()
+		took := until(t, w, 5, 3*ident.Second)
+		if seed < 6 {
+			t.Logf("seed %d: %d ms", seed, took/ident.Millisecond)
+		}
+		s.Resume()
+		if err := w.RunUntil(w.Now()+5*ident.Second, func() bool { return w.Settled() == nil }); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if err := w.Settled(); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if after := s.Core.Status(s.Clock()).Incarnation; after <= before {
+			t.Errorf("seed %d: server %d acts as incarnation %d again", seed, s.ID, after)
+		}
+	}
+}
+
+// A minority makes no views, and its servers lose their leases.
+func TestMinority(t *testing.T) {
+	w := settledCluster(t, 7, true)
+	epoch := w.Epoch()
+	for _, x := range w.Cell("a") {
+		for _, y := range w.Servers {
+			if y.Cell() != "a" {
+				w.Cut(x.Node(), y.Node())
+			}
+		}
+	}
+	until := w.Now() + 3*ident.Second
+	if err := w.Run(until); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range w.Cell("a") {
+		st := x.Core.Status(x.Clock())
+		if st.Epoch != epoch || st.Quorum || x.Clock() < st.LeaseUntil {
+			t.Errorf("server %d, cut off: epoch %d (was %d), quorum %v, lease for another %d us", x.ID, st.Epoch, epoch, st.Quorum, st.LeaseUntil-x.Clock())
+		}
+		if x.Core.Peek().Server(x.ID).State != cells.ServerLive {
+			t.Errorf("server %d knows of its exclusion, though it is cut off", x.ID)
+		}
+	}
+	if w.Epoch() <= epoch {
+		t.Errorf("the majority made no new view")
+	}
+}
+
+// One seed is one run.
+func TestReplay(t *testing.T) {
+	var prints [2]string
+	for i := range prints {
+		k := kernel.New(11, kernel.Reliable())
+		k.Tracing = true
+		w := build(k, "")
+		if err := play(w); err != nil {
+			t.Fatal(err)
+		}
+		prints[i] = fmt.Sprint(k.Now(), k.Stats(), w.Epoch(), w.Agreed(), len(k.Trace()))
+	}
+	if prints[0] != prints[1] {
+		t.Errorf("two runs of one seed differ:\n%s\n%s", prints[0], prints[1])
+	}
+}

@@ -6,27 +6,57 @@ import (
 	"time"
 )
 
-// worlds are explored whole: every state that can be reached within the bounds. Those marked long are left out with -short.
+// worlds are explored whole: every state that can be reached within the bounds. Those marked long are left out with -short and under the
+// race detector, which makes them ten times slower and adds nothing.
 var worlds = []struct {
 	name string
 	long bool
 	b    Bounds
 }{
-	{"two parts, one page, one lost message", false, Bounds{Parts: 2, Pages: 1, Reads: 1, Writes: 1, Loses: 1}},
-	{"three parts, one page, any order", false, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
-	{"three parts, one page, one repeated message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 4, Repeats: 1}},
-	{"three parts, one page, one crash", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 1}},
-	{"three parts, one page, one crash, one repeated message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1, Repeats: 1}},
-	{"three parts, two pages", true, Bounds{Parts: 3, Pages: 2, Reads: 1, Writes: 1, OpsTotal: 3, Repeats: 1}},
+	{"two parts, one lost message, a late write", false, Bounds{Parts: 2, Pages: 1, Reads: 1, Writes: 1, Loses: 1, Late: 1}},
+	{"three parts, all read and write", false, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
+	{"three parts, one crash", false, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1}},
+	{"two pages", false, Bounds{Parts: 3, Pages: 2, Reads: 1, Writes: 1, OpsTotal: 3}},
+	{"one repeated message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 5, Repeats: 1}},
+	{"one lost message, a late write", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 5, Loses: 1, Late: 1}},
+	{"one crash, one repeated message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 1, Repeats: 1}},
+	{"one crash, one lost message", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1, Loses: 1}},
+	{"two crashes", true, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 2}},
+	{"two pages, one crash, one repeated message", true, Bounds{Parts: 3, Pages: 2, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1, Repeats: 1}},
 }
 
 func TestWorlds(t *testing.T) {
 	for _, w := range worlds {
 		t.Run(w.name, func(t *testing.T) {
-			if w.long && testing.Short() {
+			if w.long && (testing.Short() || raceEnabled) {
 				t.Skip("long")
 			}
 			explore(t, w.b)
+		})
+	}
+}
+
+// TestWorldsFindCanaries proves that the exploration can fail.
+func TestWorldsFindCanaries(t *testing.T) {
+	for _, c := range []struct {
+		canary string
+		b      Bounds
+	}{
+		{"lost-inval", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
+		{"early-grant", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
+		{"no-downgrade", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
+		{"done-once", Bounds{Parts: 2, Pages: 1, Reads: 1, Writes: 1, Loses: 1}},
+		{"zero-again", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1}},
+		{"retained-stale", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 1}},
+		{"granting-zero", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1}},
+	} {
+		t.Run(c.canary, func(t *testing.T) {
+			c.b.Canary = c.canary
+			r, err := Run(c.b, 2_000_000)
+			if err == nil {
+				t.Fatalf("not found in %d states", r.States)
+			}
+			t.Logf("found at depth %d after %d states: %v", r.Depth, r.States, err)
 		})
 	}
 }

@@ -313,6 +313,16 @@ func TestActsAsk(t *testing.T) {
 	}
 }
 
+func TestLongOutcomeTakesTwoLines(t *testing.T) {
+	r := newRig(t, plainTheme(), 80, 24)
+	r.send(noticeMsg{notice: notice{text: strings.Repeat("so many words ", 9) + "end", role: theme.Bad}})
+	r.wants(" so many words so", "many words end")
+	r.send(noticeMsg{notice: notice{text: strings.Repeat("so many words ", 20) + "end"}})
+	r.wants("words so…")
+	r.press("j")
+	r.wants("$ cellvisor status", "? help")
+}
+
 func TestReadOnly(t *testing.T) {
 	r := newRig(t, plainTheme(), 100, 30)
 	r.app.readOnly = true

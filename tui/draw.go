@@ -39,7 +39,23 @@ func (a *App) draw() []string {
 		body = a.dialog.over(t, body, a.width)
 	}
 	lines = append(lines, body...)
-	return append(lines, a.commandLine(), a.keyLine())
+	return append(lines, a.foot()...)
+}
+
+// foot is the command line and the keys. An outcome that is longer than a line takes the place of both until the next key.
+func (a *App) foot() []string {
+	text := a.theme.Clean(a.notice.text)
+	if a.prompt != nil || a.dialog != nil || theme.Width(text) <= a.width-2 {
+		return []string{a.commandLine(), a.keyLine()}
+	}
+	lines := theme.Wrap(text, a.width-2)
+	if len(lines) > 2 {
+		lines = []string{lines[0], lines[1] + " " + a.theme.Ellipsis}
+	}
+	for i, line := range lines {
+		lines[i] = a.theme.Paint(a.notice.role, a.theme.Fit(" "+line, a.width))
+	}
+	return lines
 }
 
 func (a *App) tooSmall() []string {

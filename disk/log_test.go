@@ -217,7 +217,7 @@ func TestLogAgainstReference(t *testing.T) {
 			switch rapid.SampledFrom([]string{"append", "compact", "install", "reopen"}).Draw(rt, "op") {
 			case "append":
 				from := rapid.Uint64Range(snap+1, last+1).Draw(rt, "from")
-				count := rapid.SampledFrom([]uint64{0, 1, 5, 700}).Draw(rt, "count") // the last one takes many pages
+				count := rapid.SampledFrom([]uint64{0, 1, 5, 200}).Draw(rt, "count") // the last one takes many pages
 				p = &cells.Persist{HardState: hard(term, 1, snap), MustSync: true, Entries: entries(from, from+count, term)}
 			case "compact":
 				if last > snap {

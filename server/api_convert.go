@@ -44,7 +44,7 @@ type load struct {
 	vms    int
 }
 
-// loads adds up the load of each server. Every part of a VM may come to hold all of its memory.
+// loads adds up the load of each server, as placement does: each part of a VM takes an equal share of its memory.
 func loads(state *cells.State) map[ident.ServerID]load {
 	out := map[ident.ServerID]load{}
 	for i := range state.VMs {
@@ -52,13 +52,20 @@ func loads(state *cells.State) map[ident.ServerID]load {
 		if !vm.State.Active() {
 			continue
 		}
-		for _, p := range vm.Parts {
+		live := 0
+		for i := range vm.Parts {
+			if !vm.Parts[i].Gone {
+				live++
+			}
+		}
+		for i := range vm.Parts {
+			p := &vm.Parts[i]
 			if p.Gone {
 				continue
 			}
 			l := out[p.Server]
 			l.slots += len(p.VCPUs)
-			l.memory += vm.Spec.MemoryBytes
+			l.memory += vm.Spec.MemoryBytes / ident.Bytes(live)
 			l.vms++
 			out[p.Server] = l
 		}

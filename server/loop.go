@@ -145,6 +145,7 @@ func (s *Server) publish(fresh []cells.Event) {
 		changed = len(fresh) > 0 || standing(old.status) != standing(next.status)
 	}
 	if live := s.core.Peek(); old == nil || old.state.Applied != live.Applied {
+		s.core.Check() // a broken invariant ends the process: better no server than one that decides wrongly
 		state := s.core.State()
 		next.state, changed = &state, true
 		if state.NextSeq != next.events.lastSeq()+1 { // the first snapshot, or a jump to what another server had saved

@@ -369,7 +369,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{19, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type StatusRequest struct {
@@ -1065,8 +1065,10 @@ type VMSpec struct {
 	// Cells that the VM's parts are placed in, each of them getting at least one vCPU. Empty: one cell, chosen by the cluster.
 	Span   []string `protobuf:"bytes,7,rep,name=span,proto3" json:"span,omitempty"`
 	OnLoss OnLoss   `protobuf:"varint,8,opt,name=on_loss,json=onLoss,proto3,enum=cellvisor.v1.OnLoss" json:"on_loss,omitempty"`
-	// "none". Other kinds of protection come with later versions of the API.
+	// "none", "replica" or "replica:K": copies in K other cells, so that the VM survives the loss of any K cells. "" means none.
 	Protect string `protobuf:"bytes,9,opt,name=protect,proto3" json:"protect,omitempty"`
+	// Between checkpoints of a protected VM; 0 lets the VM's home choose between 20 and 200.
+	CheckpointMs uint32 `protobuf:"varint,10,opt,name=checkpoint_ms,json=checkpointMs,proto3" json:"checkpoint_ms,omitempty"`
 	// Settings for tests and measurements, by name. Not part of the compatibility promise.
 	Options       map[string]string `protobuf:"bytes,15,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -1175,6 +1177,13 @@ func (x *VMSpec) GetProtect() string {
 		return x.Protect
 	}
 	return ""
+}
+
+func (x *VMSpec) GetCheckpointMs() uint32 {
+	if x != nil {
+		return x.CheckpointMs
+	}
+	return 0
 }
 
 func (x *VMSpec) GetOptions() map[string]string {
@@ -1340,6 +1349,111 @@ func (*RunVMRequest_Spec) isRunVMRequest_Part() {}
 
 func (*RunVMRequest_Chunk) isRunVMRequest_Part() {}
 
+type ProtectVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As in VMSpec.
+	Protect       string `protobuf:"bytes,2,opt,name=protect,proto3" json:"protect,omitempty"`
+	CheckpointMs  uint32 `protobuf:"varint,3,opt,name=checkpoint_ms,json=checkpointMs,proto3" json:"checkpoint_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectVMRequest) Reset() {
+	*x = ProtectVMRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectVMRequest) ProtoMessage() {}
+
+func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectVMRequest.ProtoReflect.Descriptor instead.
+func (*ProtectVMRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProtectVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProtectVMRequest) GetProtect() string {
+	if x != nil {
+		return x.Protect
+	}
+	return ""
+}
+
+func (x *ProtectVMRequest) GetCheckpointMs() uint32 {
+	if x != nil {
+		return x.CheckpointMs
+	}
+	return 0
+}
+
+type ProtectVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectVMResponse) Reset() {
+	*x = ProtectVMResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectVMResponse) ProtoMessage() {}
+
+func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectVMResponse.ProtoReflect.Descriptor instead.
+func (*ProtectVMResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ProtectVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
 type RunVMResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1349,7 +1463,7 @@ type RunVMResponse struct {
 
 func (x *RunVMResponse) Reset() {
 	*x = RunVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1475,7 @@ func (x *RunVMResponse) String() string {
 func (*RunVMResponse) ProtoMessage() {}
 
 func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1488,7 @@ func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMResponse.ProtoReflect.Descriptor instead.
 func (*RunVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunVMResponse) GetVm() *VM {
@@ -1419,13 +1533,18 @@ type VM struct {
 	// Length of the console and of the output log as far as the asked server knows it.
 	ConsoleBytes  uint64 `protobuf:"varint,21,opt,name=console_bytes,json=consoleBytes,proto3" json:"console_bytes,omitempty"`
 	OutputRecords uint64 `protobuf:"varint,22,opt,name=output_records,json=outputRecords,proto3" json:"output_records,omitempty"`
+	// How it is protected now: "none", "syncing" (a standby gets its first full copy), "safe", or "unprotected" (no server for a standby).
+	Protection string `protobuf:"bytes,23,opt,name=protection,proto3" json:"protection,omitempty"`
+	// How often it went on from a replica.
+	Recoveries    uint64 `protobuf:"varint,24,opt,name=recoveries,proto3" json:"recoveries,omitempty"`
+	CheckpointMs  uint32 `protobuf:"varint,25,opt,name=checkpoint_ms,json=checkpointMs,proto3" json:"checkpoint_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1556,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1569,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VM) GetId() uint64 {
@@ -1607,6 +1726,27 @@ func (x *VM) GetOutputRecords() uint64 {
 	return 0
 }
 
+func (x *VM) GetProtection() string {
+	if x != nil {
+		return x.Protection
+	}
+	return ""
+}
+
+func (x *VM) GetRecoveries() uint64 {
+	if x != nil {
+		return x.Recoveries
+	}
+	return 0
+}
+
+func (x *VM) GetCheckpointMs() uint32 {
+	if x != nil {
+		return x.CheckpointMs
+	}
+	return 0
+}
+
 // Worker is the process that holds a VM's part on one server.
 type Worker struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1624,14 +1764,16 @@ type Worker struct {
 	PidStartTicks uint64          `protobuf:"varint,8,opt,name=pid_start_ticks,json=pidStartTicks,proto3" json:"pid_start_ticks,omitempty"`
 	Cell          string          `protobuf:"bytes,9,opt,name=cell,proto3" json:"cell,omitempty"`
 	// Whether its server left the view.
-	Lost          bool `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	Lost bool `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Holds a replica and runs nothing.
+	Standby       bool `protobuf:"varint,11,opt,name=standby,proto3" json:"standby,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1785,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1798,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Worker) GetPart() uint32 {
@@ -1729,6 +1871,13 @@ func (x *Worker) GetLost() bool {
 	return false
 }
 
+func (x *Worker) GetStandby() bool {
+	if x != nil {
+		return x.Standby
+	}
+	return false
+}
+
 type WorkerCounters struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RemoteReads   uint64                 `protobuf:"varint,1,opt,name=remote_reads,json=remoteReads,proto3" json:"remote_reads,omitempty"`
@@ -1746,7 +1895,7 @@ type WorkerCounters struct {
 
 func (x *WorkerCounters) Reset() {
 	*x = WorkerCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1907,7 @@ func (x *WorkerCounters) String() string {
 func (*WorkerCounters) ProtoMessage() {}
 
 func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1920,7 @@ func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCounters.ProtoReflect.Descriptor instead.
 func (*WorkerCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WorkerCounters) GetRemoteReads() uint64 {
@@ -1838,7 +1987,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +1999,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2012,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
 }
 
 type ListVMsResponse struct {
@@ -1875,7 +2024,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2036,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2049,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -1919,7 +2068,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2080,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2093,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -1963,7 +2112,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2124,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2137,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -2010,7 +2159,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2171,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2184,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -2069,7 +2218,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2230,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2243,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -2115,7 +2264,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2276,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2289,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -2166,7 +2315,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2327,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2340,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -2211,7 +2360,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2372,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2385,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -2261,7 +2410,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2422,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2435,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
 }
 
 type ConsoleVMRequest struct {
@@ -2301,7 +2450,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2462,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2475,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -2362,7 +2511,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2523,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2536,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -2416,7 +2565,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2577,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2590,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -2477,7 +2626,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2638,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2651,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -2530,7 +2679,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2691,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2704,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -2582,7 +2731,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2743,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2756,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -2650,7 +2799,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2811,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +2824,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -2786,7 +2935,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2947,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2960,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -2831,7 +2980,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +2992,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3005,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -2874,7 +3023,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +3035,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +3048,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 type DebugCountersResponse struct {
@@ -2912,7 +3061,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3073,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3086,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -2962,7 +3111,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2974,7 +3123,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2987,7 +3136,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 type StopServerResponse struct {
@@ -2998,7 +3147,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3159,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3172,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 var File_api_cellvisor_proto protoreflect.FileDescriptor
@@ -3093,7 +3242,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x11memory_used_bytes\x18\b \x01(\x04R\x0fmemoryUsedBytes\x12\x1a\n" +
 	"\bcordoned\x18\t \x01(\bR\bcordoned\x12\x10\n" +
 	"\x03vms\x18\n" +
-	" \x01(\rR\x03vms\"\x97\x03\n" +
+	" \x01(\rR\x03vms\"\xbc\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\abuiltin\x18\x02 \x01(\tH\x00R\abuiltin\x12/\n" +
@@ -3103,7 +3252,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x06 \x01(\x04R\vmemoryBytes\x12\x12\n" +
 	"\x04span\x18\a \x03(\tR\x04span\x12-\n" +
 	"\aon_loss\x18\b \x01(\x0e2\x14.cellvisor.v1.OnLossR\x06onLoss\x12\x18\n" +
-	"\aprotect\x18\t \x01(\tR\aprotect\x12;\n" +
+	"\aprotect\x18\t \x01(\tR\aprotect\x12#\n" +
+	"\rcheckpoint_ms\x18\n" +
+	" \x01(\rR\fcheckpointMs\x12;\n" +
 	"\aoptions\x18\x0f \x03(\v2!.cellvisor.v1.VMSpec.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -3116,9 +3267,15 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\fRunVMRequest\x12*\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.cellvisor.v1.VMSpecH\x00R\x04spec\x12\x16\n" +
 	"\x05chunk\x18\x02 \x01(\fH\x00R\x05chunkB\x06\n" +
-	"\x04part\"1\n" +
+	"\x04part\"e\n" +
+	"\x10ProtectVMRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aprotect\x18\x02 \x01(\tR\aprotect\x12#\n" +
+	"\rcheckpoint_ms\x18\x03 \x01(\rR\fcheckpointMs\"5\n" +
+	"\x11ProtectVMResponse\x12 \n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xd9\x05\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xbe\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -3145,7 +3302,14 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\bended_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1c\n" +
 	"\tregisters\x18\x14 \x01(\tR\tregisters\x12#\n" +
 	"\rconsole_bytes\x18\x15 \x01(\x04R\fconsoleBytes\x12%\n" +
-	"\x0eoutput_records\x18\x16 \x01(\x04R\routputRecords\"\x90\x02\n" +
+	"\x0eoutput_records\x18\x16 \x01(\x04R\routputRecords\x12\x1e\n" +
+	"\n" +
+	"protection\x18\x17 \x01(\tR\n" +
+	"protection\x12\x1e\n" +
+	"\n" +
+	"recoveries\x18\x18 \x01(\x04R\n" +
+	"recoveries\x12#\n" +
+	"\rcheckpoint_ms\x18\x19 \x01(\rR\fcheckpointMs\"\xaa\x02\n" +
 	"\x06Worker\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\rR\x04part\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x10\n" +
@@ -3157,7 +3321,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fpid_start_ticks\x18\b \x01(\x04R\rpidStartTicks\x12\x12\n" +
 	"\x04cell\x18\t \x01(\tR\x04cell\x12\x12\n" +
 	"\x04lost\x18\n" +
-	" \x01(\bR\x04lost\"\x98\x02\n" +
+	" \x01(\bR\x04lost\x12\x18\n" +
+	"\astandby\x18\v \x01(\bR\astandby\"\x98\x02\n" +
 	"\x0eWorkerCounters\x12!\n" +
 	"\fremote_reads\x18\x01 \x01(\x04R\vremoteReads\x12#\n" +
 	"\rremote_writes\x18\x02 \x01(\x04R\fremoteWrites\x12!\n" +
@@ -3272,7 +3437,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x06OnLoss\x12\x17\n" +
 	"\x13ON_LOSS_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fON_LOSS_STOP\x10\x01\x12\x11\n" +
-	"\rON_LOSS_TOUCH\x10\x022\xf0\b\n" +
+	"\rON_LOSS_TOUCH\x10\x022\xbe\t\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -3281,7 +3446,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\aListVMs\x12\x1c.cellvisor.v1.ListVMsRequest\x1a\x1d.cellvisor.v1.ListVMsResponse\x12@\n" +
 	"\x05GetVM\x12\x1a.cellvisor.v1.GetVMRequest\x1a\x1b.cellvisor.v1.GetVMResponse\x12E\n" +
 	"\x06WaitVM\x12\x1b.cellvisor.v1.WaitVMRequest\x1a\x1c.cellvisor.v1.WaitVMResponse0\x01\x12C\n" +
-	"\x06StopVM\x12\x1b.cellvisor.v1.StopVMRequest\x1a\x1c.cellvisor.v1.StopVMResponse\x12I\n" +
+	"\x06StopVM\x12\x1b.cellvisor.v1.StopVMRequest\x1a\x1c.cellvisor.v1.StopVMResponse\x12L\n" +
+	"\tProtectVM\x12\x1e.cellvisor.v1.ProtectVMRequest\x1a\x1f.cellvisor.v1.ProtectVMResponse\x12I\n" +
 	"\bRemoveVM\x12\x1d.cellvisor.v1.RemoveVMRequest\x1a\x1e.cellvisor.v1.RemoveVMResponse\x12N\n" +
 	"\tConsoleVM\x12\x1e.cellvisor.v1.ConsoleVMRequest\x1a\x1f.cellvisor.v1.ConsoleVMResponse0\x01\x12K\n" +
 	"\bOutputVM\x12\x1d.cellvisor.v1.OutputVMRequest\x1a\x1e.cellvisor.v1.OutputVMResponse0\x01\x12E\n" +
@@ -3304,7 +3470,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),               // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),              // 1: cellvisor.v1.ServerState
@@ -3323,37 +3489,39 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*VMSpec)(nil),                // 14: cellvisor.v1.VMSpec
 	(*PayloadFile)(nil),           // 15: cellvisor.v1.PayloadFile
 	(*RunVMRequest)(nil),          // 16: cellvisor.v1.RunVMRequest
-	(*RunVMResponse)(nil),         // 17: cellvisor.v1.RunVMResponse
-	(*VM)(nil),                    // 18: cellvisor.v1.VM
-	(*Worker)(nil),                // 19: cellvisor.v1.Worker
-	(*WorkerCounters)(nil),        // 20: cellvisor.v1.WorkerCounters
-	(*ListVMsRequest)(nil),        // 21: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),       // 22: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),          // 23: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),         // 24: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),         // 25: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),        // 26: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),         // 27: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),        // 28: cellvisor.v1.StopVMResponse
-	(*RemoveVMRequest)(nil),       // 29: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),      // 30: cellvisor.v1.RemoveVMResponse
-	(*ConsoleVMRequest)(nil),      // 31: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),     // 32: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),       // 33: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),      // 34: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),         // 35: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),        // 36: cellvisor.v1.EventsResponse
-	(*Event)(nil),                 // 37: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),        // 38: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),       // 39: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),  // 40: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil), // 41: cellvisor.v1.DebugCountersResponse
-	(*StopServerRequest)(nil),     // 42: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),    // 43: cellvisor.v1.StopServerResponse
-	nil,                           // 44: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                           // 45: cellvisor.v1.Event.FieldsEntry
-	nil,                           // 46: cellvisor.v1.DebugCountersResponse.CountersEntry
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*ProtectVMRequest)(nil),      // 17: cellvisor.v1.ProtectVMRequest
+	(*ProtectVMResponse)(nil),     // 18: cellvisor.v1.ProtectVMResponse
+	(*RunVMResponse)(nil),         // 19: cellvisor.v1.RunVMResponse
+	(*VM)(nil),                    // 20: cellvisor.v1.VM
+	(*Worker)(nil),                // 21: cellvisor.v1.Worker
+	(*WorkerCounters)(nil),        // 22: cellvisor.v1.WorkerCounters
+	(*ListVMsRequest)(nil),        // 23: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),       // 24: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),          // 25: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),         // 26: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),         // 27: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),        // 28: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),         // 29: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),        // 30: cellvisor.v1.StopVMResponse
+	(*RemoveVMRequest)(nil),       // 31: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),      // 32: cellvisor.v1.RemoveVMResponse
+	(*ConsoleVMRequest)(nil),      // 33: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),     // 34: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),       // 35: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),      // 36: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),         // 37: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),        // 38: cellvisor.v1.EventsResponse
+	(*Event)(nil),                 // 39: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),        // 40: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),       // 41: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),  // 42: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil), // 43: cellvisor.v1.DebugCountersResponse
+	(*StopServerRequest)(nil),     // 44: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),    // 45: cellvisor.v1.StopServerResponse
+	nil,                           // 46: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                           // 47: cellvisor.v1.Event.FieldsEntry
+	nil,                           // 48: cellvisor.v1.DebugCountersResponse.CountersEntry
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -3364,60 +3532,63 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
 	15, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
 	4,  // 7: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	44, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	46, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	14, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
-	18, // 10: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
-	3,  // 11: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
-	19, // 12: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
-	4,  // 13: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	47, // 14: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	47, // 15: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	47, // 16: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
-	20, // 17: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	18, // 18: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	18, // 19: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	5,  // 20: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	18, // 21: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	18, // 22: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	37, // 23: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	47, // 24: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	45, // 25: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	46, // 26: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	6,  // 27: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	8,  // 28: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	11, // 29: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	16, // 30: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	21, // 31: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	23, // 32: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	25, // 33: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	27, // 34: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	29, // 35: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	31, // 36: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	33, // 37: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	35, // 38: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	38, // 39: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	40, // 40: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	42, // 41: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	7,  // 42: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	9,  // 43: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	12, // 44: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	17, // 45: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	22, // 46: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	24, // 47: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	26, // 48: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	28, // 49: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	30, // 50: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	32, // 51: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	34, // 52: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	36, // 53: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	39, // 54: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	41, // 55: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	43, // 56: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	42, // [42:57] is the sub-list for method output_type
-	27, // [27:42] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	20, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
+	20, // 11: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
+	3,  // 12: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
+	21, // 13: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
+	4,  // 14: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
+	49, // 15: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	49, // 16: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	49, // 17: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	22, // 18: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
+	20, // 19: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	20, // 20: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	5,  // 21: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	20, // 22: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	20, // 23: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	39, // 24: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	49, // 25: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	47, // 26: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	48, // 27: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	6,  // 28: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	8,  // 29: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	11, // 30: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	16, // 31: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	23, // 32: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	25, // 33: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	27, // 34: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	29, // 35: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	17, // 36: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	31, // 37: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	33, // 38: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	35, // 39: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	37, // 40: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	40, // 41: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	42, // 42: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	44, // 43: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	7,  // 44: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	9,  // 45: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	12, // 46: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	19, // 47: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	24, // 48: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	26, // 49: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	28, // 50: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	30, // 51: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	18, // 52: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32, // 53: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	34, // 54: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	36, // 55: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	38, // 56: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	41, // 57: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	43, // 58: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	45, // 59: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	44, // [44:60] is the sub-list for method output_type
+	28, // [28:44] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -3439,7 +3610,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

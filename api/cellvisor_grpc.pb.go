@@ -46,6 +46,7 @@ const (
 	Cellvisor_GetVM_FullMethodName         = "/cellvisor.v1.Cellvisor/GetVM"
 	Cellvisor_WaitVM_FullMethodName        = "/cellvisor.v1.Cellvisor/WaitVM"
 	Cellvisor_StopVM_FullMethodName        = "/cellvisor.v1.Cellvisor/StopVM"
+	Cellvisor_ProtectVM_FullMethodName     = "/cellvisor.v1.Cellvisor/ProtectVM"
 	Cellvisor_RemoveVM_FullMethodName      = "/cellvisor.v1.Cellvisor/RemoveVM"
 	Cellvisor_ConsoleVM_FullMethodName     = "/cellvisor.v1.Cellvisor/ConsoleVM"
 	Cellvisor_OutputVM_FullMethodName      = "/cellvisor.v1.Cellvisor/OutputVM"
@@ -78,6 +79,8 @@ type CellvisorClient interface {
 	// StopVM ends a VM: its state becomes STOPPED. It answers when the VM's vCPUs are known to stand still everywhere. Stopping a VM that
 	// has ended already is no error and changes nothing.
 	StopVM(ctx context.Context, in *StopVMRequest, opts ...grpc.CallOption) (*StopVMResponse, error)
+	// ProtectVM changes how a running VM is protected against the loss of cells.
+	ProtectVM(ctx context.Context, in *ProtectVMRequest, opts ...grpc.CallOption) (*ProtectVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(ctx context.Context, in *RemoveVMRequest, opts ...grpc.CallOption) (*RemoveVMResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
@@ -188,6 +191,16 @@ func (c *cellvisorClient) StopVM(ctx context.Context, in *StopVMRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StopVMResponse)
 	err := c.cc.Invoke(ctx, Cellvisor_StopVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) ProtectVM(ctx context.Context, in *ProtectVMRequest, opts ...grpc.CallOption) (*ProtectVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProtectVMResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_ProtectVM_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -323,6 +336,8 @@ type CellvisorServer interface {
 	// StopVM ends a VM: its state becomes STOPPED. It answers when the VM's vCPUs are known to stand still everywhere. Stopping a VM that
 	// has ended already is no error and changes nothing.
 	StopVM(context.Context, *StopVMRequest) (*StopVMResponse, error)
+	// ProtectVM changes how a running VM is protected against the loss of cells.
+	ProtectVM(context.Context, *ProtectVMRequest) (*ProtectVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
@@ -370,6 +385,9 @@ func (UnimplementedCellvisorServer) WaitVM(*WaitVMRequest, grpc.ServerStreamingS
 }
 func (UnimplementedCellvisorServer) StopVM(context.Context, *StopVMRequest) (*StopVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopVM not implemented")
+}
+func (UnimplementedCellvisorServer) ProtectVM(context.Context, *ProtectVMRequest) (*ProtectVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProtectVM not implemented")
 }
 func (UnimplementedCellvisorServer) RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveVM not implemented")
@@ -539,6 +557,24 @@ func _Cellvisor_StopVM_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_ProtectVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProtectVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).ProtectVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_ProtectVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).ProtectVM(ctx, req.(*ProtectVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_RemoveVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RemoveVMRequest)
 	if err := dec(in); err != nil {
@@ -667,6 +703,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "StopVM",
 			Handler:    _Cellvisor_StopVM_Handler,
+		},
+		{
+			MethodName: "ProtectVM",
+			Handler:    _Cellvisor_ProtectVM_Handler,
 		},
 		{
 			MethodName: "RemoveVM",

@@ -38,6 +38,8 @@ type Command struct {
 	PartReady    *PartReady    `json:"part_ready,omitempty"`
 	PartGone     *PartGone     `json:"part_gone,omitempty"`
 	EndVM        *EndVM        `json:"end_vm,omitempty"`
+	ProtectVM    *ProtectVM    `json:"protect_vm,omitempty"`
+	VMProtected  *VMProtected  `json:"vm_protected,omitempty"`
 	Report       *Report       `json:"report,omitempty"`
 }
 
@@ -144,6 +146,25 @@ type PartReady struct {
 	PID         int               `json:"pid"`
 	StartTime   uint64            `json:"start_time"`
 	Addr        string            `json:"addr"`
+	ReplicaAddr string            `json:"replica_addr,omitempty"`
+}
+
+// ProtectVM changes how a running VM is protected.
+type ProtectVM struct {
+	VM               ident.VMID `json:"vm,omitempty"`
+	Name             string     `json:"name,omitempty"`
+	Protect          Protect    `json:"protect"`
+	Replicas         int        `json:"replicas,omitempty"`
+	CheckpointMillis int        `json:"checkpoint_millis,omitempty"`
+}
+
+// VMProtected is home's word that all standbys of protection Seq hold a complete checkpoint.
+type VMProtected struct {
+	VM          ident.VMID        `json:"vm"`
+	Part        ident.Part        `json:"part"`
+	Server      ident.ServerID    `json:"server"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+	Seq         uint64            `json:"seq"`
 }
 
 // PartGone says that a part's worker ended by itself, or could not be started.

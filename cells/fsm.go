@@ -170,6 +170,10 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 		return nil, f.partReady(c.PartReady)
 	case c.PartGone != nil:
 		return nil, f.partGone(c.PartGone)
+	case c.ProtectVM != nil:
+		return nil, f.protectVM(c.ProtectVM)
+	case c.VMProtected != nil:
+		return nil, f.vmProtected(c.VMProtected)
 	case c.EndVM != nil:
 		return nil, f.endVM(c.EndVM)
 	case c.Report != nil:

@@ -116,6 +116,7 @@ func (f *FSM) admit(c *Admit) *Fault {
 	if !cellWasLive && s.Cell != "" {
 		f.emit(Event{Kind: EventCellLive, Subject: "cell " + string(s.Cell), Text: fmt.Sprintf("cell %s is live", s.Cell), Cause: cause})
 	}
+	f.tendAllStandbys()
 	return nil
 }
 
@@ -210,13 +211,18 @@ func (f *FSM) settle(vm *VM, o Outcome, loss Loss, cause uint64) {
 	switch o.Kind {
 	case OutcomeLost:
 		f.finish(vm, VMLost, o.Reason, cause)
+	case OutcomeRestore:
+		f.restore(vm, o.Image, o.Gone, o.Reason, cause)
+	case OutcomeUnprotected:
+		f.dropStandbys(vm, func(p *VMPart) bool { return slices.Contains(o.Gone, p.Part) })
+		f.tendStandbys(vm)
 	case OutcomeContinue:
 		for i := range vm.Parts {
 			if slices.Contains(o.Gone, vm.Parts[i].Part) {
 				vm.Parts[i].Gone = true
 			}
 		}
-		vm.Epoch = loss.Epoch
+		vm.Epoch, vm.Restored = max(loss.Epoch, vm.Epoch+1), false
 		f.emit(Event{Kind: EventVMDegraded, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s goes on without some parts: %s", vm.Spec.Name, o.Reason),
 			Fields: map[string]string{"reason": o.Reason}, Cause: cause})
 	}

@@ -42,7 +42,10 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 		s := f.state.Server(p.Server)
 		vm.Parts = append(vm.Parts, VMPart{Part: ident.Part(i), Server: s.ID, ServerName: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, VCPUs: p.VCPUs})
 	}
+	vm.LastPart = ident.Part(len(vm.Parts) - 1)
 	f.state.VMs = append(f.state.VMs, vm)
+	f.tendStandbys(&f.state.VMs[len(f.state.VMs)-1])
+	vm = f.state.VMs[len(f.state.VMs)-1]
 	f.emit(Event{Kind: EventVMCreated, Subject: "vm " + spec.Name,
 		Text: fmt.Sprintf("vm %s was created with %d vCPUs and %s over %s", spec.Name, spec.VCPUs, spec.MemoryBytes, partNames(&vm))})
 	return vm, nil
@@ -50,7 +53,7 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 
 func partNames(vm *VM) string {
 	var names []ident.ServerName
-	for _, p := range vm.Parts {
+	for _, p := range vm.Members() {
 		names = append(names, p.ServerName)
 	}
 	return join(names)
@@ -122,15 +125,22 @@ func (f *FSM) partReady(c *PartReady) *Fault {
 	if fault != nil {
 		return fault
 	}
-	if p.Ready || vm.State != VMStarting {
+	if p.Ready || vm.State != VMStarting && !p.Standby {
 		return faultf(CodeConflict, "vm %s: part %d is ready already", vm.Spec.Name, p.Part)
 	}
 	if len(c.Addr) > 256 {
 		return faultf(CodeInvalid, "vm %s: address of part %d is too long", vm.Spec.Name, p.Part)
 	}
-	p.PID, p.StartTime, p.Addr, p.Ready = c.PID, c.StartTime, c.Addr, true
+	p.PID, p.StartTime, p.Addr, p.ReplicaAddr, p.Ready = c.PID, c.StartTime, c.Addr, c.ReplicaAddr, true
+	if p.Standby {
+		vm.ProtectSeq++
+		vm.SafeSeq = 0
+	}
+	if vm.State == VMRunning {
+		return nil
+	}
 	for i := range vm.Parts {
-		if !vm.Parts[i].Ready {
+		if !vm.Parts[i].Ready && !vm.Parts[i].Standby {
 			return nil
 		}
 	}
@@ -151,7 +161,23 @@ func (f *FSM) partGone(c *PartGone) *Fault {
 	if c.PID != 0 {
 		pid = fmt.Sprintf("pid %d", c.PID)
 	}
-	f.finish(vm, VMFailed, fmt.Sprintf("worker of part %d on server %s (%s) is gone: %s", p.Part, p.ServerName, pid, c.Reason), 0)
+	reason := fmt.Sprintf("worker of part %d on server %s (%s) is gone: %s", p.Part, p.ServerName, pid, c.Reason)
+	return f.losePart(vm, p, VMFailed, reason)
+}
+
+// losePart is the loss of one part while its server lives: a standby is replaced, a protected VM goes back to its replica, any other ends.
+func (f *FSM) losePart(vm *VM, p *VMPart, end VMState, reason string) *Fault {
+	gone := p.Part
+	if p.Standby {
+		f.dropStandbys(vm, func(o *VMPart) bool { return o.Part == gone })
+		f.tendStandbys(vm)
+		return nil
+	}
+	if image, ok := vm.image([]ident.Part{gone}); ok {
+		f.restore(vm, image, []ident.Part{gone}, reason, 0)
+		return nil
+	}
+	f.finish(vm, end, reason, 0)
 	return nil
 }
 
@@ -164,6 +190,9 @@ func (f *FSM) endVM(c *EndVM) *Fault {
 	case VMExited, VMFailed, VMLost:
 	default:
 		return faultf(CodeInvalid, "vm %s cannot end as %q", vm.Spec.Name, clip(string(c.State), 32))
+	}
+	if p.Standby {
+		return f.losePart(vm, p, c.State, c.Reason)
 	}
 	if c.State == VMExited && p.Part != vm.Home {
 		return faultf(CodeInvalid, "vm %s: only the home part can say that the guest exited", vm.Spec.Name)

@@ -12,6 +12,9 @@ type PlacedPart struct {
 // alone. The arguments must not be changed.
 type Placer interface {
 	Place(st *State, spec *VMSpec) ([]PlacedPart, *Fault)
+
+	// Standbys returns the servers for the standbys that a protected VM lacks, as far as there are any.
+	Standbys(st *State, vm *VM) []ident.ServerID
 }
 
 // Loss is what a view change took away.
@@ -34,9 +37,11 @@ type OutcomeKind uint8
 
 // Outcomes.
 const (
-	OutcomeUntouched OutcomeKind = iota
-	OutcomeLost                  // the VM ends, for Reason
-	OutcomeContinue              // it goes on without the parts in Gone
+	OutcomeUntouched   OutcomeKind = iota
+	OutcomeLost                    // the VM ends, for Reason
+	OutcomeContinue                // it goes on without the parts in Gone
+	OutcomeRestore                 // it goes on from its replica, part Image, without the parts in Gone
+	OutcomeUnprotected             // only standbys are gone
 )
 
 // Outcome is what a loss means to one VM.
@@ -44,6 +49,7 @@ type Outcome struct {
 	Kind   OutcomeKind
 	Reason string
 	Gone   []ident.Part
+	Image  ident.Part
 }
 
 // Container decides how the loss of servers is contained: what it means to one active VM. Like Placer it is called inside Apply.

@@ -124,6 +124,9 @@ type VMSpec struct {
 	Protect       Protect          `json:"protect"`        // "" means none
 	Restart       string           `json:"restart,omitempty"`
 
+	Replicas         int `json:"replicas,omitempty"`          // with protect replica: copies in other cells, 0 means 1
+	CheckpointMillis int `json:"checkpoint_millis,omitempty"` // between cuts, 0 means adaptive
+
 	// Options are settings for tests and measurements, passed to the workers as they are.
 	Options map[string]string `json:"options,omitempty"`
 }
@@ -140,7 +143,9 @@ type VMPart struct {
 	StartTime   uint64            `json:"start_time,omitempty"`
 	Addr        string            `json:"addr,omitempty"` // page plane, once ready
 	Ready       bool              `json:"ready"`
-	Gone        bool              `json:"gone,omitempty"` // its server was excluded; the VM goes on without it (on-loss touch)
+	Gone        bool              `json:"gone,omitempty"`         // its server was excluded; the VM goes on without it (on-loss touch)
+	Standby     bool              `json:"standby,omitempty"`      // holds a replica and runs nothing
+	ReplicaAddr string            `json:"replica_addr,omitempty"` // replica plane, once ready
 }
 
 // VM is one virtual machine in the registry.
@@ -158,12 +163,22 @@ type VM struct {
 	Secret     string      `json:"secret"`
 	CreatedMs  int64       `json:"created_ms"` // Unix time, milliseconds
 	EndedMs    int64       `json:"ended_ms,omitempty"`
+
+	ProtectSeq uint64     `json:"protect_seq,omitempty"` // rises with every change of the ready standbys
+	SafeSeq    uint64     `json:"safe_seq,omitempty"`    // the last ProtectSeq that home reported complete
+	Restored   bool       `json:"restored,omitempty"`    // Epoch began from a replica, that of part Image
+	Image      ident.Part `json:"image,omitempty"`
+	LastPart   ident.Part `json:"last_part,omitempty"` // the index given last
+	Recoveries uint64     `json:"recoveries,omitempty"`
 }
 
 // Cells lists the cells that the VM depends on, sorted.
 func (v *VM) Cells() []ident.CellName {
 	var out []ident.CellName
 	for _, p := range v.Parts {
+		if p.Standby {
+			continue
+		}
 		if !slices.Contains(out, p.Cell) {
 			out = append(out, p.Cell)
 		}
@@ -201,6 +216,11 @@ const (
 	EventVMStopped      EventKind = "vm-stopped"
 	EventVMExited       EventKind = "vm-exited"
 	EventVMLost         EventKind = "vm-lost"
+	EventVMProtect      EventKind = "vm-protect"
+	EventVMProtected    EventKind = "vm-protected"
+	EventVMUnprotected  EventKind = "vm-unprotected"
+	EventVMRecovering   EventKind = "vm-recovering"
+	EventVMRecovered    EventKind = "vm-recovered"
 	EventVMFailed       EventKind = "vm-failed"
 	EventVMDegraded     EventKind = "vm-degraded" // on-loss touch: goes on without some parts
 	EventVMRemoved      EventKind = "vm-removed"

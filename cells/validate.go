@@ -80,8 +80,9 @@ func checkSpec(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: arguments contain a NUL", spec.Name)
 	case spec.OnLoss != OnLossStop && spec.OnLoss != OnLossTouch:
 		return faultf(CodeInvalid, "vm %s: on-loss %q is neither %q nor %q", spec.Name, clip(string(spec.OnLoss), 32), OnLossStop, OnLossTouch)
-	case spec.Protect != ProtectNone:
-		return faultf(CodeInvalid, "vm %s: protect %q is not supported by this version, only %q", spec.Name, clip(string(spec.Protect), 32), ProtectNone)
+	}
+	if fault := checkProtect(spec); fault != nil {
+		return fault
 	}
 	if len(spec.Options) > MaxOptions {
 		return faultf(CodeInvalid, "vm %s: %d options; at most %d are allowed", spec.Name, len(spec.Options), MaxOptions)

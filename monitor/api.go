@@ -102,6 +102,18 @@ type WorkerHint struct {
 	Hint wire.WorkerHint
 }
 
+// WorkerProtected is a home worker's report that the VM's standbys hold a complete checkpoint.
+type WorkerProtected struct {
+	VM        ident.VMID
+	Protected wire.WorkerProtected
+}
+
+// WorkerRestored is a new home worker's report that the VM runs again.
+type WorkerRestored struct {
+	VM       ident.VMID
+	Restored wire.WorkerRestored
+}
+
 // WorkerGone says that a worker process has ended, or could not be started (PID 0).
 type WorkerGone struct {
 	VM     ident.VMID
@@ -119,19 +131,21 @@ type ClockSet struct {
 	UnixMsAtZero int64
 }
 
-func (Tick) event()          {}
-func (PeerMessage) event()   {}
-func (JoinRequested) event() {}
-func (Propose) event()       {}
-func (Hint) event()          {}
-func (ProcessGone) event()   {}
-func (Adopted) event()       {}
-func (WorkerReady) event()   {}
-func (WorkerEnded) event()   {}
-func (WorkerHint) event()    {}
-func (WorkerGone) event()    {}
-func (WorkersKilled) event() {}
-func (ClockSet) event()      {}
+func (Tick) event()            {}
+func (PeerMessage) event()     {}
+func (JoinRequested) event()   {}
+func (Propose) event()         {}
+func (Hint) event()            {}
+func (ProcessGone) event()     {}
+func (Adopted) event()         {}
+func (WorkerReady) event()     {}
+func (WorkerEnded) event()     {}
+func (WorkerHint) event()      {}
+func (WorkerGone) event()      {}
+func (WorkerProtected) event() {}
+func (WorkerRestored) event()  {}
+func (WorkersKilled) event()   {}
+func (ClockSet) event()        {}
 
 // Ready is what the shell must carry out before it calls Advance. See the package comment for the order.
 type Ready struct {
@@ -181,6 +195,12 @@ type SendMembers struct {
 	Members wire.WorkerMembers
 }
 
+// SendProtect tells a worker which standbys the VM has. Later ones, with a higher Seq, replace earlier ones.
+type SendProtect struct {
+	VM      ident.VMID
+	Protect wire.WorkerProtect
+}
+
 // StopWorker ends a worker in good order; the shell kills it if it does not end within a second or so. WorkerGone follows.
 type StopWorker struct {
 	VM     ident.VMID
@@ -219,6 +239,7 @@ type Forgotten struct {
 
 func (StartWorker) action()  {}
 func (SendMembers) action()  {}
+func (SendProtect) action()  {}
 func (StopWorker) action()   {}
 func (KillWorkers) action()  {}
 func (Lease) action()        {}

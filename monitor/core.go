@@ -107,6 +107,10 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerHint(e)
 	case WorkerGone:
 		c.workerGone(e)
+	case WorkerProtected:
+		c.workerProtected(e)
+	case WorkerRestored:
+		c.workerRestored(e)
 	case WorkersKilled:
 		c.workersKilled(e.UpTo)
 	case ClockSet:

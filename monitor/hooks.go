@@ -28,6 +28,23 @@ func (placer) Place(st *cells.State, spec *cells.VMSpec) ([]cells.PlacedPart, *c
 	return out, nil
 }
 
+// Standbys places the standbys that a protected VM lacks.
+func (placer) Standbys(st *cells.State, vm *cells.VM) []ident.ServerID {
+	req := balancer.StandbyRequest{Replicas: vm.Spec.Replicas, MemoryBytes: vm.Spec.MemoryBytes}
+	for _, p := range vm.Parts {
+		if p.Gone {
+			continue
+		}
+		if p.Standby {
+			req.Standbys = append(req.Standbys, p.Server)
+		} else {
+			req.Members = append(req.Members, p.Server)
+			req.VCPUs = max(req.VCPUs, len(p.VCPUs))
+		}
+	}
+	return balancer.PlaceStandbys(serversForPlacement(st), req)
+}
+
 // serversForPlacement counts what the active VMs use on each server.
 func serversForPlacement(st *cells.State) []balancer.Server {
 	out := make([]balancer.Server, len(st.Servers))
@@ -45,11 +62,15 @@ func serversForPlacement(st *cells.State) []balancer.Server {
 		if !vm.State.Active() {
 			continue
 		}
-		share := vm.Spec.MemoryBytes / ident.Bytes(len(vm.Parts))
+		share := vm.Spec.MemoryBytes / ident.Bytes(max(1, len(vm.Members())))
 		for _, p := range vm.Parts {
 			if s := at[p.Server]; s != nil && !p.Gone {
 				s.UsedVCPUs += len(p.VCPUs)
-				s.UsedBytes += share
+				if p.Standby {
+					s.UsedBytes += vm.Spec.MemoryBytes // a replica is whole
+				} else {
+					s.UsedBytes += share
+				}
 			}
 		}
 	}
@@ -64,13 +85,14 @@ func (container) Contain(loss cells.Loss, vm *cells.VM) cells.Outcome {
 	for _, s := range loss.Servers {
 		l.Servers = append(l.Servers, recovery.LostServer{Server: s.Server, Name: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, WholeCell: s.WholeCell})
 	}
-	v := recovery.VM{Running: vm.State == cells.VMRunning, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Home: vm.Home}
+	v := recovery.VM{Running: vm.State == cells.VMRunning, Protected: vm.Safe(), OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch && !vm.Restored, Home: vm.Home}
 	for _, p := range vm.Parts {
-		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone})
+		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone, Standby: p.Standby, Ready: p.Ready})
 	}
 	d := recovery.Contain(l, v)
 	kind := map[recovery.Fate]cells.OutcomeKind{
 		recovery.Untouched: cells.OutcomeUntouched, recovery.Lost: cells.OutcomeLost, recovery.Continues: cells.OutcomeContinue,
+		recovery.Restored: cells.OutcomeRestore, recovery.Unprotected: cells.OutcomeUnprotected,
 	}[d.Fate]
-	return cells.Outcome{Kind: kind, Reason: d.Reason, Gone: d.Gone}
+	return cells.Outcome{Kind: kind, Reason: d.Reason, Gone: d.Gone, Image: d.Image}
 }

@@ -12,15 +12,18 @@ import (
 
 // worker is what this server knows of one of its workers.
 type worker struct {
-	vm      ident.VMID
-	inc     ident.Incarnation
-	up      bool // it has reported
-	ready   wire.WorkerReady
-	members ident.Epoch // VM epoch of the members it was last sent
-	ended   *wire.WorkerEnded
-	gone    bool // its process has ended
-	reason  string
-	stopAt  ident.Micros // when to ask it (again) to stop
+	vm       ident.VMID
+	inc      ident.Incarnation
+	up       bool // it has reported
+	ready    wire.WorkerReady
+	members  ident.Epoch // VM epoch of the members it was last sent
+	protect  uint64      // ProtectSeq it was last sent
+	safe     uint64      // ProtectSeq that it has reported complete
+	restored ident.Epoch // VM epoch whose begin it has reported
+	ended    *wire.WorkerEnded
+	gone     bool // its process has ended
+	reason   string
+	stopAt   ident.Micros // when to ask it (again) to stop
 }
 
 // Spans of the reconciler.
@@ -135,13 +138,15 @@ func (c *Core) reconcile() {
 func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	w := c.workerOf(vm.ID)
 	switch {
-	case w == nil && !p.Ready && vm.State == cells.VMStarting:
+	case w == nil && !p.Ready && (vm.State == cells.VMStarting || p.Standby):
 		if c.holdsLease() {
 			c.addWorker(vm.ID, c.incarnation)
 			c.startWorker(vm, p)
 		}
 	case w == nil:
 		c.reportGone(vm, p, p.PID, "it was not there when serve came back")
+	case w.up && w.ready.Part != p.Part:
+		c.replaceWorker(w)
 	case w.ended != nil:
 		c.reportEnded(vm, p, w)
 	case w.gone:
@@ -152,11 +157,69 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case !p.Ready:
 		c.propose(fmt.Sprintf("ready/%d", vm.ID), cells.Command{PartReady: &cells.PartReady{
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
-			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr}})
-	case vm.State == cells.VMRunning && w.members < vm.Epoch && c.holdsLease():
+			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr, ReplicaAddr: w.ready.Replica}})
+	case vm.State != cells.VMRunning || !c.holdsLease():
+	case !p.Standby && w.members < vm.Epoch:
 		w.members = vm.Epoch
 		c.act(SendMembers{VM: vm.ID, Members: members(vm)})
+		c.dirty = true
+	case w.protect < vm.ProtectSeq:
+		w.protect = vm.ProtectSeq
+		c.act(SendProtect{VM: vm.ID, Protect: protection(vm)})
+	case w.safe != 0 && w.safe == vm.ProtectSeq && vm.SafeSeq != w.safe && vm.Home == p.Part:
+		c.propose(fmt.Sprintf("protected/%d", vm.ID), cells.Command{VMProtected: &cells.VMProtected{
+			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.safe}})
 	}
+}
+
+// replaceWorker ends a worker that was another part of the VM, in whose place a new one is to start.
+func (c *Core) replaceWorker(w *worker) {
+	switch {
+	case w.gone:
+		c.workers = slices.DeleteFunc(c.workers, func(o *worker) bool { return o == w })
+		c.dirty = true
+	case c.now >= w.stopAt:
+		w.stopAt = c.now + stopEvery
+		c.act(StopWorker{VM: w.vm, Reason: "another part of the vm takes its place"})
+	}
+}
+
+// protection is what the workers of a VM are told about its standbys.
+func protection(vm *cells.VM) wire.WorkerProtect {
+	m := wire.WorkerProtect{Seq: vm.ProtectSeq, Home: vm.Home, CheckpointMillis: vm.Spec.CheckpointMillis}
+	for _, p := range vm.Parts {
+		if p.Gone || p.Standby && !p.Ready {
+			continue
+		}
+		if p.Standby {
+			m.Standbys = m.Standbys.Set(p.Part)
+		}
+		m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, ReplicaAddr: p.ReplicaAddr})
+	}
+	return m
+}
+
+func (c *Core) workerProtected(e WorkerProtected) {
+	if w := c.workerOf(e.VM); w != nil && e.Protected.Seq > w.safe {
+		w.safe = e.Protected.Seq
+		c.dirty = true
+	}
+}
+
+// workerRestored reports a recovery that has ended, with its stages as the new home saw them.
+func (c *Core) workerRestored(e WorkerRestored) {
+	vm, w := c.rep.State().VM(e.VM), c.workerOf(e.VM)
+	if vm == nil || w == nil || e.Restored.Epoch <= w.restored {
+		return
+	}
+	w.restored = e.Restored.Epoch
+	r := e.Restored
+	c.propose("", cells.Command{Report: &cells.Report{
+		Kind: cells.EventVMRecovered, Subject: "vm " + vm.Spec.Name,
+		Text: fmt.Sprintf("vm %s runs again on %s from checkpoint %d: remap %d us, resume %d us", vm.Spec.Name, c.cfg.Info.Name, r.Checkpoint, r.RemapMicros, r.ResumeMicros),
+		Fields: map[string]string{"vm_epoch": fmt.Sprint(r.Epoch), "checkpoint": fmt.Sprint(r.Checkpoint),
+			"remap_us": fmt.Sprint(int64(r.RemapMicros)), "resume_us": fmt.Sprint(int64(r.ResumeMicros))},
+	}})
 }
 
 // tendEnded stops a worker that should no longer run, and forgets one that does not.
@@ -184,7 +247,7 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 	c.act(StartWorker{
 		Spec: wire.WorkerSpec{
 			ClusterID: c.cfg.ClusterID, Server: c.cfg.Server, ServerName: c.cfg.Info.Name, Cell: c.cfg.Info.Cell, Incarnation: c.incarnation,
-			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes,
+			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes, Standby: p.Standby,
 			Builtin: vm.Spec.Builtin, Args: vm.Spec.Args, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Secret: vm.Secret,
 			Options: maps.Clone(vm.Spec.Options),
 		},
@@ -194,9 +257,9 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 }
 
 func members(vm *cells.VM) wire.WorkerMembers {
-	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.Created, Home: vm.Home}
+	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.Created, Home: vm.Home, Restore: vm.Restored, Image: vm.Image}
 	for _, p := range vm.Parts {
-		if !p.Gone {
+		if !p.Gone && !p.Standby {
 			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, VCPUs: slices.Clone(p.VCPUs)})
 		}
 	}

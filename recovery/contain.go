@@ -26,6 +26,7 @@ type LostServer struct {
 // VM is what containment must know of one active VM.
 type VM struct {
 	Running     bool // as against starting
+	Protected   bool // its ready standbys hold a checkpoint that it can go back to
 	OnLossTouch bool
 	Home        ident.Part
 	Parts       []Part
@@ -37,6 +38,8 @@ type Part struct {
 	Server      ident.ServerID
 	Incarnation ident.Incarnation
 	Gone        bool // lost earlier
+	Standby     bool // holds a replica and runs nothing
+	Ready       bool
 }
 
 // Fate is what becomes of a VM.
@@ -47,6 +50,8 @@ const (
 	Untouched Fate = iota
 	Lost
 	Continues
+	Restored    // from the replica of part Image
+	Unprotected // only standbys were lost
 )
 
 // Decision is what becomes of a VM, and why.
@@ -54,21 +59,30 @@ type Decision struct {
 	Fate   Fate
 	Reason string       // for operators: "cell b lost in epoch 7"
 	Gone   []ident.Part // parts that this loss took, in order
+	Image  ident.Part   // of Restored: the standby that takes over
 }
 
 // Contain decides what a loss means to one active VM.
 func Contain(loss Loss, vm VM) Decision {
 	var gone []ident.Part
 	var lost []LostServer
-	left := 0
+	left, members := 0, 0
+	image := -1
 	for _, p := range vm.Parts {
 		if p.Gone {
 			continue
 		}
 		i := slices.IndexFunc(loss.Servers, func(l LostServer) bool { return l.Server == p.Server && l.Incarnation == p.Incarnation })
 		if i < 0 {
-			left++
+			if !p.Standby {
+				left++
+			} else if p.Ready && image < 0 {
+				image = int(p.Part)
+			}
 			continue
+		}
+		if !p.Standby {
+			members++
 		}
 		gone = append(gone, p.Part)
 		lost = append(lost, loss.Servers[i])
@@ -78,6 +92,10 @@ func Contain(loss Loss, vm VM) Decision {
 	}
 	d := Decision{Fate: Lost, Reason: Reason(loss.Epoch, lost), Gone: gone}
 	switch {
+	case members == 0:
+		d.Fate = Unprotected
+	case vm.Protected && vm.Running && image >= 0:
+		d.Fate, d.Image = Restored, ident.Part(image)
 	case left == 0 || !vm.OnLossTouch || !vm.Running:
 	case slices.Contains(gone, vm.Home):
 		d.Reason += "; the vm's home was there, and with it its devices"

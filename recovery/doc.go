@@ -10,6 +10,13 @@
 //	   |         other parts lost, on-loss touch
 //	   +------------------------->  goes on with the surviving parts, in the VM epoch of the new view
 //
+// A VM that is protected by replicas goes on from the checkpoint that a standby in another cell holds:
+//
+//	             members lost, a standby left that holds a checkpoint
+//	running  ------------------>  restored: the standby is home, every member goes back to the checkpoint
+//	             only standbys lost
+//	running  ------------------>  unprotected, until there is a new standby
+//
 // # Invariants
 //
 //   - [Contain] is a function of the loss and one VM: no VM's fate depends on another's.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -144,7 +145,8 @@ func hasCell(vm *cells.VM, name ident.CellName) bool {
 func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 	out := &api.VM{
 		Id: uint64(vm.ID), Name: vm.Spec.Name, State: vmStates[vm.State], Reason: vm.Reason, ExitStatus: vm.ExitStatus,
-		Vcpus: uint32(vm.Spec.VCPUs), MemoryBytes: uint64(vm.Spec.MemoryBytes), Protect: string(vm.Spec.Protect),
+		Vcpus: uint32(vm.Spec.VCPUs), MemoryBytes: uint64(vm.Spec.MemoryBytes), Protect: protectText(&vm.Spec),
+		Protection: vm.Protection(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,
 		CreatedAt: stamp(vm.CreatedMs), EndedAt: stamp(vm.EndedMs),
 	}
@@ -161,7 +163,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		p := &vm.Parts[i]
 		w := &api.Worker{
 			Part: uint32(p.Part), Server: string(p.ServerName), Cell: string(p.Cell), Pid: uint32(p.PID), PidStartTicks: p.StartTime,
-			Addr: p.Addr, Ready: p.Ready, Lost: p.Gone || !state.View.Has(p.Server, p.Incarnation),
+			Addr: p.Addr, Ready: p.Ready, Lost: p.Gone || !state.View.Has(p.Server, p.Incarnation), Standby: p.Standby,
 		}
 		for _, c := range p.VCPUs {
 			w.Vcpus = append(w.Vcpus, uint32(c))
@@ -172,6 +174,14 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		out.Workers = append(out.Workers, w)
 	}
 	return out
+}
+
+// protectText puts the protection that was asked for into the words of the API.
+func protectText(spec *cells.VMSpec) string {
+	if spec.Protect != cells.ProtectReplica || spec.Replicas == 1 {
+		return string(spec.Protect)
+	}
+	return fmt.Sprintf("%s:%d", spec.Protect, spec.Replicas)
 }
 
 func stamp(unixMs int64) *timestamppb.Timestamp {

@@ -56,7 +56,7 @@ func TestOperatorErrors(t *testing.T) {
 		{"too many vCPUs", &api.VMSpec{Name: "x", Vcpus: 100, MemoryBytes: 64 << 20, Payload: builtin, Span: []string{"a"}}, codes.InvalidArgument, "100"},
 		{"too much memory", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 30, Payload: builtin}, codes.InvalidArgument, "64GiB"},
 		{"unknown on-loss", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin, OnLoss: 77}, codes.InvalidArgument, "on-loss"},
-		{"protection", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin, Protect: "replica"}, codes.InvalidArgument, "not supported"},
+		{"protection", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin, Protect: "replica:0"}, codes.InvalidArgument, "replica:K"},
 	} {
 		stream, err := s.client.RunVM(s.ctx())
 		if err != nil {

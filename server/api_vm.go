@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,7 +72,11 @@ func (v *service) RunVM(stream api.Cellvisor_RunVMServer) error {
 func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 	spec := &cells.VMSpec{
 		Name: in.GetName(), Builtin: in.GetBuiltin(), Args: in.GetArgs(), VCPUs: int(in.GetVcpus()), MemoryBytes: ident.Bytes(in.GetMemoryBytes()),
-		Protect: cells.Protect(in.GetProtect()), Options: in.GetOptions(),
+		CheckpointMillis: int(in.GetCheckpointMs()), Options: in.GetOptions(),
+	}
+	var err error
+	if spec.Protect, spec.Replicas, err = protectFrom(in.GetProtect()); err != nil {
+		return nil, err
 	}
 	if f := cells.CheckName("vm", spec.Name); f != nil {
 		return nil, status.Error(codes.InvalidArgument, f.Text)
@@ -166,6 +172,39 @@ func checkImage(path string, spec *cells.VMSpec) error {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	return nil
+}
+
+// protectFrom reads "none", "replica" or "replica:K".
+func protectFrom(text string) (cells.Protect, int, error) {
+	kind, count, counted := strings.Cut(text, ":")
+	n := 0
+	if counted {
+		var err error
+		if n, err = strconv.Atoi(count); err != nil || n < 1 || kind != string(cells.ProtectReplica) {
+			return "", 0, status.Errorf(codes.InvalidArgument, "protect %q: say none, replica or replica:K with K at least 1", text)
+		}
+	}
+	return cells.Protect(kind), n, nil
+}
+
+// ProtectVM implements api.CellvisorServer.
+func (v *service) ProtectVM(ctx context.Context, req *api.ProtectVMRequest) (*api.ProtectVMResponse, error) {
+	_, vm, err := v.vm(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	c := &cells.ProtectVM{VM: vm.ID, CheckpointMillis: int(req.GetCheckpointMs())}
+	if c.Protect, c.Replicas, err = protectFrom(req.GetProtect()); err != nil {
+		return nil, err
+	}
+	if err := v.s.propose(ctx, cells.Command{ProtectVM: c}, nil); err != nil {
+		return nil, err
+	}
+	now := v.s.board.now()
+	if after := now.state.VM(vm.ID); after != nil {
+		vm = after
+	}
+	return &api.ProtectVMResponse{Vm: vmMessage(now.state, vm)}, nil
 }
 
 // StopVM implements api.CellvisorServer.

@@ -110,6 +110,10 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerEnded{VM: w.vm, Ended: *m.Ended})
 	case m.Hint != nil:
 		s.report(monitor.WorkerHint{VM: w.vm, Hint: *m.Hint})
+	case m.Protected != nil:
+		s.report(monitor.WorkerProtected{VM: w.vm, Protected: *m.Protected})
+	case m.Restored != nil:
+		s.report(monitor.WorkerRestored{VM: w.vm, Restored: *m.Restored})
 	case m.Fenced != nil:
 		if m.Fenced.On {
 			s.counts.fenced.Add(1)

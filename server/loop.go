@@ -122,6 +122,8 @@ func (s *Server) act(a monitor.Action) {
 		s.workers.startWorker(a)
 	case monitor.SendMembers:
 		s.workers.sendMembers(a)
+	case monitor.SendProtect:
+		s.workers.sendProtect(a)
 	case monitor.StopWorker:
 		s.workers.stopWorker(a)
 	case monitor.KillWorkers:

@@ -131,6 +131,12 @@ func (s *supervisor) sendMembers(a monitor.SendMembers) {
 	}
 }
 
+func (s *supervisor) sendProtect(a monitor.SendProtect) {
+	if w := s.worker(a.VM); w != nil {
+		w.post(func() { w.protect = &a.Protect })
+	}
+}
+
 // stopWorker asks a worker to end and kills it when it does not.
 func (s *supervisor) stopWorker(a monitor.StopWorker) {
 	w := s.worker(a.VM)

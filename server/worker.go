@@ -33,8 +33,9 @@ type worker struct {
 
 	mu      sync.Mutex
 	proc    *process            // protected by mu; nil before the start
-	lease   *wire.WorkerLease   // protected by mu; these three: what the worker is to know, the newest only
+	lease   *wire.WorkerLease   // protected by mu; these four: what the worker is to know, the newest only
 	members *wire.WorkerMembers // protected by mu
+	protect *wire.WorkerProtect // protected by mu
 	stop    *wire.WorkerStop    // protected by mu
 	sent    sentMarks           // protected by mu; what this connection has carried
 	stats   *wire.WorkerStats   // protected by mu
@@ -43,6 +44,7 @@ type worker struct {
 type sentMarks struct {
 	lease   *wire.WorkerLease
 	members *wire.WorkerMembers
+	protect *wire.WorkerProtect
 	stop    *wire.WorkerStop
 }
 
@@ -80,10 +82,13 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.members != w.sent.members {
 		out = append(out, wire.ToWorker{Members: w.members})
 	}
+	if w.protect != w.sent.protect {
+		out = append(out, wire.ToWorker{Protect: w.protect})
+	}
 	if w.stop != w.sent.stop {
 		out = append(out, wire.ToWorker{Stop: w.stop})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.stop}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.stop}
 	return out
 }
 

@@ -54,10 +54,10 @@ func newStandby(dir string, memory *ram.RAM) (*standby, error) {
 	s := &standby{ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
-	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
+	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if s.output, err = os.OpenFile(filepath.Join(dir, wire.WorkerOutputFile), os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
+	if s.output, err = os.OpenFile(filepath.Join(dir, wire.WorkerOutputFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
 		return nil, fmt.Errorf("output log: %w", err)
 	}
 	return s, nil

@@ -110,6 +110,9 @@ type VM struct {
 	Cells         []string   `json:"cells"`
 	Home          string     `json:"home"`
 	Protect       string     `json:"protect"`
+	Protection    string     `json:"protection"`
+	CheckpointMs  uint32     `json:"checkpoint_ms"`
+	Recoveries    uint64     `json:"recoveries"`
 	Workers       []Worker   `json:"workers"`
 	ID            uint64     `json:"id"`
 	Payload       string     `json:"payload"`
@@ -135,6 +138,7 @@ type Worker struct {
 	Addr     string    `json:"addr"`
 	Ready    bool      `json:"ready"`
 	Lost     bool      `json:"lost"`
+	Standby  bool      `json:"standby"`
 	Counters *Counters `json:"counters,omitempty"`
 }
 
@@ -159,7 +163,10 @@ func OfVM(v *api.VM) VM {
 		Span: list(v.GetSpan()), OnLoss: v.GetOnLoss().Word(), Epoch: v.GetEpoch(),
 		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(),
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
-		Registers: v.GetRegisters(),
+		Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
+	}
+	if out.Protection == "" {
+		out.Protection = "none"
 	}
 	if out.Protect == "" {
 		out.Protect = "none"
@@ -173,7 +180,7 @@ func OfVM(v *api.VM) VM {
 func ofWorker(w *api.Worker) Worker {
 	out := Worker{
 		Server: w.GetServer(), PID: w.GetPid(), VCPUs: len(w.GetVcpus()), VCPUIDs: list(w.GetVcpus()),
-		Cell: w.GetCell(), Addr: w.GetAddr(), Ready: w.GetReady(), Lost: w.GetLost(),
+		Cell: w.GetCell(), Addr: w.GetAddr(), Ready: w.GetReady(), Lost: w.GetLost(), Standby: w.GetStandby(),
 	}
 	if c := w.GetCounters(); c != nil {
 		out.Counters = &Counters{

@@ -81,4 +81,3 @@ func (a *app) logger(c config.Log) zerolog.Logger {
 	zerolog.TimeFieldFormat = time.RFC3339Nano
 	return zerolog.New(w).Level(level).With().Timestamp().Logger()
 }
-

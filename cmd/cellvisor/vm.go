@@ -15,7 +15,7 @@ import (
 
 func (a *app) vmCmd() *cobra.Command {
 	return a.noun("vm", "Virtual machines",
-		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmWaitCmd(), a.vmStopCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
+		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmStopCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
 }
 
 func (a *app) vmLsCmd() *cobra.Command {
@@ -64,7 +64,7 @@ var vmColumns = []column[*api.VM]{
 	{head: "HOME", cell: func(v *api.VM) string { return dash(v.GetHome()) }},
 	{head: "PAYLOAD", cell: func(v *api.VM) string { return shortPayload(v.GetPayload()) }, wide: true},
 	{head: "ON LOSS", cell: func(v *api.VM) string { return v.GetOnLoss().Word() }, wide: true},
-	{head: "PROTECT", cell: func(v *api.VM) string { return view.OfVM(v).Protect }, wide: true},
+	{head: "PROTECTION", cell: func(v *api.VM) string { return view.OfVM(v).Protection }},
 	{head: "WORKERS", cell: func(v *api.VM) string { return workersLine(v) }, wide: true},
 	{head: "AGE", cell: func(v *api.VM) string { return age(v.GetCreatedAt()) }, wide: true},
 	{head: "REASON", cell: ending},
@@ -144,6 +144,7 @@ func (a *app) printVM(v *api.VM) error {
 		"arguments", v.GetArgs(),
 		"on loss", v.GetOnLoss().Word(),
 		"protect", view.OfVM(v).Protect,
+		"protection", view.OfVM(v).Protection,
 		"ID, epoch", fmt.Sprintf("%d, %d", v.GetId(), v.GetEpoch()),
 		"console", fmt.Sprintf("%d bytes", v.GetConsoleBytes()),
 		"output", fmt.Sprintf("%d records", v.GetOutputRecords()),

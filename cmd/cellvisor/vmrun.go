@@ -25,6 +25,8 @@ type runFlags struct {
 	wait                          bool
 	timeout                       time.Duration
 	options                       map[string]string
+	protect                       string
+	checkpoint                    time.Duration
 }
 
 func (a *app) vmRunCmd() *cobra.Command {
@@ -58,6 +60,8 @@ Built-in payloads:
 	fl.StringVar(&f.memory, "memory", "64MiB", "guest memory")
 	fl.StringSliceVar(&f.span, "span", nil, "cells that the VM lies in, separated by commas (default: one, chosen by the cluster)")
 	fl.StringVar(&f.onLoss, "on-loss", "stop", "when a cell of the VM dies: stop it at once, or when it touches a lost page (stop|touch)")
+	fl.StringVar(&f.protect, "protect", "none", "survive the loss of a cell, or of K, by replicas in other cells (none|replica|replica:K)")
+	fl.DurationVar(&f.checkpoint, "checkpoint", 0, "time between checkpoints of a protected VM; output waits for one (default adaptive, 20ms to 200ms)")
 	fl.BoolVar(&f.wait, "wait", false, "wait until the guest has ended")
 	fl.DurationVar(&f.timeout, "timeout", 0, "longest wait; the VM goes on (exit code 4)")
 	fl.StringToStringVar(&f.options, "option", nil, "setting for tests, NAME=VALUE")
@@ -81,6 +85,8 @@ func builtinHelp() string {
 	return strings.TrimRight(b.String(), "\n")
 }
 
+var protectPattern = regexp.MustCompile(`^(none|replica(:[1-9][0-9]?)?)$`)
+
 var vmNamePattern = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 
 // check finds what is wrong with the command line itself; what only the cluster can know is the cluster's to refuse.
@@ -94,6 +100,10 @@ func (f *runFlags) check(name string) error {
 		return usagef("--vcpus must be at least 1")
 	case f.onLoss != "stop" && f.onLoss != "touch":
 		return usagef("--on-loss %q must be stop or touch", f.onLoss)
+	case !protectPattern.MatchString(f.protect):
+		return usagef("--protect %q must be none, replica or replica:K", f.protect)
+	case f.checkpoint < 0 || f.checkpoint > 0 && f.checkpoint < time.Millisecond:
+		return usagef("--checkpoint %v must be at least 1ms", f.checkpoint)
 	case f.timeout < 0:
 		return usagef("--timeout %v is negative", f.timeout)
 	}
@@ -118,7 +128,7 @@ func (f *runFlags) spec(name string) (*api.VMSpec, *os.File, error) {
 	}
 	spec := &api.VMSpec{
 		Name: name, Args: f.args, Vcpus: f.vcpus, MemoryBytes: uint64(size), Span: f.span,
-		OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "none", Options: f.options,
+		OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: f.protect, CheckpointMs: uint32(f.checkpoint.Milliseconds()), Options: f.options,
 	}
 	if f.onLoss == "touch" {
 		spec.OnLoss = api.OnLoss_ON_LOSS_TOUCH
@@ -158,7 +168,7 @@ func (a *app) vmRun(ctx context.Context, c *api.Client, name string, f runFlags)
 		created, err = c.Run(ctx, spec, file)
 	}
 	if err != nil {
-		return err
+		return whyRefused(ctx, c, err)
 	}
 	wctx, cancel := withTimeout(ctx, f.timeout)
 	defer cancel()

@@ -1,0 +1,216 @@
+package cells
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Protection of VMs by replicas.
+//
+//	           standby placed, its worker ready      home reports a checkpoint complete there
+//	(none) -----------------------------------> syncing ------------------------------------> safe
+//	   ^                                            |                                            |
+//	   +---- standby lost, or not wanted any more --+--------------------------------------------+
+//	                                                                                             |
+//	               members lost: the standby becomes home, in a new VM epoch (restored) <--------+
+//
+// ProtectSeq rises with every change of the set of ready standbys; SafeSeq is the last ProtectSeq that home reported complete. The VM survives
+// the loss of members only while they are equal and a standby is ready.
+
+// MaxReplicas is the most copies in other cells that a VM may ask for.
+const MaxReplicas = 4
+
+// Safe tells whether the VM survives the loss of its members now.
+func (v *VM) Safe() bool {
+	return v.State == VMRunning && v.SafeSeq == v.ProtectSeq && v.SafeSeq != 0 && slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Ready })
+}
+
+// Protection tells operators how the VM is protected now: "none", "syncing", "safe", or "unprotected" if it should be and cannot.
+func (v *VM) Protection() string {
+	switch {
+	case v.Spec.Protect != ProtectReplica || !v.State.Active():
+		return "none"
+	case v.Safe():
+		return "safe"
+	case slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby }):
+		return "syncing"
+	}
+	return "unprotected"
+}
+
+// Members returns the parts that run the VM, as against standbys.
+func (v *VM) Members() []VMPart {
+	return slices.DeleteFunc(slices.Clone(v.Parts), func(p VMPart) bool { return p.Standby || p.Gone })
+}
+
+func (f *FSM) protectVM(c *ProtectVM) *Fault {
+	vm, fault := f.find(c.VM, c.Name)
+	if fault != nil {
+		return fault
+	}
+	if !vm.State.Active() {
+		return faultf(CodeConflict, "vm %s does not run: it is %s", vm.Spec.Name, vm.State)
+	}
+	spec := vm.Spec
+	spec.Protect, spec.Replicas, spec.CheckpointMillis = c.Protect, c.Replicas, c.CheckpointMillis
+	if fault := checkProtect(&spec); fault != nil {
+		return fault
+	}
+	fewer := spec.Protect != ProtectReplica || spec.Replicas < vm.Spec.Replicas
+	vm.Spec = spec
+	if fewer {
+		f.dropStandbys(vm, func(*VMPart) bool { return true })
+	} else {
+		vm.ProtectSeq++ // home is told the new interval
+		vm.SafeSeq = 0
+	}
+	f.emit(Event{Kind: EventVMProtect, Subject: "vm " + spec.Name, Text: fmt.Sprintf("vm %s asks for protection %s", spec.Name, spec.protectText())})
+	f.tendStandbys(vm)
+	return nil
+}
+
+func (s *VMSpec) protectText() string {
+	if s.Protect != ProtectReplica {
+		return string(ProtectNone)
+	}
+	return fmt.Sprintf("%s:%d", ProtectReplica, s.Replicas)
+}
+
+func checkProtect(spec *VMSpec) *Fault {
+	switch {
+	case spec.Protect == ProtectNone:
+		spec.Replicas = 0
+	case spec.Protect != ProtectReplica:
+		return faultf(CodeInvalid, "vm %s: protect %q is neither %q nor %q", spec.Name, clip(string(spec.Protect), 32), ProtectNone, ProtectReplica)
+	case spec.Replicas == 0:
+		spec.Replicas = 1
+	}
+	if spec.Replicas < 0 || spec.Replicas > MaxReplicas {
+		return faultf(CodeInvalid, "vm %s: %d replicas; 1 to %d are allowed", spec.Name, spec.Replicas, MaxReplicas)
+	}
+	if spec.CheckpointMillis < 0 || spec.CheckpointMillis > 60000 {
+		return faultf(CodeInvalid, "vm %s: %d ms between checkpoints; 1 to 60000 are allowed, or 0 for adaptive", spec.Name, spec.CheckpointMillis)
+	}
+	return nil
+}
+
+// vmProtected takes home's word that the standbys of protection Seq hold a complete checkpoint.
+func (f *FSM) vmProtected(c *VMProtected) *Fault {
+	vm, p, fault := f.part(c.VM, c.Part, c.Server, c.Incarnation)
+	if fault != nil {
+		return fault
+	}
+	if p.Part != vm.Home || c.Seq != vm.ProtectSeq || vm.SafeSeq == c.Seq {
+		return faultf(CodeConflict, "vm %s: protection %d by part %d is not what is awaited", vm.Spec.Name, c.Seq, c.Part)
+	}
+	vm.SafeSeq = c.Seq
+	f.emit(Event{Kind: EventVMProtected, Subject: "vm " + vm.Spec.Name,
+		Text: fmt.Sprintf("vm %s survives the loss of a cell from now on: %s", vm.Spec.Name, standbyNames(vm))})
+	return nil
+}
+
+func standbyNames(vm *VM) string {
+	text := "no standby"
+	for _, p := range vm.Parts {
+		if p.Standby {
+			if text == "no standby" {
+				text = "standby on"
+			}
+			text += fmt.Sprintf(" %s", p.ServerName)
+		}
+	}
+	return text
+}
+
+// dropStandbys takes away the standbys that match.
+func (f *FSM) dropStandbys(vm *VM, match func(*VMPart) bool) {
+	before := len(vm.Parts)
+	wasSafe := vm.Safe()
+	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool { return p.Standby && match(&p) })
+	if len(vm.Parts) == before {
+		return
+	}
+	vm.ProtectSeq++
+	vm.SafeSeq = 0
+	if wasSafe {
+		f.emit(Event{Kind: EventVMUnprotected, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s does not survive the loss of a cell: a standby is gone", vm.Spec.Name)})
+	}
+}
+
+// tendAllStandbys looks for servers for the standbys that VMs lack: a server has come, or a VM has changed.
+func (f *FSM) tendAllStandbys() {
+	for i := range f.state.VMs {
+		if vm := &f.state.VMs[i]; vm.State.Active() {
+			f.tendStandbys(vm)
+		}
+	}
+}
+
+// tendStandbys adds the standbys that the VM lacks, if there are servers for them.
+func (f *FSM) tendStandbys(vm *VM) {
+	if vm.Spec.Protect != ProtectReplica || !vm.State.Active() {
+		return
+	}
+	for _, id := range f.hooks.Placer.Standbys(&f.state, vm) {
+		s := f.state.Server(id)
+		part, ok := vm.freePart()
+		if s == nil || !ok {
+			return
+		}
+		vm.Parts = append(vm.Parts, VMPart{Part: part, Server: s.ID, ServerName: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, Standby: true})
+		f.emit(Event{Kind: EventVMProtect, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s gets a standby on %s", vm.Spec.Name, s.Name)})
+	}
+}
+
+// freePart returns the next index that no part has. Indexes go round, so that one which was used lately is not used again at once.
+func (v *VM) freePart() (ident.Part, bool) {
+	for range ident.MaxParts {
+		v.LastPart = (v.LastPart + 1) % ident.MaxParts
+		if !slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Part == v.LastPart }) {
+			return v.LastPart, true
+		}
+	}
+	return 0, false
+}
+
+// restore lets the VM go on from what its standby image holds, without the parts in gone. The standby takes over their vCPUs and the devices.
+func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string, cause uint64) {
+	var vcpus []ident.VCPU
+	for _, p := range vm.Parts {
+		if slices.Contains(gone, p.Part) {
+			vcpus = append(vcpus, p.VCPUs...)
+		}
+	}
+	slices.Sort(vcpus)
+	// Other standbys may hold another checkpoint than the one that the VM goes back to: they begin anew.
+	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool { return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image })
+	for i := range vm.Parts {
+		if p := &vm.Parts[i]; p.Part == image {
+			p.Standby, p.VCPUs = false, vcpus
+		}
+	}
+	vm.Home, vm.Image, vm.Restored = image, image, true
+	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
+	vm.ProtectSeq++
+	vm.SafeSeq = 0
+	vm.Recoveries++
+	f.emit(Event{Kind: EventVMRecovering, Subject: "vm " + vm.Spec.Name, Cause: cause,
+		Text:   fmt.Sprintf("vm %s goes on from its replica on %s: %s", vm.Spec.Name, partNames(vm), reason),
+		Fields: map[string]string{"reason": reason, "vm_epoch": fmt.Sprint(vm.Epoch)}})
+	f.tendStandbys(vm)
+}
+
+// image returns the standby that the VM can go back to, if it survives the loss of the parts in gone.
+func (v *VM) image(gone []ident.Part) (ident.Part, bool) {
+	if !v.Safe() {
+		return 0, false
+	}
+	for _, p := range v.Parts {
+		if p.Standby && p.Ready && !slices.Contains(gone, p.Part) {
+			return p.Part, true
+		}
+	}
+	return 0, false
+}

@@ -47,6 +47,7 @@ const (
 	EnvelopeReply                             // the answer to that
 	EnvelopeError                             // a request could not be served; the body says why
 	EnvelopePing                              // says that the sender's process runs; no body
+	EnvelopeGang                              // a GangSlice or GangReport
 	envelopeKindEnd
 )
 

@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +30,8 @@ import (
 //	killworker VM SERVER     SIGKILL to the worker of a VM on a server
 //	freeze SERVER, thaw SERVER   SIGSTOP and SIGCONT to all processes of a server
 //	noprocess                no process of the script's cluster is left
+//	occupy DIR SERVER        take the server's peer port until the script ends
+//	foreign FILE             give a server's configuration another cluster's ID
 //	counts LEAST             stdout is exactly 0, 1, 2, …, at least that many lines
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"exits":      cmdExits,
@@ -39,6 +44,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"thaw":       signalCmd("", syscall.SIGCONT),
 	"noprocess":  cmdNoProcess,
 	"counts":     cmdCounts,
+	"occupy":     cmdOccupy,
+	"foreign":    cmdForeign,
 }
 
 // run runs a command in the script's environment and returns its output and exit code.
@@ -50,7 +57,7 @@ func run(ts *testscript.TestScript, args []string) (stdout, stderr string, code 
 	ts.Check(err)
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Dir = ts.Getenv("WORK")
-	for _, name := range []string{"D", "CELLVISOR_DIR", "CELLVISOR_ADDR", "PATH", "HOME", "NO_COLOR", "REQUIRE_KVM", "TMPDIR", "WORK"} {
+	for _, name := range []string{"D", "CELLVISOR_DIR", "CELLVISOR_ADDR", "PATH", "HOME", "NO_COLOR", "REQUIRE_KVM", "TMPDIR", "WORK", "BAD"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}
@@ -284,4 +291,31 @@ func cmdCounts(ts *testscript.TestScript, _ bool, args []string) {
 	if len(lines) < least {
 		ts.Fatalf("%d records, at least %d wanted", len(lines), least)
 	}
+}
+
+func cmdOccupy(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: occupy DIR SERVER")
+	}
+	c, err := local.Load(args[0])
+	ts.Check(err)
+	srv := c.Server(args[1])
+	if srv == nil {
+		ts.Fatalf("no server %s", args[1])
+	}
+	l, err := net.Listen("tcp", srv.Peer)
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+}
+
+func cmdForeign(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: foreign FILE")
+	}
+	text := ts.ReadFile(args[0])
+	changed := regexp.MustCompile(`"[0-9a-f]{32}"`).ReplaceAllString(text, `"`+strings.Repeat("f0", 16)+`"`)
+	if changed == text {
+		ts.Fatalf("%s names no cluster ID", args[0])
+	}
+	ts.Check(os.WriteFile(args[0], []byte(changed), 0o600))
 }

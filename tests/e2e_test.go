@@ -69,6 +69,9 @@ func TestScripts(t *testing.T) {
 			if cond == "kvm" { // where it is required, scripts run, and fail by what is missing
 				return kvmMissing() == "" || os.Getenv("REQUIRE_KVM") == "1", nil
 			}
+			if cond == "root" {
+				return os.Getuid() == 0, nil
+			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 	})
@@ -88,6 +91,11 @@ func setup(env *testscript.Env) error {
 	env.Setenv("CELLVISOR_DIR", dir)
 	env.Setenv("PATH", filepath.Dir(program)+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("HOME", env.WorkDir)
+	bad, err := filepath.Abs("../payload/bad/images")
+	if err != nil {
+		return err
+	}
+	env.Setenv("BAD", bad)
 	env.Setenv("REQUIRE_KVM", os.Getenv("REQUIRE_KVM"))
 	env.Setenv("NO_COLOR", "1")
 	env.Setenv("TMPDIR", os.TempDir())

@@ -15,6 +15,7 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/linux"
 	"github.com/cellvisor/cellvisor/vmm/machine"
+	"github.com/cellvisor/cellvisor/vmm/virtio"
 )
 
 // guestLimit is how long a guest may take; the bed's processor is an emulated one inside an emulated one.
@@ -127,6 +128,39 @@ func withVCPUs(n int) option { return func(c *machine.Config) { c.Linux.VCPUs = 
 func withCmdline(s string) option {
 	return func(c *machine.Config) { c.Linux.Cmdline += " " + s }
 }
+func withDevices(add func(*machine.Board) error) option {
+	return func(c *machine.Config) {
+		before := c.Devices
+		c.Devices = func(b *machine.Board) error {
+			if before != nil {
+				if err := before(b); err != nil {
+					return err
+				}
+			}
+			return add(b)
+		}
+	}
+}
+
+// withDisk adds a disk in a file; it returns the file's path, too.
+func withDisk(t *testing.T, size int64, id string) (option, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), id)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	return withDevices(func(b *machine.Board) error {
+		disk, err := virtio.OpenDisk(path, false)
+		if err != nil {
+			return err
+		}
+		return b.AddDisk(disk, id, false)
+	}), path
+}
+
 func withRestart(c *machine.Config)    { c.Restart = true }
 func withCompressed(c *machine.Config) { c.Linux.KeepCompressed = true }
 

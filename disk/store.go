@@ -69,27 +69,16 @@ type Store struct {
 	held   []byte // protected by mu; a hard state with a newer commit index that is not written yet
 }
 
-// Peek returns the identity stored in dir, and false when dir holds no state yet. It takes no lock and changes nothing.
-func Peek(dir string) (Identity, bool, error) {
+// Exists tells whether dir holds a server's state. It takes no lock and changes nothing.
+func Exists(dir string) (bool, error) {
 	path := filepath.Join(dir, raftFile)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return Identity{}, false, nil
-	} else if err != nil {
-		return Identity{}, false, fmt.Errorf("look at %s: %w", path, err)
+	switch _, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look at %s: %w", path, err)
 	}
-	var id Identity
-	err := guard(path, func() error {
-		db, err := bbolt.Open(path, 0o600, boltOptions(true))
-		if err != nil {
-			return openError(path, err)
-		}
-		defer db.Close()
-		return db.View(func(tx *bbolt.Tx) error {
-			id, err = readIdentity(tx, dir)
-			return err
-		})
-	})
-	return id, err == nil, err
+	return true, nil
 }
 
 // Open locks dir, creating it if need be, and opens the state of the server that want names. A new directory is given to want for
@@ -168,10 +157,9 @@ func takeLock(dir string) (*os.File, error) {
 	return f, nil
 }
 
-func boltOptions(readOnly bool) *bbolt.Options {
+func boltOptions() *bbolt.Options {
 	return &bbolt.Options{
-		ReadOnly:     readOnly,
-		Timeout:      time.Second, // our own lock is held: a wait can only be a reader in Peek
+		Timeout:      time.Second, // our own lock is held: a wait can only be for somebody who looks at the file with another tool
 		FreelistType: bbolt.FreelistMapType,
 		NoStatistics: true,
 		// NoFreelistSync would save one page a commit, but then bbolt walks the file at open in a goroutine of its own, whose panic on
@@ -188,7 +176,7 @@ func (s *Store) openDB(want Identity) error {
 		}
 	}
 	return guard(path, func() error {
-		db, err := bbolt.Open(path, 0o600, boltOptions(false))
+		db, err := bbolt.Open(path, 0o600, boltOptions())
 		if err != nil {
 			return openError(path, err)
 		}
@@ -231,7 +219,7 @@ func createDB(dir string, id Identity) error {
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	db, err := bbolt.Open(temp, 0o600, boltOptions(false))
+	db, err := bbolt.Open(temp, 0o600, boltOptions())
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (s *Server) openStore(ctx context.Context) (map[ident.ServerID]string, erro
 	for _, p := range s.cfg.Initial {
 		known[p.ID] = p.Peer
 	}
-	_, found, err := disk.Peek(s.cfg.DataDir)
+	found, err := disk.Exists(s.cfg.DataDir)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -166,7 +167,7 @@ func TestRefusesToStart(t *testing.T) {
 
 	used := fresh()
 	used.DataDir = running.DataDir
-	if err := runAlone(t, used); !errors.Is(err, disk.ErrInUse) {
+	if err := runAlone(t, used); !errors.Is(err, disk.ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
 		t.Errorf("data directory in use: %v", err)
 	}
 	socket := fresh()

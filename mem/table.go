@@ -134,7 +134,7 @@ func (m *pageMap[T]) enter(page ident.PageNo, slot int32) {
 
 func (m *pageMap[T]) grow() {
 	old := len(m.slots)
-	size := max(8, 2*old)
+	size := max(2, 2*old)
 	m.slots = append(make([]pageSlot[T], 0, size), m.slots...)[:size]
 	for slot := size - 1; slot >= old; slot-- {
 		m.free = append(m.free, int32(slot))

@@ -91,7 +91,6 @@ func (a *App) body() []string {
 // part is a piece of a line that may be left out; the highest rank goes first.
 type part struct {
 	text string
-	role theme.Role
 	rank int
 }
 

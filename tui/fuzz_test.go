@@ -25,7 +25,7 @@ var someKeys = []string{
 }
 
 // hostile are names that a cluster should never tell, but might.
-var hostile = []string{"", "\x1b[2J", "界界界界界界界界界界界界界界界界界界", "a\nb\tc", "\xff\xfe", "‮evil", "x/y", "--force", "' ; rm -rf /"}
+var hostile = []string{"", "\x1b[2J", "界界界界界界界界界界界界界界界界界界", "a\nb\tc", "\xff\xfe", "\u202eevil", "x/y", "--force", "' ; rm -rf /"}
 
 // monkey drives an App by bytes: keys, sizes, clusters, consoles, losses.
 type monkey struct {

@@ -1,0 +1,421 @@
+package gang
+
+import (
+	"slices"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// Bugs that can be planted, to prove that the simulator's checks find them.
+const (
+	CanaryNoLease    = "no-lease"    // a server waits for a silent conductor for ever
+	CanaryIdleCredit = "idle-credit" // time spent idle counts as time waited
+	CanarySmallFirst = "small-first" // small gangs before those that have waited longer
+	CanaryPartial    = "partial"     // a gang starts when one of its servers has slots for it
+)
+
+// Canaries lists them.
+var Canaries = []string{CanaryNoLease, CanaryIdleCredit, CanarySmallFirst, CanaryPartial}
+
+// conductor plans the slices of a domain.
+type conductor struct {
+	active  bool
+	number  uint64
+	start   ident.Micros // of the present slice; it may lie ahead by the lead
+	end     ident.Micros // when the next one begins
+	nominal ident.Micros // when it would end if somebody waited
+	servers []peer       // by rising ID
+	gangs   []gang       // by rising VM
+	virtual int64        // the least virtual time of those that have work; it only grows
+}
+
+// peer is a server of the domain as its conductor sees it.
+type peer struct {
+	id    ident.ServerID
+	slots int
+	clock offset
+	run   []ident.VMID // what it was last told
+	told  ident.Micros // when
+	fresh bool         // was told something
+}
+
+// gang is one VM's vCPUs.
+type gang struct {
+	vm      ident.VMID
+	weight  int64
+	parts   []share
+	virtual int64        // micros that it ran, by weight
+	work    bool         // has work: is eligible
+	running bool         // in the present slice
+	from    ident.Micros // running: charged up to here
+	fresh   bool         // running: began in the present slice
+	since   ident.Micros // not running, with work: waits since then
+
+	skewNumber uint64 // the slice whose starts are being collected
+	skewParts  int
+	first      ident.Micros
+	last       ident.Micros
+}
+
+// share is a gang's part.
+type share struct {
+	server int // index in conductor.servers
+	vcpus  int
+	busy   int
+}
+
+// rebuildConductor begins, goes on with, or ends conducting, by the present domain.
+func (c *Core) rebuildConductor(now ident.Micros) {
+	l := &c.lead
+	if c.domain.conductor != c.cfg.Self || !c.follows() {
+		*l = conductor{number: l.number}
+		return
+	}
+	servers := make([]peer, len(c.domain.servers))
+	for i, s := range c.domain.servers {
+		servers[i] = peer{id: s.ID, slots: max(1, s.Slots)}
+		if j := l.server(s.ID); j >= 0 {
+			servers[i].clock = l.servers[j].clock
+		}
+		if s.ID == c.cfg.Self {
+			servers[i].clock = offset{known: true}
+		}
+	}
+	gangs := make([]gang, len(c.domain.vms))
+	for i, vm := range c.domain.vms {
+		gangs[i] = c.rebuildGang(now, vm)
+	}
+	l.servers, l.gangs = servers, gangs
+	if !l.active {
+		l.active, l.start, l.end, l.nominal = true, now, now, now
+	}
+	c.tellSelf(now)
+	c.cut(now, now) // everybody is told anew
+}
+
+func (c *Core) rebuildGang(now ident.Micros, vm VM) gang {
+	l := &c.lead
+	g := gang{vm: vm.ID, virtual: l.virtual, since: now}
+	old := l.gang(vm.ID)
+	if old != nil {
+		g = *old
+		g.parts = nil
+	}
+	if g.weight = int64(vm.Weight); g.weight < 1 {
+		g.weight = DefaultWeight
+	}
+	for _, p := range vm.Parts {
+		s := share{server: c.domain.index(p.Server), vcpus: p.VCPUs, busy: p.VCPUs}
+		if old != nil {
+			for _, o := range old.parts {
+				if l.servers[o.server].id == p.Server && o.vcpus == p.VCPUs {
+					s.busy = o.busy
+				}
+			}
+		}
+		g.parts = append(g.parts, s)
+	}
+	g.work = g.demand() > 0
+	return g
+}
+
+func (l *conductor) server(id ident.ServerID) int {
+	return slices.IndexFunc(l.servers, func(p peer) bool { return p.id == id })
+}
+
+func (l *conductor) gang(vm ident.VMID) *gang {
+	i, ok := slices.BinarySearchFunc(l.gangs, vm, func(g gang, vm ident.VMID) int { return compareVM(g.vm, vm) })
+	if !ok {
+		return nil
+	}
+	return &l.gangs[i]
+}
+
+// demand counts the vCPUs that have work.
+func (g *gang) demand() int {
+	n := 0
+	for _, p := range g.parts {
+		n += p.busy
+	}
+	return n
+}
+
+// lead is how long before its begin a slice must be sent.
+func (l *conductor) lead() ident.Micros {
+	if len(l.servers) > 1 {
+		return lead
+	}
+	return 0
+}
+
+// planAt is when the next slice is to be planned.
+func (l *conductor) planAt() ident.Micros { return l.end - l.lead() }
+
+// takeReport takes a server's word on its vCPUs, starts what can start at once, and ends the slice early if somebody woke who waits longest.
+func (c *Core) takeReport(now ident.Micros, from ident.ServerID, r *wire.GangReport) {
+	l := &c.lead
+	s := l.server(from)
+	if s < 0 {
+		c.count.Refused++
+		return
+	}
+	if from != c.cfg.Self && r.EchoSent != 0 {
+		l.servers[s].clock.learn(now, r.EchoSent, r.Received, r.Sent)
+	}
+	changed := false
+	for _, b := range r.Busy {
+		if g := l.gang(b.VM); g != nil && g.setBusy(s, b.VCPUs) {
+			changed = true
+			c.settle(now, g)
+		}
+	}
+	for _, st := range r.Started {
+		c.noteStart(s, st)
+	}
+	if changed {
+		c.fill(now)
+	}
+}
+
+// setBusy tells whether it changed anything.
+func (g *gang) setBusy(server, busy int) bool {
+	for i := range g.parts {
+		p := &g.parts[i]
+		if p.server == server && p.busy != min(busy, p.vcpus) {
+			p.busy = min(busy, p.vcpus)
+			return true
+		}
+	}
+	return false
+}
+
+// settle lets a gang leave or come back after its demand has changed.
+func (c *Core) settle(now ident.Micros, g *gang) {
+	work := g.demand() > 0
+	switch {
+	case g.work && !work:
+		c.charge(now, g)
+		g.work, g.running = false, false
+	case !g.work && work:
+		g.work, g.since = true, now
+		if c.cfg.Canary != CanaryIdleCredit {
+			g.virtual = max(g.virtual, c.lead.virtual)
+		}
+	}
+}
+
+// virtualOf is a time by weight, in units that keep the weights' ratios without fractions.
+func (g *gang) virtualOf(t ident.Micros) int64 { return int64(t) * MaxWeight / g.weight }
+
+// charge adds what a running gang has run.
+func (c *Core) charge(until ident.Micros, g *gang) {
+	if !g.running {
+		return
+	}
+	ran := until - g.from
+	if g.fresh {
+		ran = max(ran, MinCharge)
+	}
+	if ran > 0 {
+		g.virtual += g.virtualOf(ran)
+	}
+	g.fresh = false
+	g.from = max(g.from, until)
+}
+
+// rotate plans the next slice.
+func (c *Core) rotate(now ident.Micros) {
+	l := &c.lead
+	start := max(l.end, now)
+	if now > l.planAt() { // late: still together
+		start = max(start, now+l.lead()/2)
+	}
+	for i := range l.gangs {
+		c.charge(start, &l.gangs[i])
+	}
+	c.advance()
+	order := c.byWait()
+	free := l.slots()
+	waiting := false
+	for _, g := range order {
+		was := g.running
+		g.running = c.fit(g, free)
+		switch {
+		case g.running && !was:
+			g.from, g.fresh = start, true
+		case !g.running && was:
+			g.since = start
+		}
+		waiting = waiting || !g.running
+	}
+	l.start = start
+	l.nominal = start + l.sliceLength()
+	l.end = l.nominal
+	if !waiting {
+		l.end = start + keepAlive
+	}
+	c.count.Slices++
+	c.tell(now, start)
+}
+
+// advance moves the present virtual time on, and bounds how far ahead of it a gang can be that only filled holes.
+func (c *Core) advance() {
+	l := &c.lead
+	least, any := int64(0), false
+	for i := range l.gangs {
+		if g := &l.gangs[i]; g.work && (!any || g.virtual < least) {
+			least, any = g.virtual, true
+		}
+	}
+	if any {
+		l.virtual = max(l.virtual, least)
+	}
+	for i := range l.gangs {
+		g := &l.gangs[i]
+		g.virtual = min(g.virtual, l.virtual+g.virtualOf(aheadSlices*MaxSlice))
+	}
+}
+
+// aheadSlices bounds how far ahead a gang can be, in slices of its own.
+const aheadSlices = 10
+
+// byWait lists the gangs that have work, in the order in which they get slots.
+func (c *Core) byWait() []*gang {
+	var order []*gang
+	for i := range c.lead.gangs {
+		if g := &c.lead.gangs[i]; g.work {
+			order = append(order, g)
+		}
+	}
+	slices.SortFunc(order, func(a, b *gang) int {
+		if c.cfg.Canary == CanarySmallFirst && a.demand() != b.demand() {
+			return a.demand() - b.demand()
+		}
+		switch {
+		case a.virtual < b.virtual:
+			return -1
+		case a.virtual > b.virtual:
+			return 1
+		}
+		return compareVM(a.vm, b.vm)
+	})
+	return order
+}
+
+// slots returns what each server has.
+func (l *conductor) slots() []int {
+	free := make([]int, len(l.servers))
+	for i, s := range l.servers {
+		free[i] = s.slots
+	}
+	return free
+}
+
+// fit takes the gang's slots out of free, all or none. A gang with more vCPUs than its server has slots takes the whole server.
+func (c *Core) fit(g *gang, free []int) bool {
+	fitting := 0
+	for _, p := range g.parts {
+		if min(p.busy, c.lead.servers[p.server].slots) <= free[p.server] {
+			fitting++
+		}
+	}
+	if fitting < len(g.parts) && (c.cfg.Canary != CanaryPartial || fitting == 0) {
+		return false
+	}
+	for _, p := range g.parts {
+		free[p.server] -= min(p.busy, c.lead.servers[p.server].slots)
+	}
+	return true
+}
+
+// sliceLength is such that all gangs run once in Rotation, within the bounds.
+func (l *conductor) sliceLength() ident.Micros {
+	need := make([]int, len(l.servers))
+	for i := range l.gangs {
+		for _, p := range l.gangs[i].parts {
+			need[p.server] += p.busy
+		}
+	}
+	rounds := 1
+	for i, s := range l.servers {
+		rounds = max(rounds, (need[i]+s.slots-1)/s.slots)
+	}
+	return min(max(Rotation/ident.Micros(rounds), MinSlice), MaxSlice)
+}
+
+// fill gives slots that are free in the present slice to gangs that wait, and ends the slice early for one that has waited longer than those
+// that run.
+func (c *Core) fill(now ident.Micros) {
+	l := &c.lead
+	start := max(now+l.lead(), l.start)
+	free := l.slots()
+	latest := int64(0)
+	for i := range l.gangs {
+		if g := &l.gangs[i]; g.running {
+			for _, p := range g.parts {
+				free[p.server] -= min(p.busy, l.servers[p.server].slots)
+			}
+			latest = max(latest, g.virtual+g.virtualOf(max(0, start-g.from)))
+		}
+	}
+	filled, waiting, cut := false, false, false
+	for _, g := range c.byWait() {
+		switch {
+		case g.running:
+		case c.fit(g, free):
+			g.running, g.from, g.fresh, filled = true, start, true, true
+		default:
+			waiting = true
+			cut = cut || g.virtual < latest && g.since == now
+		}
+	}
+	if filled {
+		c.count.Fills++
+	}
+	c.tell(now, start)
+	if waiting && cut {
+		c.count.Cuts++
+		c.cut(now, l.start+MinSlice)
+	} else if waiting {
+		c.cut(now, l.nominal)
+	}
+}
+
+// cut lets the slice end at the given time, if it would not end earlier.
+func (c *Core) cut(now, at ident.Micros) {
+	l := &c.lead
+	l.end = min(l.end, max(at, now+l.lead()))
+}
+
+// tell sends each server what is new to it.
+func (c *Core) tell(now, start ident.Micros) {
+	l := &c.lead
+	l.number++
+	for i := range l.servers {
+		p := &l.servers[i]
+		run := l.runningAt(i)
+		if p.fresh && slices.Equal(run, p.run) && now < p.told+keepAlive-lead {
+			continue
+		}
+		p.run, p.told, p.fresh = run, now, true
+		s := &wire.GangSlice{Number: l.number, Sent: now, Start: p.clock.there(start), Run: run}
+		if p.id == c.cfg.Self {
+			c.takeSlice(now, s)
+		} else {
+			c.messages = append(c.messages, Message{To: p.id, Slice: s})
+		}
+	}
+}
+
+// runningAt lists the running gangs that have a part on a server.
+func (l *conductor) runningAt(server int) []ident.VMID {
+	var run []ident.VMID
+	for i := range l.gangs {
+		g := &l.gangs[i]
+		if g.running && slices.ContainsFunc(g.parts, func(p share) bool { return p.server == server }) {
+			run = append(run, g.vm)
+		}
+	}
+	return run
+}

@@ -1,0 +1,223 @@
+package gang
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// rig drives the cores of several servers whose messages arrive at once.
+type rig struct {
+	t     *testing.T
+	now   ident.Micros
+	view  View
+	cores map[ident.ServerID]*Core
+	modes map[ident.ServerID]map[ident.VMID]wire.SliceMode
+	cpus  map[ident.ServerID]map[ident.VMID][]uint16
+	ran   map[ident.VMID]ident.Micros
+	sent  int
+	dead  map[ident.ServerID]bool
+}
+
+func newRig(t *testing.T, servers []Server, vms ...VM) *rig {
+	r := &rig{t: t, now: ident.Second, view: View{Epoch: 1, Servers: servers, VMs: vms}, cores: map[ident.ServerID]*Core{},
+		modes: map[ident.ServerID]map[ident.VMID]wire.SliceMode{}, cpus: map[ident.ServerID]map[ident.VMID][]uint16{}, ran: map[ident.VMID]ident.Micros{}, dead: map[ident.ServerID]bool{}}
+	for _, s := range servers {
+		r.cores[s.ID] = New(Config{Self: s.ID})
+		r.modes[s.ID], r.cpus[s.ID] = map[ident.VMID]wire.SliceMode{}, map[ident.VMID][]uint16{}
+	}
+	r.setView(r.view)
+	return r
+}
+
+func (r *rig) setView(v View) {
+	r.view = v
+	for _, s := range v.Servers {
+		r.step(s.ID, v)
+	}
+}
+
+func (r *rig) step(id ident.ServerID, ev Event) {
+	c := r.cores[id]
+	if r.dead[id] {
+		return
+	}
+	c.Step(r.now, ev)
+	for _, o := range c.Orders() {
+		r.modes[id][o.VM], r.cpus[id][o.VM] = o.Mode, o.CPUs
+	}
+	for _, m := range c.Messages() {
+		r.sent++
+		if m.Slice != nil {
+			r.step(m.To, Slice{id, r.view.Epoch, *m.Slice})
+		} else {
+			r.step(m.To, Report{id, r.view.Epoch, *m.Report})
+		}
+	}
+}
+
+// busy says how many of a part's vCPUs have work.
+func (r *rig) busy(id ident.ServerID, vm ident.VMID, n int) {
+	r.step(id, Note{wire.SliceNote{VM: vm, Busy: n}})
+}
+
+// run lets time pass, event by event, and sums up how long each gang had all its parts running.
+func (r *rig) run(d ident.Micros, each func()) {
+	end := r.now + d
+	for r.now < end {
+		next := end
+		for _, s := range r.view.Servers {
+			if at, ok := r.cores[s.ID].NextDeadline(); ok && !r.dead[s.ID] {
+				next = min(next, max(at, r.now))
+			}
+		}
+		for _, vm := range r.view.VMs {
+			if r.runs(vm) {
+				r.ran[vm.ID] += next - r.now
+			}
+		}
+		r.now = next
+		for _, s := range r.view.Servers {
+			if at, ok := r.cores[s.ID].NextDeadline(); ok && at <= r.now {
+				r.step(s.ID, Tick{})
+			}
+		}
+		if each != nil {
+			each()
+		}
+	}
+}
+
+// runs tells whether all parts of the VM run or are free.
+func (r *rig) runs(vm VM) bool {
+	for _, p := range vm.Parts {
+		if r.modes[p.Server][vm.ID] == wire.SliceHold {
+			return false
+		}
+	}
+	return true
+}
+
+func one(id ident.VMID, vcpus int) VM { return VM{ID: id, Parts: []Part{{Server: 1, VCPUs: vcpus}}} }
+
+func TestFreeWhenAllFit(t *testing.T) {
+	r := newRig(t, []Server{{1, 4}, {2, 4}}, one(1, 2), one(2, 2), VM{ID: 3, Parts: []Part{{2, 4}}})
+	r.run(ident.Second, nil)
+	for id, c := range r.cores {
+		if _, ok := c.NextDeadline(); ok || c.Counters().Orders != 0 || r.sent != 0 {
+			t.Errorf("server %d: a schedule without need costs %+v, %d messages", id, c.Counters(), r.sent)
+		}
+	}
+}
+
+func TestTwoGangsAlternate(t *testing.T) {
+	r := newRig(t, []Server{{1, 2}}, one(1, 2), one(2, 2))
+	r.run(ident.Second, func() {
+		if r.modes[1][1] == wire.SliceRun && r.modes[1][2] == wire.SliceRun {
+			t.Fatal("both run on the same slots")
+		}
+	})
+	if d := r.ran[1] - r.ran[2]; d > MaxSlice || -d > MaxSlice || r.ran[1]+r.ran[2] < 990*ident.Millisecond {
+		t.Errorf("ran %v", r.ran)
+	}
+}
+
+func TestGangSpansServers(t *testing.T) {
+	pair := func(id ident.VMID) VM { return VM{ID: id, Parts: []Part{{1, 1}, {2, 1}}} }
+	r := newRig(t, []Server{{1, 1}, {2, 1}}, pair(1), pair(2))
+	r.run(ident.Second, func() {
+		for _, vm := range r.view.VMs {
+			if r.modes[1][vm.ID] != r.modes[2][vm.ID] {
+				t.Fatalf("VM %d: %v on one server, %v on the other", vm.ID, r.modes[1][vm.ID], r.modes[2][vm.ID])
+			}
+		}
+	})
+	if d := r.ran[1] - r.ran[2]; d > MaxSlice || -d > MaxSlice || r.ran[1] < 450*ident.Millisecond {
+		t.Errorf("ran %v", r.ran)
+	}
+}
+
+func TestWeights(t *testing.T) {
+	a, b := one(1, 2), one(2, 2)
+	a.Weight, b.Weight = 300, 100
+	r := newRig(t, []Server{{1, 2}}, a, b)
+	r.run(10*ident.Second, nil)
+	if share := r.ran[1] * 100 / (r.ran[1] + r.ran[2]); share < 74 || share > 76 {
+		t.Errorf("weights 3 to 1 give %d%%", share)
+	}
+}
+
+func TestIdleGangComesBackAtOnce(t *testing.T) {
+	r := newRig(t, []Server{{1, 2}}, one(1, 2), one(2, 1))
+	r.busy(1, 2, 0)
+	r.run(500*ident.Millisecond, nil)
+	if r.ran[1] < 480*ident.Millisecond {
+		t.Errorf("the gang beside an idle one ran %d of 500000 us", r.ran[1])
+	}
+	r.busy(1, 2, 1)
+	r.run(MinSlice, nil)
+	if r.modes[1][2] != wire.SliceRun {
+		t.Error("a gang that woke does not run after MinSlice")
+	}
+}
+
+func TestWokenGangFillsAHole(t *testing.T) {
+	r := newRig(t, []Server{{1, 3}}, one(1, 2), one(2, 1), one(3, 1))
+	r.busy(1, 2, 0)
+	r.busy(1, 3, 0)
+	r.run(100*ident.Millisecond, nil)
+	r.busy(1, 3, 1)
+	if r.modes[1][3] != wire.SliceRun || r.modes[1][1] != wire.SliceRun {
+		t.Errorf("a free slot is not given to a gang that wakes: %v", r.modes[1])
+	}
+}
+
+func TestSlotsAreKeptAndNeverShared(t *testing.T) {
+	r := newRig(t, []Server{{1, 4}}, one(1, 3), one(2, 2), one(3, 2), one(4, 1))
+	first := map[ident.VMID][]uint16{}
+	r.run(2*ident.Second, func() {
+		var used []uint16
+		for vm, mode := range r.modes[1] {
+			if mode != wire.SliceRun {
+				continue
+			}
+			for _, s := range r.cpus[1][vm] {
+				if slices.Contains(used, s) {
+					t.Fatalf("slot %d is used twice: %v", s, r.cpus[1])
+				}
+				used = append(used, s)
+			}
+			first[vm] = r.cpus[1][vm]
+		}
+	})
+	if len(first) != 4 {
+		t.Errorf("only these ran: %v", first)
+	}
+}
+
+// A conductor that dies leaves nobody waiting.
+func TestSilentConductor(t *testing.T) {
+	pair := func(id ident.VMID) VM { return VM{ID: id, Parts: []Part{{1, 1}, {2, 1}}} }
+	r := newRig(t, []Server{{1, 1}, {2, 1}}, pair(1), pair(2))
+	r.run(100*ident.Millisecond, nil)
+	r.dead[1] = true
+	r.run(SliceLease+ident.Millisecond, nil)
+	if r.modes[2][1] != wire.SliceFree || r.modes[2][2] != wire.SliceFree {
+		t.Fatalf("after the conductor's death: %v", r.modes[2])
+	}
+	r.setView(View{Epoch: 2, Servers: []Server{{2, 1}}, VMs: []VM{{ID: 1, Parts: []Part{{2, 1}}}, {ID: 2, Parts: []Part{{2, 1}}}}})
+	r.run(100*ident.Millisecond, nil)
+	if r.modes[2][1] == r.modes[2][2] {
+		t.Errorf("the next conductor slices nothing: %v", r.modes[2])
+	}
+}
+
+func TestOversizeGangRunsAlone(t *testing.T) {
+	r := newRig(t, []Server{{1, 2}}, one(1, 5), one(2, 1), one(3, 1))
+	r.run(ident.Second, nil)
+	if r.ran[1] < 300*ident.Millisecond || r.ran[2] < 300*ident.Millisecond {
+		t.Errorf("ran %v", r.ran)
+	}
+}

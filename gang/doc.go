@@ -1,0 +1,38 @@
+// Package gang decides which gangs run when. It is floor 2 and pure: it is told the time and what happened, and hands out messages to other
+// servers and orders to the workers of its own.
+//
+// A *gang* is the vCPUs of a VM that have work; they run together, on all servers of the VM, or not at all: a vCPU that spins on a lock whose
+// holder does not run only burns its slot. (Cellular Disco, section 4.2: "a virtual machine's non-idle VCPUs are run simultaneously".)
+//
+// A *domain* is the set of live servers that VMs connect: slices of a VM over two servers bind the schedules of both. Each domain has one
+// *conductor*, its lowest server, which every server works out from the same replicated state. The conductor plans slice after slice:
+//
+//	conductor --GangSlice--> server --Order--> worker     which gangs run, from when on
+//	conductor <-GangReport-- server <--Note--- worker     how many vCPUs have work; when they were let go
+//
+// If all vCPUs of a domain have slots of their own, nothing is planned and nothing is sent: each server sees that by itself and leaves its
+// workers free. That is the common case, and it costs nothing.
+//
+// # The plan
+//
+// Every gang has a virtual time: the time that it ran, over its weight. At the begin of a slice all slots are empty and gangs are taken in the order of
+// virtual time, that is, the one that has waited longest for its share comes first. A gang is taken if every one of its vCPUs with work gets a
+// slot on its server; others, smaller ones, fill what is left. The first in the order is always taken, whatever its size: so no mix starves it.
+// A gang that was idle comes back at the present virtual time: idling earns nothing. One that only filled holes is never further ahead than a
+// few slices, so it pays for them in bounded time.
+//
+// A gang whose vCPUs all idle leaves its slots at once to others that fit. One that wakes is started at once if its slots are free; if not, it may cut
+// the slice short, but never below MinSlice. Each start is charged MinCharge at least, so that waking often is no way to get more.
+//
+// # A slice is a lease
+//
+// Nothing waits for ever. A server that hears nothing from its conductor for SliceLease lets all its gangs run free, until it hears of a
+// conductor again. An order to a worker has an end too (OrderLease). The clocks of servers are compared by the exchange of slices and reports, and a
+// slice names its begin on the receiver's clock: so a gang starts on all servers within the error of that, not one message delay apart.
+//
+// # Invariants
+//
+//   - A gang of a slice has all its slots, on all its servers; the slots of a server are never promised twice.
+//   - Slice numbers of a conductor rise; a server takes none twice and none out of order.
+//   - The eligible gang with the least virtual time runs in every slice.
+package gang

@@ -20,9 +20,8 @@ const (
 	MaxCells   = 26 // named a to z
 	MaxServers = 32 // in one cell
 	maxVoters  = 5
-	// maxDirLen leaves room for the longest socket path below the directory, DIR/witness-1/workers/<vm>-<epoch>/ctl.sock, within the
-	// 107 bytes that Linux allows.
-	maxDirLen = 60
+	// maxDirLen leaves room for the longest socket path below the directory, DIR/witness-1/api.sock, within the 107 bytes that Linux allows.
+	maxDirLen = 88
 )
 
 // Shape says what cluster is wanted. Zero values mean "as it is" for a directory that holds a cluster, else the default.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,15 +26,16 @@ type control struct {
 	log      zerolog.Logger
 	greet    func() []wire.FromWorker // what each new connection is told first
 	handle   func(wire.ToWorker)
+	alone    func() // called when the connection has ended
 
 	mu   sync.Mutex
 	conn net.Conn  // protected by mu; nil while no serve is connected
 	lost time.Time // protected by mu; when the last connection ended
 }
 
-// listenControl makes the control socket in dir.
-func listenControl(dir string, log zerolog.Logger, greet func() []wire.FromWorker, handle func(wire.ToWorker)) (*control, error) {
-	path := filepath.Join(dir, wire.WorkerCtlSocket)
+// listenControl makes the control socket in the working directory: a socket's path has 107 bytes at most, a data directory may be deeper.
+func listenControl(log zerolog.Logger, greet func() []wire.FromWorker, handle func(wire.ToWorker)) (*control, error) {
+	const path = wire.WorkerCtlSocket
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
@@ -92,6 +92,9 @@ func (c *control) drop(conn net.Conn) {
 	if c.conn == conn {
 		c.conn = nil
 		c.lost = time.Now()
+		if c.alone != nil {
+			c.alone()
+		}
 	}
 }
 

@@ -41,6 +41,7 @@ type Worker struct {
 	vcpuMu  sync.Mutex
 	vcpus   []*vcpu // appended to under vcpuMu, by the control connection's reader only
 	running sync.WaitGroup
+	slices  *slicer
 	cutter  cutter
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
 	replica *replicas
@@ -63,6 +64,10 @@ type Worker struct {
 // Run is the worker process: it holds the VM's part that dir/spec.json describes until serve says stop. The error is for the log and the
 // exit status; serve has been told by then.
 func Run(dir string, log zerolog.Logger) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
 	spec, err := readSpec(dir)
 	if err != nil {
 		return err
@@ -74,9 +79,17 @@ func Run(dir string, log zerolog.Logger) error {
 	w.guard = newGuard(w.kickAll, w.fenced)
 	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + len(spec.LocalVCPUs) + 8)
-	if w.control, err = listenControl(dir, w.log, w.greetings, w.handleControl); err != nil {
+	if err := os.Chdir(dir); err != nil {
 		return err
 	}
+	if w.slices, err = newSlicer(w); err != nil {
+		return err
+	}
+	go w.slices.run()
+	if w.control, err = listenControl(w.log, w.greetings, w.handleControl); err != nil {
+		return err
+	}
+	w.control.alone = w.slices.letGo
 	if err := w.setUp(); err != nil {
 		w.fail(err)
 	} else {

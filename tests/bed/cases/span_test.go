@@ -131,7 +131,7 @@ for c in 0 1; do
 done; wait
 [ "$(cat /tmp/sum0)" = "$(cat /tmp/sum1)" ] && echo SUMS $(cat /tmp/sum0) || echo BAD sums $(cat /tmp/sum0 /tmp/sum1)
 grep -E 'RES|CAL|TLB|LOC' /proc/interrupts
-poweroff -f`), 2, "tsc=reliable")
+poweroff -f`), 2, "tsc=reliable earlyprintk=serial,ttyS0 ignore_loglevel")
 	o := s.finish(t, 8*time.Minute)
 	all := s.console.String()
 	if o.Kind != machine.PoweredOff || !strings.Contains(all, "CPUS 2") || !strings.Contains(all, smpSum) {

@@ -1,0 +1,386 @@
+package tests
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/local"
+)
+
+// Failover: a protected VM over two cells of three emits 1,000 records a second while its cells are killed at random moments, or stopped and
+// continued, or lose a worker. After each round its output is 0, 1, 2, … without gap or repetition, and what a follower had seen is a prefix of
+// it. FAILOVER_ROUNDS, FAILOVER_SEED and FAILOVER_FAULTS choose how many, which, and of what kind.
+
+const (
+	failoverRounds  = 6 // by default; `make failover` does a hundred
+	failoverVM      = "p"
+	recoverPatience = 20 * time.Second
+	safePatience    = 40 * time.Second
+)
+
+// failover is a cluster with one protected VM and a reader that never leaves it.
+type failover struct {
+	chaos
+	reader *reader
+	kinds  []string
+	took   map[string][]time.Duration // by kind of fault: from the fault to the first new record
+	lost   int
+	killed []local.Member // not known to be gone yet
+}
+
+func TestFailover(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds a round")
+	}
+	needKVM(t)
+	rounds, seed := envNumber(t, "FAILOVER_ROUNDS", failoverRounds), envNumber(t, "FAILOVER_SEED", uint64(time.Now().UnixNano()))
+	kinds := "cell,cell,cell,stop,twice,home,member,standby,serve"
+	if s := os.Getenv("FAILOVER_FAULTS"); s != "" {
+		kinds = s
+	}
+	t.Logf("replay: FAILOVER_SEED=%d FAILOVER_ROUNDS=%d FAILOVER_FAULTS=%s go test -run TestFailover ./tests", seed, rounds, kinds)
+	f := &failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 2))}, kinds: strings.Split(kinds, ","), took: make(map[string][]time.Duration)}
+	f.start()
+	f.run()
+	for round := range rounds {
+		f.round(int(round))
+		if t.Failed() {
+			return
+		}
+	}
+	f.report()
+}
+
+// run makes the protected VM and its reader.
+func (f *failover) run() {
+	spec := &api.VMSpec{Name: failoverVM, Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000",
+		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "replica"}
+	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec, nil); return err })
+	f.reader = newReader(f.t.Context(), f.client, failoverVM)
+	f.awaitSafe("at first")
+}
+
+func (f *failover) vm(ctx context.Context) (*api.VM, error) {
+	vms, err := f.vms(ctx)
+	if err == nil && vms[failoverVM] == nil {
+		err = fmt.Errorf("there is no VM %s", failoverVM)
+	}
+	return vms[failoverVM], err
+}
+
+// awaitSafe waits until the VM survives the next loss, and returns it.
+func (f *failover) awaitSafe(what string) (vm *api.VM) {
+	f.t.Helper()
+	f.until(safePatience, what+": protection is safe", func(ctx context.Context) (err error) {
+		if vm, err = f.vm(ctx); err != nil {
+			return err
+		}
+		if vm.GetState().Ended() {
+			f.t.Fatalf("%s: VM %s is %s: %s", what, vm.GetName(), vm.GetState().Word(), vm.GetReason())
+		}
+		if vm.GetProtection() != "safe" {
+			return fmt.Errorf("VM %s is %s, protection %s", vm.GetName(), vm.GetState().Word(), vm.GetProtection())
+		}
+		return nil
+	})
+	return vm
+}
+
+// signalAll signals processes of the cluster that match, and returns how many.
+func (f *failover) signalAll(sig syscall.Signal, match func(local.Member) bool) int {
+	members, err := local.Find(f.dir)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	members = slices.DeleteFunc(members, func(m local.Member) bool { return !match(m) })
+	for _, m := range members {
+		_ = syscall.Kill(m.PID, sig)
+	}
+	if sig == syscall.SIGKILL {
+		f.killed = append(f.killed, members...)
+	}
+	return len(members)
+}
+
+func ofServer(server string) func(local.Member) bool {
+	return func(m local.Member) bool { return m.Server == server }
+}
+
+// workerOf returns the server of a random worker of the kind that is asked for: home, member, standby.
+func (f *failover) workerOf(vm *api.VM, kind string) string {
+	var found []string
+	for _, w := range vm.GetWorkers() {
+		role := "member"
+		switch {
+		case w.GetServer() == vm.GetHome():
+			role = "home"
+		case len(w.GetVcpus()) == 0:
+			role = "standby"
+		}
+		if role == kind {
+			found = append(found, w.GetServer())
+		}
+	}
+	if len(found) == 0 {
+		f.t.Fatalf("VM %s has no %s: %v", vm.GetName(), kind, vm.GetWorkers())
+	}
+	return found[f.rng.IntN(len(found))]
+}
+
+// strike does something bad and returns what. undo makes good what does not heal by starting servers again; fatal: the VM may be lost by it.
+func (f *failover) strike(kind string, vm *api.VM) (what string, undo func(), fatal bool) {
+	server := f.session.Cluster.Servers[f.rng.IntN(3)].Name
+	undo = func() {}
+	switch kind {
+	case "cell":
+		f.signalAll(syscall.SIGKILL, ofServer(server))
+		return "kill -9 of " + server, undo, false
+	case "stop":
+		pause := time.Duration(f.rng.IntN(5000)) * time.Millisecond
+		f.signalAll(syscall.SIGSTOP, ofServer(server))
+		return fmt.Sprintf("SIGSTOP of %s for %v", server, pause), func() { <-time.After(pause); f.signalAll(syscall.SIGCONT, ofServer(server)) }, false
+	case "twice": // a cell, and a worker of another while the VM recovers
+		f.signalAll(syscall.SIGKILL, ofServer(server))
+		delay := time.Duration(f.rng.IntN(300)) * time.Millisecond
+		<-time.After(delay)
+		other := server
+		for other == server {
+			other = f.session.Cluster.Servers[f.rng.IntN(3)].Name
+		}
+		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == other && m.Kind == local.KindWorker })
+		return fmt.Sprintf("kill -9 of %s, and of the worker on %s after %v", server, other, delay), undo, true
+	case "serve": // its workers go on
+		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == server && m.Kind == local.KindServe })
+		return "kill -9 of the serve process of " + server, undo, false
+	default: // home, member, standby: one worker
+		server = f.workerOf(vm, kind)
+		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == server && m.Kind == local.KindWorker })
+		return fmt.Sprintf("kill -9 of the %s worker on %s", kind, server), undo, false
+	}
+}
+
+func (f *failover) round(n int) {
+	vm := f.awaitSafe(fmt.Sprintf("before round %d", n))
+	f.reader.await(f.t, "before the fault", f.reader.count()+50)
+	<-time.After(time.Duration(f.rng.IntN(300)) * time.Millisecond)
+	kind := f.kinds[f.rng.IntN(len(f.kinds))]
+	before, recoveries, began := f.reader.count(), vm.GetRecoveries(), time.Now()
+	what, undo, fatal := f.strike(kind, vm)
+	what = fmt.Sprintf("round %d: %s (home %s)", n, what, vm.GetHome())
+	if kind == "serve" {
+		f.healAll()
+	}
+	if fatal && f.endedByIt(before) {
+		f.again(what)
+		return
+	}
+	f.reader.await(f.t, what, before+500)
+	gap, first := f.reader.longestGap(began)
+	undo()
+	f.healAll()
+	after := f.awaitSafe(what)
+	f.check(what)
+	f.t.Logf("%s: first new record after %v, longest gap %v, recoveries %d -> %d", what, first.Round(time.Millisecond), gap.Round(time.Millisecond),
+		recoveries, after.GetRecoveries())
+	f.took[kind] = append(f.took[kind], first)
+}
+
+// endedByIt waits until a VM that lost more than it was protected against has either ended or goes on.
+func (f *failover) endedByIt(before int) (ended bool) {
+	f.until(recoverPatience, "two faults: the VM ends or goes on", func(ctx context.Context) error {
+		if f.reader.count() > before+500 {
+			return nil
+		}
+		vm, err := f.vm(ctx)
+		if err != nil {
+			return err
+		}
+		ended = vm.GetState().Ended()
+		if !ended {
+			return fmt.Errorf("it is %s, protection %s, with %d records", vm.GetState().Word(), vm.GetProtection(), f.reader.count())
+		}
+		if vm.GetReason() == "" {
+			f.t.Fatalf("VM %s is %s without a reason", vm.GetName(), vm.GetState().Word())
+		}
+		f.t.Logf("VM %s is %s: %s", vm.GetName(), vm.GetState().Word(), vm.GetReason())
+		return nil
+	})
+	return ended
+}
+
+// again begins with a new VM after the old one was lost.
+func (f *failover) again(what string) {
+	f.t.Logf("%s: lost", what)
+	f.lost++
+	f.reader.close()
+	f.healAll()
+	f.until(faultPatience, "removing the lost VM", func(ctx context.Context) error { return f.remove(ctx, failoverVM) })
+	f.run()
+}
+
+// healAll starts what does not run, and waits until all are live.
+func (f *failover) healAll() {
+	f.until(faultPatience, "killed processes end", func(context.Context) error {
+		f.killed = slices.DeleteFunc(f.killed, func(m local.Member) bool { return !m.Process.Alive() })
+		if len(f.killed) > 0 {
+			return fmt.Errorf("%v are still there", f.killed)
+		}
+		return nil
+	})
+	members, err := local.Find(f.dir)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	servers := f.session.Cluster.Servers
+	for _, s := range servers {
+		if slices.ContainsFunc(members, func(m local.Member) bool { return m.Server == s.Name && m.Kind == local.KindServe }) {
+			continue
+		}
+		if _, err := local.StartServer(f.dir, s.Name, program); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for _, s := range servers {
+		f.heal(s.Name)
+	}
+}
+
+// check reads the whole output: it is 0, 1, 2, …, and has all that the reader saw before.
+func (f *failover) check(what string) {
+	f.t.Helper()
+	seen := f.reader.count()
+	n := 0
+	f.until(faultPatience, what+": reading the output", func(ctx context.Context) error {
+		n = 0
+		return f.client.Output(ctx, failoverVM, 0, false, func(at uint64, record uint32) error {
+			if uint64(record) != at || int(at) != n {
+				f.t.Fatalf("%s: record %d is %d, %d was due", what, at, record, n)
+			}
+			n++
+			return nil
+		})
+	})
+	if n < seen {
+		f.t.Fatalf("%s: the output has %d records, a reader had seen %d", what, n, seen)
+	}
+	if err := f.reader.wrong(); err != nil {
+		f.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func (f *failover) report() {
+	var all []time.Duration
+	for kind, took := range f.took {
+		slices.Sort(took)
+		f.t.Logf("%-8s %3d times: first new record after %v median, %v worst", kind, len(took), took[len(took)/2], took[len(took)-1])
+		all = append(all, took...)
+	}
+	if len(all) > 0 {
+		slices.Sort(all)
+		f.t.Logf("all      %3d times: first new record after %v median, %v p99; %d VMs lost to two faults at once", len(all), all[len(all)/2],
+			all[(99*len(all)-1)/100], f.lost)
+	}
+}
+
+// reader follows a VM's output through all failures, and notes when each record came.
+type reader struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu    sync.Mutex
+	times []time.Time // protected by mu
+	err   error       // protected by mu
+}
+
+func newReader(ctx context.Context, c *api.Client, vm string) *reader {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &reader{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		for ctx.Err() == nil {
+			err := c.Output(ctx, vm, uint64(r.count()), true, r.note)
+			if r.wrong() != nil || err == nil {
+				return
+			}
+			select { // the server that keeps the output is dead, or not yet known to be: ask again
+			case <-ctx.Done():
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}()
+	return r
+}
+
+func (r *reader) note(at uint64, record uint32) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if want := len(r.times); int(at) != want || int(record) != want {
+		r.err = fmt.Errorf("a follower got record %d as number %d where %d was due", record, at, want)
+		return r.err
+	}
+	r.times = append(r.times, time.Now())
+	return nil
+}
+
+func (r *reader) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.times)
+}
+
+func (r *reader) wrong() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// await waits until the reader has n records.
+func (r *reader) await(t *testing.T, what string, n int) {
+	t.Helper()
+	late := time.NewTimer(recoverPatience)
+	defer late.Stop()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for r.count() < n {
+		if err := r.wrong(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		select {
+		case <-tick.C:
+		case <-late.C:
+			t.Fatalf("%s: the follower has %d records, %d were due", what, r.count(), n)
+		}
+	}
+}
+
+// longestGap returns the longest time without a record since a moment, and how long after that moment it ended.
+func (r *reader) longestGap(since time.Time) (gap, end time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := since
+	for _, at := range r.times {
+		if at.Before(since) {
+			continue
+		}
+		if at.Sub(last) > gap {
+			gap, end = at.Sub(last), at.Sub(since)
+		}
+		last = at
+	}
+	return gap, end
+}
+
+func (r *reader) close() {
+	r.cancel()
+	<-r.done
+}

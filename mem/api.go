@@ -10,8 +10,9 @@ type Config struct {
 	Self  ident.Part
 	Pages uint64 // of the VM's memory; page numbers are below it
 
-	// Window is how long a page that was just installed is kept before it is given away (Mirage's window). 0 gives it away at once.
-	// Longer: fewer useless exchanges between two writers; shorter: less wait for the other.
+	// Window is how long a page that was just installed is kept before it is given away (Mirage's window). Longer: fewer useless exchanges
+	// between two writers; shorter: less wait for the other. 0 gives it away at once, even in the Step that maps it: two writers can then
+	// starve each other for ever, so production sets it, to DefaultWindow unless told otherwise.
 	Window ident.Micros
 	// Retry is when an unanswered message is sent again for the first time; the wait doubles up to RetryMax. 0 means the default.
 	Retry, RetryMax ident.Micros

@@ -18,5 +18,5 @@ func seeds(t *testing.T, name string, n uint64) {
 	}
 }
 
-func TestPages(t *testing.T)      { seeds(t, "pages", 400) }
-func TestPagesCrash(t *testing.T) { seeds(t, "pages-crash", 400) }
+func TestPages(t *testing.T)      { seeds(t, "pages", 200) }
+func TestPagesCrash(t *testing.T) { seeds(t, "pages-crash", 200) }

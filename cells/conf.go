@@ -31,7 +31,9 @@ func (r *Replica) applyConf(e *pb.Entry) {
 		}
 		cc = c
 	}
-	r.conf = proto.Clone(r.node.ApplyConfChange(cc)).(*pb.ConfState)
+	if cs := r.changeConf(cc); cs != nil {
+		r.conf = proto.Clone(cs).(*pb.ConfState)
+	}
 }
 
 func (r *Replica) votes(id ident.ServerID) bool {

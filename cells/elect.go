@@ -119,65 +119,6 @@ func (r *Replica) loyal(now ident.Micros) bool {
 	return r.lead != 0 && r.lead != r.suspected && now-r.heardAt < r.cfg.Timing.ElectionMin
 }
 
-// checkMessage refuses what no correct replica sends, and what would make raft panic.
-func (r *Replica) checkMessage(from ident.ServerID, m *pb.Message) error {
-	refuse := func(what string) error {
-		return fmt.Errorf("cells: raft message %s from server %d %s", m.GetType(), from, what)
-	}
-	switch {
-	case m.GetFrom() != uint64(from) || from == r.cfg.ID:
-		return refuse(fmt.Sprintf("claims to be from %d", m.GetFrom()))
-	case m.GetTo() != uint64(r.cfg.ID):
-		return refuse(fmt.Sprintf("is for %d", m.GetTo()))
-	}
-	for _, e := range m.GetEntries() {
-		if e == nil {
-			return refuse("has an empty entry")
-		}
-	}
-	last, err := r.storage.LastIndex()
-	if err != nil {
-		return err
-	}
-	switch m.GetType() {
-	case pb.MsgApp:
-		for i, e := range m.GetEntries() {
-			if e.GetIndex() != m.GetIndex()+1+uint64(i) {
-				return refuse("has entries out of order")
-			}
-			if e.GetType() != pb.EntryNormal {
-				if err := proto.Unmarshal(e.GetData(), &pb.ConfChangeV2{}); err != nil {
-					return refuse("has a configuration change that cannot be read")
-				}
-			}
-		}
-	case pb.MsgHeartbeat:
-		if m.GetTerm() >= r.term && m.GetCommit() > max(last, r.lastUnstable()) {
-			return refuse(fmt.Sprintf("commits entry %d of a log that ends at %d", m.GetCommit(), last))
-		}
-	case pb.MsgReadIndex, pb.MsgReadIndexResp:
-		if len(m.GetEntries()) != 1 || len(m.GetEntries()[0].GetData()) > 128 {
-			return refuse("has no proper context")
-		}
-	case pb.MsgAppResp, pb.MsgVote, pb.MsgVoteResp, pb.MsgPreVote, pb.MsgPreVoteResp, pb.MsgHeartbeatResp, pb.MsgTimeoutNow:
-	case pb.MsgSnap:
-		if m.GetSnapshot() == nil || m.GetSnapshot().GetMetadata() == nil {
-			return refuse("has no snapshot")
-		}
-	default:
-		return refuse("is not one that servers send each other")
-	}
-	return nil
-}
-
-// lastUnstable is the last index of the entries that are being written.
-func (r *Replica) lastUnstable() uint64 {
-	if n := len(r.ready.Entries); n > 0 {
-		return r.ready.Entries[n-1].GetIndex()
-	}
-	return 0
-}
-
 // Propose appends a command to the log. It is not agreed on until it comes back from Advance.
 func (r *Replica) Propose(data []byte) error {
 	if !r.leading {

@@ -44,14 +44,6 @@ func (s *Server) take(info *ServerInfo) {
 	s.Process, s.Addrs, s.Slots, s.MemoryBytes = info.Process, info.Addrs, info.Slots, info.MemoryBytes
 }
 
-// title is how events name a server.
-func (s *Server) title() string {
-	if s.Role == RoleWitness {
-		return fmt.Sprintf("witness %s", s.Name)
-	}
-	return fmt.Sprintf("server %s of cell %s", s.Name, s.Cell)
-}
-
 func (f *FSM) forget(id ident.ServerID) {
 	f.state.Servers = slices.DeleteFunc(f.state.Servers, func(s Server) bool { return s.ID == id })
 }

@@ -215,6 +215,8 @@ func (m *Machine) run(cpu *kvm.VCPU) {
 		case err != nil:
 			m.fail(cpu, err.Error())
 		case known:
+		case exit.Reason == kvm.Shutdown && m.config.Restart:
+			m.event(platform.Reset) // a processor that triple-faults resets its machine
 		case exit.Reason == kvm.Shutdown:
 			m.end(Outcome{Kind: Faulted, Reason: fmt.Sprintf("vCPU %d: triple fault", cpu.ID()), Registers: cpu.Dump()})
 		default:

@@ -78,7 +78,15 @@ func (p *Part) build(system *kvm.System) error {
 		}
 		p.cpus = append(p.cpus, cpu)
 	}
-	return nil
+	if !p.IsLocal(0) {
+		return listen(p.cpus[0]) // the boot vCPU runs from the start; all others wait for the guest to start them
+	}
+	// KVM's map of local APICs misses the vCPU that was created last until something changes in one.
+	lapic, err := p.cpus[0].LAPIC()
+	if err != nil {
+		return err
+	}
+	return p.cpus[0].SetLAPIC(lapic)
 }
 
 // VCPU returns the vCPU, or its stand-in.
@@ -165,23 +173,10 @@ func (p *Part) standIn(cpu *kvm.VCPU) {
 }
 
 func (p *Part) serveStandIn(cpu *kvm.VCPU) error {
-	// The boot vCPU runs from the start; all others wait for the guest to start them.
 	if cpu.ID() != 0 {
-		start, err := waitStart(cpu, func() bool {
-			time.Sleep(startPoll)
-			return p.gate.enter(cpu)
-		})
-		if err != nil || start == nil {
+		if ok, err := p.forwardStart(cpu); !ok || err != nil {
 			return err
 		}
-		for _, m := range start {
-			if err := p.config.Forward(cpu.ID(), m); err != nil {
-				return err
-			}
-		}
-	}
-	if err := listen(cpu); err != nil {
-		return err
 	}
 	for p.gate.enter(cpu) {
 		exit, err := cpu.Run()
@@ -202,6 +197,27 @@ func (p *Part) serveStandIn(cpu *kvm.VCPU) error {
 		}
 	}
 	return nil
+}
+
+// forwardStart waits for the guest to start the vCPU and forwards that; false means that the machine has ended before. The stand-in listens
+// before the real vCPU knows that it is started, so that nothing is lost that others send to that.
+func (p *Part) forwardStart(cpu *kvm.VCPU) (bool, error) {
+	start, err := waitStart(cpu, func() bool {
+		time.Sleep(startPoll)
+		return p.gate.enter(cpu)
+	})
+	if err != nil || start == nil {
+		return false, err
+	}
+	if err := listen(cpu); err != nil {
+		return false, err
+	}
+	for _, m := range start {
+		if err := p.config.Forward(cpu.ID(), m); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // Stop ends the part's vCPUs.

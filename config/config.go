@@ -11,6 +11,8 @@
 //	  role        = "server"     # or "witness"
 //	  data_dir    = "/var/lib/cellvisor"
 //	  slots       = 8            # usable CPUs; default: all
+//	  sched       = "gang"       # or "host": leave vCPUs to Linux
+//	  cpus        = [0, 1]       # the slots' CPUs; default: those that the process may use
 //	  memory      = "16GiB"      # for guests; default: three quarters of what is available
 //	  secret_file = "/etc/cellvisor/secret"
 //	  nice        = -10
@@ -50,6 +52,15 @@ const (
 	RoleWitness Role = "witness" // only votes, belongs to no cell
 )
 
+// Sched says how vCPUs share the slots of a server.
+type Sched string
+
+// Schedulers.
+const (
+	SchedGang Sched = "gang" // the vCPUs of a VM run together or not at all, once the VMs have more vCPUs than there are slots
+	SchedHost Sched = "host" // all is left to Linux
+)
+
 // Server is a validated configuration of one serve process. All paths are absolute.
 type Server struct {
 	File string // where it was read from; for messages
@@ -65,6 +76,8 @@ type Server struct {
 
 	Slots       int         // vCPUs that may run at a time; 0 for a witness
 	MemoryBytes ident.Bytes // for guests; 0 for a witness
+	Sched       Sched       // how vCPUs share the slots
+	CPUs        []int       // of the slots, in order; empty: those that the process may use
 	SecretFile  string      // empty: peers are not authenticated (refused unless all addresses are loopback)
 	Secret      []byte      // contents of SecretFile without surrounding white space
 	Nice        int         // of the serve process; failing to set it is no error

@@ -6,6 +6,7 @@ import (
 	"os"
 	"regexp"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 // Limits of what a file may ask for.
 const (
 	maxSlots     = 4096
+	maxCPU       = 1024
 	maxSocketLen = 107 // sun_path without its NUL
 	minSecretLen = 16
 	maxVoters    = 7
@@ -67,7 +69,7 @@ func (p *parser) cluster(top *block, s *Server) {
 }
 
 // serverAttrs are the attributes of the block "server".
-var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "memory", "secret_file", "nice"}
+var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "secret_file", "nice"}
 
 func (p *parser) self(top *block, s *Server) {
 	c := top.one("server", true)
@@ -94,15 +96,38 @@ func (p *parser) self(top *block, s *Server) {
 	}
 	s.Nice = int(b.integer("nice", -10, -20, 19))
 	s.Slots = int(b.integer("slots", int64(runtime.NumCPU()), 1, maxSlots))
+	s.Sched = Sched(p.choice(b, "sched", string(SchedGang), string(SchedGang), string(SchedHost)))
+	s.CPUs = p.cpus(b, s.Slots)
 	s.MemoryBytes = p.memory(b, s.Role)
 	if s.Role == RoleWitness {
-		for _, name := range []string{"slots", "memory"} {
+		for _, name := range []string{"slots", "sched", "cpus", "memory"} {
 			if a := b.attrs[name]; a != nil {
 				p.say(&a.Range, "a witness runs no VMs: remove "+name)
 			}
 		}
 		s.Slots, s.MemoryBytes = 0, 0
 	}
+}
+
+// cpus returns the CPUs of the slots: none, or one for each at least.
+func (p *parser) cpus(b *block, slots int) []int {
+	v, at, ok := b.value("cpus", cty.List(cty.Number))
+	if !ok {
+		return nil
+	}
+	var out []int
+	for _, e := range v.AsValueSlice() {
+		n, ok := number(e)
+		if !ok || n >= maxCPU || slices.Contains(out, int(n)) {
+			p.say(at, fmt.Sprintf("cpus must be different whole numbers from 0 to %d", maxCPU-1))
+			return nil
+		}
+		out = append(out, int(n))
+	}
+	if len(out) < slots {
+		p.say(at, fmt.Sprintf("cpus names %d CPUs for %d slots: name one for each, or leave it out", len(out), slots))
+	}
+	return out
 }
 
 func (p *parser) memory(b *block, role Role) ident.Bytes {

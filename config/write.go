@@ -21,6 +21,16 @@ func Format(s *Server) []byte {
 	setString(b, "data_dir", s.DataDir)
 	if s.Role == RoleServer {
 		b.SetAttributeValue("slots", cty.NumberIntVal(int64(s.Slots)))
+		if s.Sched != SchedGang {
+			setString(b, "sched", string(s.Sched))
+		}
+		if len(s.CPUs) > 0 {
+			var vals []cty.Value
+			for _, c := range s.CPUs {
+				vals = append(vals, cty.NumberIntVal(int64(c)))
+			}
+			b.SetAttributeValue("cpus", cty.ListVal(vals))
+		}
 		setString(b, "memory", s.MemoryBytes.String())
 	}
 	setString(b, "secret_file", s.SecretFile)

@@ -42,6 +42,7 @@ func (v *service) DebugCounters(context.Context, *api.DebugCountersRequest) (*ap
 	addCounters(out, "monitor.", s.board.now().counters)
 	addCounters(out, "peers.", s.peers.Counters())
 	s.workers.addStats(out)
+	s.gangs.addStats(out)
 	return &api.DebugCountersResponse{Server: string(s.cfg.Name), Counters: out}, nil
 }
 

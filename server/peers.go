@@ -15,6 +15,9 @@ type peerHandler struct{ s *Server }
 
 // HandleEnvelope implements link.PeersHandler.
 func (h peerHandler) HandleEnvelope(e wire.Envelope) error {
+	if e.Kind == wire.EnvelopeGang {
+		return h.s.gangs.receive(&e)
+	}
 	if e.Kind != wire.EnvelopeMonitor {
 		return fmt.Errorf("kind %d is not for a server", e.Kind)
 	}

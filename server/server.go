@@ -50,6 +50,7 @@ type Server struct {
 	workers *supervisor
 	proof   *proof
 	service *service
+	gangs   *gangs
 	board   board
 
 	inbox     chan monitor.Event
@@ -120,6 +121,9 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.service, err = listenAPI(s); err != nil {
 		return err
 	}
+	if s.gangs, err = startGangs(s); err != nil {
+		return err
+	}
 	s.peers, err = link.ListenPeers(link.PeersConfig{
 		ClusterID: id.ClusterID, Self: id.Server, Secret: s.cfg.Secret, ListenAddr: s.cfg.Listen.Peer, Handler: peerHandler{s}, Stamp: s.stamp,
 		Logf: func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
@@ -127,6 +131,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.gangs.peers = s.peers
 	s.peers.SetPeers(known)
 	s.gossip, err = startGossip(s.cfg, id.Server, s.log, s.hint)
 	return err
@@ -138,7 +143,11 @@ func (s *Server) run(ctx context.Context) error {
 	loopCtx, stopLoop := context.WithCancel(context.Background()) // the loop outlasts those who wait for its answers
 	defer stopLoop()
 	var loopErr error
-	tasks.Add(3)
+	tasks.Add(4)
+	go func() {
+		defer tasks.Done()
+		s.gangs.run(ctx)
+	}()
 	go func() {
 		defer tasks.Done()
 		if loopErr = s.loop(loopCtx); loopErr != nil {
@@ -211,6 +220,9 @@ func (s *Server) close() {
 	}
 	if s.service != nil {
 		s.service.Close()
+	}
+	if s.gangs != nil {
+		s.gangs.close()
 	}
 	if s.peers != nil {
 		if err := s.peers.Close(); err != nil {

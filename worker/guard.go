@@ -42,6 +42,7 @@ type guard struct {
 	started bool   // protected by mu
 	paused  bool   // protected by mu
 	held    int    // protected by mu; holds not yet released
+	slot    turn   // whether it is the gang's turn on the slots
 	stopped bool   // protected by mu
 	life    uint64 // protected by mu; written while no vCPU is out of enter
 	threads int    // protected by mu; vCPU threads that are alive
@@ -86,19 +87,41 @@ func (g *guard) enter() (life uint64, ok bool) {
 	if g.open.Load() && g.leased() {
 		return g.lifeNow.Load(), true
 	}
+	return g.wait(false)
+}
+
+// enterIdle is enter for a vCPU that idles: it needs no slot.
+func (g *guard) enterIdle() (life uint64, ok bool) {
+	if g.open.Load() && g.leased() {
+		return g.lifeNow.Load(), true
+	}
+	return g.wait(true)
+}
+
+// wait is enter's slow path.
+func (g *guard) wait(idle bool) (life uint64, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
 	g.changed.Broadcast()
 	defer func() { g.parked-- }()
+	waited := false
 	for {
 		if g.stopped {
 			return 0, false
 		}
-		if g.mayRun() && g.leased() {
+		switch {
+		case !g.mayRun() || !g.leased():
+			g.changed.Wait()
+		case g.slot.off && !idle:
+			g.slot.wait(&g.mu)
+			waited = true
+		default:
+			if waited {
+				g.slot.taken(bootMicros())
+			}
 			return g.life, true
 		}
-		g.changed.Wait()
 	}
 }
 
@@ -197,9 +220,10 @@ func (g *guard) update(f func()) {
 // settle publishes what may be done now, and throws out of the guest who may not be there. It requires mu.
 func (g *guard) settle() {
 	g.lifeNow.Store(g.life)
-	g.open.Store(g.mayRun())
+	g.open.Store(g.mayRun() && !g.slot.off)
 	if !g.open.Load() {
 		g.kick()
 	}
+	g.slot.wake()
 	g.changed.Broadcast()
 }

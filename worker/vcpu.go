@@ -29,6 +29,8 @@ type vcpu struct {
 	wake      chan struct{} // ends an idle early: the vCPU was kicked
 	exits     atomic.Uint64
 	runMicros atomic.Int64
+	idle      atomic.Bool // has left the gang
+	pinned    int         // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
 
 // errNewLife ends what a vCPU is doing because the VM goes back to a checkpoint.
@@ -129,8 +131,12 @@ func (w *Worker) handlePort(v *vcpu, exit kvm.Exit) error {
 // idle keeps the vCPU out of the guest for d, or until it is kicked: whoever kicks it wants it to look at the guard.
 func (w *Worker) idle(v *vcpu, d time.Duration) {
 	until := time.Now().Add(d)
+	if d >= leavesGang {
+		w.slices.idles(v, true)
+		defer w.slices.idles(v, false)
+	}
 	for {
-		if life, ok := w.guard.enter(); !ok || life != v.life {
+		if life, ok := w.guard.enterIdle(); !ok || life != v.life {
 			return
 		}
 		left := time.Until(until)

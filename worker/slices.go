@@ -1,0 +1,212 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// leavesGang is how long a vCPU must idle to leave its gang. For less it is not worth giving the slot to another and asking for it again; and a
+// guest that idles a million times a second causes no message at all.
+const leavesGang = time.Millisecond
+
+// slicer carries out serve's orders: it lets this part's vCPUs run, on the CPUs of their slots, or holds them, to the microsecond as far as the
+// kernel's timers and scheduler allow. It has a thread of its own, ahead of all vCPUs.
+//
+//	free --order--> run <--order--> hold
+//	     <--order, end of the last order, serve gone-- run, hold
+type slicer struct {
+	w    *Worker
+	fd   int // datagram socket: orders come in, notes go out
+	bell unix.SockaddrUnix
+	idle atomic.Int32  // vCPUs that have left the gang
+	mode atomic.Uint32 // wire.SliceMode; written by the thread
+	late atomic.Int64  // micros that orders were carried out after their time, in all
+
+	order   wire.SliceOrder  // carried out; the thread's
+	pending *wire.SliceOrder // for a time to come; the thread's
+	in      [wire.SliceDatagramLimit]byte
+}
+
+// newSlicer makes the socket, in the working directory; orders may come at once.
+func newSlicer(w *Worker) (*slicer, error) {
+	s := &slicer{w: w, bell: unix.SockaddrUnix{Name: filepath.Join("..", wire.WorkersBell)}}
+	if err := os.Remove(wire.WorkerRunSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("socket for slices: %w", err)
+	}
+	var err error
+	if s.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		return nil, fmt.Errorf("socket for slices: %w", err)
+	}
+	if err := unix.Bind(s.fd, &unix.SockaddrUnix{Name: wire.WorkerRunSocket}); err != nil {
+		return nil, fmt.Errorf("socket for slices: %w", err)
+	}
+	return s, nil
+}
+
+// run is the slicer's thread, for as long as the process lives.
+func (s *slicer) run() {
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -20)
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	for {
+		s.receive()
+		if p := s.pending; p != nil && bootMicros() >= p.At {
+			s.pending = nil
+			s.late.Add(int64(max(0, bootMicros()-max(p.At, s.order.At))))
+			s.carryOut(*p)
+		}
+		if s.order.Mode != wire.SliceFree && bootMicros() >= s.order.Until {
+			s.w.log.Warn().Msg("no word about slices any more: running without")
+			s.pending = nil
+			s.carryOut(wire.SliceOrder{})
+		}
+		s.sleep()
+	}
+}
+
+// sleep waits for an order, for the time of the pending one, or for the end of the present one.
+func (s *slicer) sleep() {
+	var timeout *unix.Timespec
+	until := ident.Micros(0)
+	if s.order.Mode != wire.SliceFree {
+		until = s.order.Until
+	}
+	if s.pending != nil && (until == 0 || s.pending.At < until) {
+		until = s.pending.At
+	}
+	if until != 0 {
+		ts := unix.NsecToTimespec(max(0, int64(until-bootMicros())*1000))
+		timeout = &ts
+	}
+	_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, timeout, nil) // whatever it returns, look at everything
+}
+
+// receive takes all orders that are there. The last one counts; one for a time to come leaves the present one in force.
+func (s *slicer) receive() {
+	for {
+		n, _, err := unix.Recvfrom(s.fd, s.in[:], 0)
+		if err != nil {
+			return
+		}
+		o, err := wire.DecodeSliceOrder(s.in[:n])
+		if err != nil {
+			s.w.log.Warn().Err(err).Msg("an order about slices is malformed")
+			continue
+		}
+		s.order.Until = max(s.order.Until, o.Until)
+		s.pending = &o
+	}
+}
+
+// carryOut makes the order the present one.
+func (s *slicer) carryOut(o wire.SliceOrder) {
+	before := s.order
+	s.order = o
+	s.mode.Store(uint32(o.Mode))
+	note := wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}
+	switch {
+	case o.Mode == wire.SliceHold:
+		note.First, note.Last = s.w.guard.setTurn(false, s.w.kickGuests)
+	case o.Mode == wire.SliceRun && before.Mode == wire.SliceRun:
+		s.pin(o.CPUs)
+		s.order.Number = before.Number // its turn goes on
+	case o.Mode == wire.SliceRun:
+		s.pin(o.CPUs)
+		note.First, note.Last = s.w.guard.setTurn(true, nil)
+	default:
+		s.pin(nil)
+		note.First, note.Last = s.w.guard.setTurn(true, nil)
+	}
+	if before.Mode == wire.SliceRun && note.First != 0 {
+		note.Number = before.Number
+	}
+	if before.Mode == wire.SliceFree || note.Number != 0 {
+		s.send(note)
+	}
+}
+
+// pin binds the threads of the vCPUs that have work to one CPU each, the others to the same CPUs in turn; no CPUs: to none.
+func (s *slicer) pin(cpus []uint16) {
+	s.w.vcpuMu.Lock()
+	defer s.w.vcpuMu.Unlock()
+	next := 0
+	for _, idle := range []bool{false, true} {
+		for _, v := range s.w.vcpus {
+			if v.idle.Load() != idle {
+				continue
+			}
+			want := 0
+			if len(cpus) > 0 {
+				want = int(cpus[next%len(cpus)]) + 1
+				next++
+			}
+			s.bind(v, want)
+		}
+	}
+}
+
+func (s *slicer) bind(v *vcpu, want int) {
+	tid := int(v.cpu.TID())
+	if v.pinned == want || tid == 0 {
+		return
+	}
+	var set unix.CPUSet
+	if want > 0 {
+		set.Set(want - 1)
+	} else if unix.SchedGetaffinity(os.Getpid(), &set) != nil { // the main thread is never bound
+		return
+	}
+	if unix.SchedSetaffinity(tid, &set) == nil {
+		v.pinned = want
+	}
+}
+
+// busy counts the vCPUs that are in the gang.
+func (s *slicer) busy() int {
+	s.w.vcpuMu.Lock()
+	defer s.w.vcpuMu.Unlock()
+	return len(s.w.vcpus) - int(s.idle.Load())
+}
+
+// idles says that a vCPU leaves the gang or comes back.
+func (s *slicer) idles(v *vcpu, on bool) {
+	v.idle.Store(on)
+	if on {
+		s.idle.Add(1)
+	} else {
+		s.idle.Add(-1)
+	}
+	if s.mode.Load() != uint32(wire.SliceFree) {
+		s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()})
+	}
+}
+
+// send tells serve. If nobody listens there, nobody slices either.
+func (s *slicer) send(n wire.SliceNote) {
+	var buf [64]byte
+	_ = unix.Sendto(s.fd, wire.AppendSliceNote(buf[:0], &n), unix.MSG_DONTWAIT, &s.bell)
+}
+
+// letGo frees the vCPUs because serve has gone away: until another one comes, nobody would end a hold. Any goroutine may call it.
+func (s *slicer) letGo() {
+	_ = unix.Sendto(s.fd, wire.AppendSliceOrder(nil, &wire.SliceOrder{Mode: wire.SliceFree}), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: wire.WorkerRunSocket})
+}
+
+// kickGuests throws the vCPUs out of the guest. Those that idle go on idling.
+func (w *Worker) kickGuests() {
+	w.vcpuMu.Lock()
+	defer w.vcpuMu.Unlock()
+	for _, v := range w.vcpus {
+		v.cpu.Kick()
+	}
+}

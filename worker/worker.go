@@ -380,29 +380,6 @@ func (w *Worker) shutDown() {
 	w.control.listener.Close()
 }
 
-func (w *Worker) stats() *wire.WorkerStats {
-	s := &wire.WorkerStats{}
-	w.vcpuMu.Lock()
-	vcpus := w.vcpus
-	w.vcpuMu.Unlock()
-	for _, v := range vcpus {
-		s.VCPUExits += v.exits.Load()
-		s.RunMicros += ident.Micros(v.runMicros.Load())
-	}
-	if w.plane == nil {
-		return s
-	}
-	if resident, err := w.plane.ram.Resident(); err == nil {
-		s.ResidentBytes = resident
-	}
-	w.plane.mu.Lock()
-	c := w.plane.core.Counters()
-	w.plane.mu.Unlock()
-	s.RemoteReads, s.RemoteWrites, s.PagesOut = c.RemoteReads, c.RemoteWrites+c.Upgrades, c.ContentsSent
-	s.PagesIn, s.LocalFaults = c.RemoteReads+c.RemoteWrites, c.ZeroFills
-	return s
-}
-
 // handler is what the page plane calls: pages go to the protocol, devices to the home, and what it sees of peers is a hint.
 type handler struct{ *Worker }
 

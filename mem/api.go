@@ -25,8 +25,8 @@ type Config struct {
 	RegionPages uint
 
 	// Image, if not empty, is the one part whose memfd holds all of the VM's memory when the first epoch starts: the VM goes back to a
-	// checkpoint there, or was on that one server before. A page that nobody was granted is then that part's, not Zero. If that part
-	// is lost before a page was granted, the page is taken for Zero: whoever starts from an image stops the VM when a part is lost.
+	// checkpoint there, or was on that one server before. A page that nobody was granted is then that part's, not Zero, and lost with it.
+	// All parts are told the same.
 	Image ident.PartSet
 
 	// Canary plants a known bug, for proving that the simulator finds it. Empty in production. See Canaries.

@@ -248,10 +248,8 @@ func (c *Core) Holder(page ident.PageNo) (HolderInfo, bool) {
 	}
 	e := c.dir.look(page)
 	if e == nil {
-		if c.past.lost.has(c.regionOf(page)) {
-			return HolderInfo{State: Lost}, true
-		}
-		return HolderInfo{State: Zero}, true
+		blank := c.blank(c.regionOf(page))
+		e = &blank
 	}
 	return HolderInfo{State: e.state, Holders: e.holders, Serial: e.serial, Busy: e.busy}, true
 }

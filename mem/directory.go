@@ -46,18 +46,25 @@ func (c *Core) dirEntry(page ident.PageNo) *dirEntry {
 	region := c.regionOf(page)
 	chunk, fresh := c.dir.chunk(region)
 	if fresh {
-		blank := dirEntry{state: Zero}
-		if c.cfg.Image != 0 {
-			blank = dirEntry{state: Retained, serial: imageSerial, holders: c.cfg.Image, grantee: c.cfg.Image.First()}
-		}
-		if c.past.lost.has(region) {
-			blank.state = Lost
-		}
+		blank := c.blank(region)
 		for i := range chunk {
 			chunk[i] = blank
 		}
 	}
 	return &chunk[page&(1<<c.shift-1)]
+}
+
+// blank is the entry of a page of region that was never granted to anybody, or of one that nothing is known of yet.
+func (c *Core) blank(region uint64) dirEntry {
+	switch {
+	case c.past.lost.has(region):
+		return dirEntry{state: Lost}
+	case c.cfg.Image == 0 || c.rebuild != nil:
+		return dirEntry{state: Zero}
+	case c.cfg.Image&c.members == 0:
+		return dirEntry{state: Lost}
+	}
+	return dirEntry{state: Retained, serial: imageSerial, holders: c.cfg.Image, grantee: c.cfg.Image.First()}
 }
 
 // get takes in GetShared or GetModified.

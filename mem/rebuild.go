@@ -211,6 +211,10 @@ func (c *Core) decideRegion(region uint64) {
 //
 // Otherwise the page is lost: a dead part may have held the latest version.
 func (c *Core) decidePage(e *dirEntry, a authority, claim *wire.Holding) {
+	if c.cfg.Image != 0 && (e.state == Zero || e.state == Retained && e.serial == imageSerial) {
+		c.decideImage(e, a, claim)
+		return
+	}
 	switch e.state {
 	case Shared, Modified:
 		return
@@ -226,6 +230,16 @@ func (c *Core) decidePage(e *dirEntry, a authority, claim *wire.Holding) {
 		}
 	}
 	*e = dirEntry{state: Lost}
+}
+
+// decideImage decides a page of which at most the image's copy is known: that is the latest if the page was never granted.
+func (c *Core) decideImage(e *dirEntry, a authority, claim *wire.Holding) {
+	granted := claim != nil && !(claim.Kind == wire.HoldingKept && claim.Serial == imageSerial && c.members.Has(claim.Part))
+	if !a.alive || granted || c.cfg.Image&c.members == 0 {
+		*e = dirEntry{state: Lost}
+		return
+	}
+	*e = dirEntry{state: Retained, serial: imageSerial, holders: c.cfg.Image, grantee: c.cfg.Image.First()}
 }
 
 func (c *Core) retainedIsLatest(e *dirEntry, a authority, claim *wire.Holding) bool {

@@ -129,7 +129,6 @@ var register = porcupine.Model{
 		}
 		return parts
 	},
-	Init: func() any { return uint64(0) },
 	Step: func(state, input, _ any) (bool, any) {
 		op := input.(operation)
 		if op.write {
@@ -144,7 +143,9 @@ func (w *world) linearizable() error {
 	for i, op := range w.history {
 		ops[i] = porcupine.Operation{ClientId: op.client, Input: op, Call: int64(op.begun), Return: int64(op.ended)}
 	}
-	if !porcupine.CheckOperations(register, ops) {
+	model := register
+	model.Init = func() any { return w.image }
+	if !porcupine.CheckOperations(model, ops) {
 		return fmt.Errorf("the history of %d operations is not linearizable", len(ops))
 	}
 	return nil

@@ -49,6 +49,7 @@ type world struct {
 	dead    ident.PartSet
 	touched []ident.PartSet // by page: parts that asked for it or were its directory
 	open    int             // operations not over yet
+	image   uint64          // what all pages hold at the start
 
 	afterWrite func(p *part, page ident.PageNo) // unless nil, called after each write
 }
@@ -125,6 +126,10 @@ func (w *world) draw(canary string, crash bool) settings {
 	if r.IntN(2) == 0 {
 		s.core.ReadAhead = 1 + r.IntN(4)
 	}
+	if r.IntN(5) == 0 {
+		s.core.Image = ident.PartSet(0).Set(ident.Part(r.IntN(s.parts)))
+		w.image = 1 << 32
+	}
 	s.faultsEnd = ident.Micros(s.ops) * w.Between(20, 200)
 	return s
 }
@@ -144,6 +149,12 @@ func (w *world) build(s settings) {
 			p.vcpus = append(p.vcpus, &vcpu{part: p, index: v})
 		}
 	}
+	s.core.Image.Each(func(holder ident.Part) {
+		for page := range w.latest {
+			w.latest[page], w.parts[holder].memfd[page] = w.image, w.image
+			w.touched[page] = w.touched[page].Set(holder)
+		}
+	})
 	w.epoch = 1
 	first := w.members
 	for _, p := range w.parts {

@@ -22,8 +22,6 @@ func (f *FSM) addServer(c *AddServer, index uint64) (any, *Fault) {
 		case old.State == ServerLive:
 			return nil, faultf(CodeExists, "server name %s is in use by a live server (pid %d at %s): choose another name, or stop that one first",
 				old.Name, old.Process.PID, old.Addrs.Peer)
-		case old.State == ServerJoining && old.ID < firstJoinedID:
-			return nil, faultf(CodeExists, "server name %s belongs to an initial server of this cluster that has not come up yet", old.Name)
 		}
 		f.forget(old.ID)
 	}

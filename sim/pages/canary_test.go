@@ -8,7 +8,7 @@ import (
 )
 
 // canarySeeds is within how many seeds each planted bug must be found; CI runs more than that.
-const canarySeeds = 200
+const canarySeeds = 2000
 
 // TestCanaries proves that the checks can fail: each bug that mem can plant is found.
 func TestCanaries(t *testing.T) {

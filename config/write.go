@@ -43,19 +43,7 @@ func Format(s *Server) []byte {
 	setString(b, "api", "unix://"+s.Listen.APIUnix)
 	setString(b, "api_tcp", s.Listen.APITCP)
 
-	for _, p := range s.Initial {
-		b = f.Body().AppendNewBlock("initial", []string{string(p.Name)}).Body()
-		b.SetAttributeValue("id", cty.NumberUIntVal(uint64(p.ID)))
-		setString(b, "cell", string(p.Cell))
-		if p.Role != RoleServer {
-			setString(b, "role", string(p.Role))
-		}
-		if !p.Voter {
-			b.SetAttributeValue("voter", cty.False)
-		}
-		setString(b, "peer", p.Peer)
-		setString(b, "gossip", p.Gossip)
-	}
+	formatInitial(f, s.Initial)
 	if len(s.Join) > 0 {
 		var vals []cty.Value
 		for _, a := range s.Join {
@@ -76,6 +64,23 @@ func Format(s *Server) []byte {
 		setString(b, "election_min", s.Timing.ElectionMin.String())
 	}
 	return f.Bytes()
+}
+
+// formatInitial writes a block for each server that the cluster begins with.
+func formatInitial(f *hclwrite.File, peers []Peer) {
+	for _, p := range peers {
+		b := f.Body().AppendNewBlock("initial", []string{string(p.Name)}).Body()
+		b.SetAttributeValue("id", cty.NumberUIntVal(uint64(p.ID)))
+		setString(b, "cell", string(p.Cell))
+		if p.Role != RoleServer {
+			setString(b, "role", string(p.Role))
+		}
+		if !p.Voter {
+			b.SetAttributeValue("voter", cty.False)
+		}
+		setString(b, "peer", p.Peer)
+		setString(b, "gossip", p.Gossip)
+	}
 }
 
 // setString leaves an empty value out.

@@ -41,6 +41,9 @@ func (w *Worker) device(v *vcpu, op deviceOp, value uint32) (uint32, error) {
 
 // loadVCPU gives a vCPU the state that it begins its life with, which home knows.
 func (w *Worker) loadVCPU(v *vcpu) error {
+	if w.linux != nil {
+		return w.beginLinux(v)
+	}
 	var origin []byte
 	var err error
 	if h := w.home.Load(); h != nil {

@@ -15,6 +15,12 @@ const loadBatch = 64
 
 // load writes the guest's image into memory, which home does once, and lets the vCPUs of all parts begin.
 func (w *Worker) load() {
+	if w.linux != nil {
+		if err := w.loadLinux(); err != nil {
+			w.fail(fmt.Errorf("load Linux: %w", err))
+		}
+		return
+	}
 	layout, err := w.layout()
 	if err == nil {
 		err = layout.Write(deviceMemory{w})

@@ -96,6 +96,8 @@ func (w *Worker) handle(v *vcpu, exit kvm.Exit) error {
 	switch {
 	case exit.Reason == kvm.Interrupted:
 		return nil
+	case w.linux != nil:
+		return w.handleLinux(v, exit)
 	case exit.Reason == kvm.IO && exit.Count == 1:
 		return w.handlePort(v, exit)
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/mem"
-	"github.com/cellvisor/cellvisor/vmm/boot"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/vmm/uffd"
@@ -45,6 +44,7 @@ type Worker struct {
 	cutter  cutter
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
 	replica *replicas
+	linux   *linuxGuest // nil unless the guest is a Linux machine
 
 	checkpoints checkpoints
 	members     atomic.Pointer[wire.WorkerMembers]
@@ -119,7 +119,7 @@ func (w *Worker) spans() bool { return w.plane.fd != nil }
 
 // setUp makes the machine: guest memory, KVM, vCPUs, page plane.
 func (w *Worker) setUp() error {
-	physical, err := boot.PhysicalSize(w.spec.MemoryBytes, w.spec.VCPUs)
+	physical, err := w.physicalSize()
 	if err != nil {
 		return err
 	}
@@ -133,6 +133,12 @@ func (w *Worker) setUp() error {
 	}
 	if w.vm, err = system.CreateVM(); err != nil {
 		return err
+	}
+	if w.isLinux() {
+		if err := w.setUpLinux(system, memory); err != nil {
+			return err
+		}
+		return w.setUpPlane(memory)
 	}
 	if err := w.vm.SetMemory(0, 0, physical, memory.GuestAddr()); err != nil {
 		return err
@@ -374,6 +380,7 @@ func (w *Worker) shutDown() {
 	case <-done:
 	case <-time.After(200 * time.Millisecond):
 	}
+	w.closeLinux()
 	if h := w.home.Load(); h != nil {
 		h.close()
 	}

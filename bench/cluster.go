@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cellvisor/cellvisor/api"
@@ -21,11 +22,17 @@ const (
 // cluster is a local cluster that lives as long as a benchmark.
 type cluster struct {
 	dir    string
+	addrs  string // of the servers' APIs
 	client *api.Client
 }
 
 // startCluster starts one server in each cell, in a directory that is removed at the end.
 func startCluster(ctx context.Context, exe string, cells, slots int, memory ident.Bytes) (c *cluster, err error) {
+	return startShape(ctx, exe, local.Shape{Cells: cells, PerCell: 1, Slots: slots, Memory: memory})
+}
+
+// startShape starts a cluster of any shape, likewise.
+func startShape(ctx context.Context, exe string, shape local.Shape) (c *cluster, err error) {
 	c = &cluster{}
 	if c.dir, err = os.MkdirTemp("", "cvbench-"); err != nil {
 		return nil, err
@@ -38,7 +45,7 @@ func startCluster(ctx context.Context, exe string, cells, slots int, memory iden
 	if c.dir, err = local.Abs(c.dir); err != nil {
 		return nil, err
 	}
-	s, err := local.Start(local.Options{Dir: c.dir, Exe: exe, Shape: local.Shape{Cells: cells, PerCell: 1, Slots: slots, Memory: memory}})
+	s, err := local.Start(local.Options{Dir: c.dir, Exe: exe, Shape: shape})
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +54,8 @@ func startCluster(ctx context.Context, exe string, cells, slots int, memory iden
 	if err := s.WaitLive(lctx, func(int, int) {}); err != nil {
 		return nil, err
 	}
-	c.client, err = api.Dial(ctx, s.Cluster.Addrs())
+	c.addrs = s.Cluster.Addrs()
+	c.client, err = api.Dial(ctx, c.addrs)
 	return c, err
 }
 
@@ -98,6 +106,29 @@ func (c *cluster) remove(ctx context.Context, name string) error {
 		_, err := svc.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: true})
 		return err
 	})
+}
+
+// counters sums up the counters of all servers.
+func (c *cluster) counters(ctx context.Context) (map[string]uint64, error) {
+	sum := make(map[string]uint64)
+	for addr := range strings.SplitSeq(c.addrs, ",") {
+		one, err := api.Dial(ctx, addr)
+		if err != nil {
+			return nil, err
+		}
+		err = one.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+			r, err := svc.DebugCounters(ctx, &api.DebugCountersRequest{})
+			for name, n := range r.GetCounters() {
+				sum[name] += n
+			}
+			return err
+		})
+		one.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return sum, nil
 }
 
 // console returns what a failed guest printed.

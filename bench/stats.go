@@ -52,6 +52,16 @@ func quantile(sorted []uint32, q float64) uint32 {
 func micros(ns float64) float64 { return round3(ns / 1000) }
 func round3(x float64) float64  { return math.Round(x*1000) / 1000 }
 
+// middle returns the median.
+func middle(all []float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	sorted := slices.Clone(all)
+	slices.Sort(sorted)
+	return sorted[len(sorted)/2]
+}
+
 // quotient is 0 where there is nothing to divide by.
 func quotient(a, b float64) float64 {
 	if b == 0 {

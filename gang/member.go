@@ -110,7 +110,7 @@ func (c *Core) takeNote(now ident.Micros, n wire.SliceNote) {
 	if n.Number != 0 && len(c.member.started) < wire.GangEntryLimit {
 		c.member.started = append(c.member.started, wire.GangStart{VM: n.VM, Number: n.Number, First: n.First, Last: n.Last})
 	}
-	if c.lead.active && c.member.changed { // the conductor's own workers: no report, no gap
+	if c.lead.active && (c.member.changed || n.Number != 0) { // the conductor's own workers: no report, no gap
 		c.tellSelf(now)
 	}
 }

@@ -20,6 +20,7 @@ type Cluster struct {
 	Cells   int      `json:"cells"`
 	PerCell int      `json:"servers_per_cell"`
 	Slots   int      `json:"slots"`
+	Sched   string   `json:"sched,omitempty"`
 	Memory  uint64   `json:"memory_bytes"`
 	Down    bool     `json:"down"` // taken down on purpose: whoever supervises it stops doing so
 	Servers []Server `json:"servers"`

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/ident"
@@ -29,7 +32,8 @@ type Shape struct {
 	Cells   int
 	PerCell int
 	Slots   int
-	Memory  ident.Bytes // of each server
+	Sched   config.Sched // "" is gang
+	Memory  ident.Bytes  // of each server
 }
 
 // open returns the stopped cluster in dir, made anew if there is none. It refuses a directory that is not ours, holds other things, or whose
@@ -104,6 +108,9 @@ func (c *Cluster) agrees(want Shape) error {
 				c.Dir, d.have, d.what, d.want, c.Dir)
 		}
 	}
+	if want.Sched != "" && string(want.Sched) != cmp.Or(c.Sched, string(config.SchedGang)) {
+		return fmt.Errorf("the cluster in %s has the scheduler %s, not %s: leave the option out, or name another --dir", c.Dir, cmp.Or(c.Sched, string(config.SchedGang)), want.Sched)
+	}
 	return nil
 }
 
@@ -112,7 +119,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 	want = want.withDefaults()
 	c := &Cluster{
 		Version: clusterVersion, ID: randomHex(16), Name: "local", Dir: dir,
-		Cells: want.Cells, PerCell: want.PerCell, Slots: want.Slots, Memory: uint64(want.Memory),
+		Cells: want.Cells, PerCell: want.PerCell, Slots: want.Slots, Sched: string(want.Sched), Memory: uint64(want.Memory),
 	}
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(randomHex(32)+"\n"), 0o600); err != nil {
 		return nil, err
@@ -121,7 +128,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range peers {
+	for i, p := range peers {
 		s := Server{
 			Name: string(p.Name), Cell: string(p.Cell), Role: string(p.Role), Peer: p.Peer,
 			Config:  filepath.Join(dir, string(p.Name)+".hcl"),
@@ -130,7 +137,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 		}
 		cfg := &config.Server{
 			ClusterID: c.ID, ClusterName: c.Name, Name: p.Name, Cell: p.Cell, Role: p.Role,
-			DataDir: s.DataDir, Slots: want.Slots, MemoryBytes: want.Memory, Nice: -10,
+			DataDir: s.DataDir, Slots: want.Slots, Sched: want.Sched, CPUs: slotCPUs(i, want.Slots), MemoryBytes: want.Memory, Nice: -10,
 			SecretFile: filepath.Join(dir, "secret"),
 			Listen:     config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock")},
 			Initial:    peers,
@@ -147,6 +154,25 @@ func create(dir string, want Shape) (*Cluster, error) {
 		c.Servers = append(c.Servers, s)
 	}
 	return c, c.save()
+}
+
+// slotCPUs gives the slots of the i-th server on this machine CPUs, so that servers share as few as possible. Where a server has more slots than
+// there are CPUs, it gets none.
+func slotCPUs(i, slots int) []int {
+	var set unix.CPUSet
+	if unix.SchedGetaffinity(0, &set) != nil || slots > set.Count() {
+		return nil
+	}
+	var all, own []int
+	for c := range len(set) * 64 {
+		if set.IsSet(c) {
+			all = append(all, c)
+		}
+	}
+	for s := range slots {
+		own = append(own, all[(i*slots+s)%len(all)])
+	}
+	return own
 }
 
 func (w Shape) withDefaults() Shape {

@@ -305,6 +305,7 @@ func (g *gangs) addStats(out map[string]uint64) {
 func (g *gangs) close() {
 	if g.bell != nil {
 		g.bell.Close()
+		_ = unix.Unlinkat(g.dir, wire.WorkersBell, 0)
 	}
 	for _, fd := range []int{g.out, g.dir} {
 		if fd >= 0 {

@@ -20,7 +20,7 @@ import (
 // upFlags are the options of `up`.
 type upFlags struct {
 	cells, servers, slots int
-	memory, dir           string
+	memory, dir, sched    string
 	detach, respawn, keep bool
 	timeout               time.Duration
 }
@@ -64,6 +64,7 @@ A directory that holds a stopped cluster is started again as it was.`,
 	fl.IntVar(&f.cells, "cells", 3, "number of cells")
 	fl.IntVar(&f.servers, "servers", 1, "servers in each cell")
 	fl.IntVar(&f.slots, "slots", 4, "vCPUs that a server may run at a time")
+	fl.StringVar(&f.sched, "sched", "gang", "the vCPUs of a VM run together or not at all, or as Linux likes (gang|host)")
 	fl.StringVar(&f.memory, "memory", "", "guest memory of each server (default: a fair share of what is available)")
 	fl.StringVar(&f.dir, "dir", "", "directory of the cluster (default $CELLVISOR_DIR, else below $XDG_RUNTIME_DIR or /tmp)")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when all servers are live")
@@ -83,6 +84,8 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		return opt, usagef("--servers %d must be from 1 to %d", f.servers, local.MaxServers)
 	case f.slots < 1 || f.slots > 1024:
 		return opt, usagef("--slots %d must be from 1 to 1024", f.slots)
+	case f.sched != string(config.SchedGang) && f.sched != string(config.SchedHost):
+		return opt, usagef("--sched %q must be gang or host", f.sched)
 	case f.detach && len(command) > 0:
 		return opt, usagef("--detach and -- CMD exclude each other")
 	case f.detach && f.respawn:
@@ -101,6 +104,9 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 	}
 	if given("slots") {
 		opt.Shape.Slots = f.slots
+	}
+	if given("sched") {
+		opt.Shape.Sched = config.Sched(f.sched)
 	}
 	if f.ephemeral(command) {
 		return opt, nil

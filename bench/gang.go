@@ -1,0 +1,287 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/config"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/local"
+)
+
+// GangSettings say how the gang benchmark runs.
+type GangSettings struct {
+	Seconds int `json:"seconds"` // about so long does one VM alone take
+	Rounds  int `json:"rounds"`  // of everything; the median of each figure counts
+}
+
+// Bounds of GangSettings, and the shape of what runs.
+const (
+	maxGangSeconds = 60
+	gangVCPUs      = 2
+	gangSlots      = 2
+	gangMemory     = 16 * ident.MiB
+	calibrate      = 100_000 // increments of the run that finds out how many take a second
+)
+
+// Check tells what is wrong with the settings.
+func (s GangSettings) Check() error {
+	switch {
+	case s.Seconds < 1 || s.Seconds > maxGangSeconds:
+		return fmt.Errorf("seconds must be from 1 to %d, not %d", maxGangSeconds, s.Seconds)
+	case s.Rounds < 1 || s.Rounds > 100:
+		return fmt.Errorf("rounds must be from 1 to 100, not %d", s.Rounds)
+	}
+	return nil
+}
+
+// GangReport is the result of the gang benchmark: two VMs of two vCPUs with the payload lock on two slots. Throughputs are increments of the
+// shared counters by one vCPU in a second. Names of fields are an interface: see docs/json.md.
+type GangReport struct {
+	Benchmark string       `json:"benchmark"`
+	Host      Host         `json:"host"`
+	Settings  GangSettings `json:"settings"`
+
+	AlonePerSecond float64 `json:"alone_per_second"` // one VM alone
+	GangPerSecond  float64 `json:"gang_per_second"`  // both together, gang-scheduled
+	HostPerSecond  float64 `json:"host_per_second"`  // both together, left to Linux
+
+	SpeedupOverHost float64 `json:"speedup_over_host"` // gang over host
+	ShareOfIdeal    float64 `json:"share_of_ideal"`    // of both gangs together, of what one has alone; that of each is measured against half of it
+
+	StartSkew  SkewFigure     `json:"start_skew_us"` // of a gang on two servers: from the first vCPU that runs in a slice to the last
+	Scheduling SchedulingCost `json:"scheduling"`
+}
+
+// SkewFigure sums up start skews.
+type SkewFigure struct {
+	Samples uint64 `json:"samples"`
+	P50     uint64 `json:"p50"`
+	P99     uint64 `json:"p99"`
+}
+
+// SchedulingCost is what deciding cost while the two VMs shared the slots.
+type SchedulingCost struct {
+	Slices         uint64  `json:"slices"`
+	MicrosPerSlice float64 `json:"micros_per_slice"` // in serve: planning and telling
+}
+
+// Gang measures what gang scheduling gains on this machine. say is told how far it is.
+func Gang(ctx context.Context, exe string, set GangSettings, say func(string)) (rep GangReport, err error) {
+	if err := set.Check(); err != nil {
+		return rep, err
+	}
+	if exe == "" {
+		if exe, err = os.Executable(); err != nil {
+			return rep, err
+		}
+	}
+	rep = GangReport{Benchmark: "gang", Host: ThisHost(), Settings: set}
+	g := gangBench{exe: exe, set: set, say: say}
+	say("finding out how fast this machine is")
+	if err := g.with(ctx, config.SchedGang, func(c *cluster) error { return g.calibrate(ctx, c) }); err != nil {
+		return rep, err
+	}
+	for round := range set.Rounds {
+		say(fmt.Sprintf("round %d of %d", round+1, set.Rounds))
+		if err := g.round(ctx); err != nil {
+			return rep, err
+		}
+	}
+	say("two gangs on two servers")
+	if err := g.skew(ctx, &rep.StartSkew); err != nil {
+		return rep, err
+	}
+	g.fill(&rep)
+	return rep, nil
+}
+
+// gangBench is a run of the benchmark.
+type gangBench struct {
+	exe         string
+	set         GangSettings
+	say         func(string)
+	increments  int // of each run
+	alone       []float64
+	gang        []float64
+	host        []float64
+	slices      uint64
+	sliceMicros uint64
+}
+
+// with runs f on a cluster of one server.
+func (g *gangBench) with(ctx context.Context, sched config.Sched, f func(*cluster) error) (err error) {
+	c, err := startShape(ctx, g.exe, local.Shape{Cells: 1, PerCell: 1, Slots: gangSlots, Memory: 256 * ident.MiB, Sched: sched})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.stop()) }()
+	return f(c)
+}
+
+// calibrate finds out how many increments take the wanted time.
+func (g *gangBench) calibrate(ctx context.Context, c *cluster) error {
+	curves, err := runLocks(ctx, c, calibrate, "first")
+	if err == nil {
+		g.increments = max(calibrate, int(curves[0].perSecond(curves[0].end()))*g.set.Seconds)
+	}
+	return err
+}
+
+// round measures each throughput once.
+func (g *gangBench) round(ctx context.Context) error {
+	err := g.with(ctx, config.SchedGang, func(c *cluster) error {
+		curves, err := runLocks(ctx, c, g.increments, "alone")
+		if err != nil {
+			return err
+		}
+		g.alone = append(g.alone, throughput(curves))
+		if curves, err = runLocks(ctx, c, g.increments, "one", "two"); err != nil {
+			return err
+		}
+		g.gang = append(g.gang, throughput(curves))
+		n, err := c.counters(ctx)
+		g.slices += n["gang.slices"]
+		g.sliceMicros += n["gang.busy_micros"]
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return g.with(ctx, config.SchedHost, func(c *cluster) error {
+		curves, err := runLocks(ctx, c, g.increments, "one", "two")
+		if err == nil {
+			g.host = append(g.host, throughput(curves))
+		}
+		return err
+	})
+}
+
+// skew lets two gangs share two servers of one slot each.
+func (g *gangBench) skew(ctx context.Context, out *SkewFigure) (err error) {
+	c, err := startShape(ctx, g.exe, local.Shape{Cells: 2, PerCell: 1, Slots: 1, Memory: 256 * ident.MiB})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.stop()) }()
+	for _, name := range []string{"one", "two"} {
+		if _, err := c.start(ctx, lockSpec(name, 1<<30, "a", "b")); err != nil {
+			return err
+		}
+	}
+	const interval = 100 * time.Millisecond
+	deadline := time.Now().Add(time.Duration(max(5, g.set.Seconds)) * time.Second)
+	for time.Now().Before(deadline) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(interval):
+		}
+	}
+	n, err := c.counters(ctx)
+	*out = SkewFigure{Samples: n["gang.start_skew.count"], P50: n["gang.start_skew.p50_us"], P99: n["gang.start_skew.p99_us"]}
+	if err == nil && out.Samples == 0 {
+		err = errors.New("no gang was started on two servers")
+	}
+	return err
+}
+
+func (g *gangBench) fill(r *GangReport) {
+	r.AlonePerSecond, r.GangPerSecond, r.HostPerSecond = middle(g.alone), middle(g.gang), middle(g.host)
+	r.SpeedupOverHost = quotient(r.GangPerSecond, r.HostPerSecond)
+	r.ShareOfIdeal = quotient(r.GangPerSecond, r.AlonePerSecond)
+	r.Scheduling = SchedulingCost{Slices: g.slices, MicrosPerSlice: quotient(float64(g.sliceMicros), float64(g.slices))}
+}
+
+func lockSpec(name string, increments int, span ...string) *api.VMSpec {
+	return &api.VMSpec{
+		Name: name, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: strconv.Itoa(increments), Vcpus: gangVCPUs, MemoryBytes: uint64(gangMemory), Span: span,
+	}
+}
+
+// runLocks runs VMs side by side to their end and returns how far each was when.
+func runLocks(ctx context.Context, c *cluster, increments int, names ...string) ([]curve, error) {
+	ctx, cancel := context.WithTimeout(ctx, runPatience)
+	defer cancel()
+	var vms []*api.VM
+	for _, name := range names {
+		v, err := c.start(ctx, lockSpec(name, increments))
+		if err != nil {
+			return nil, err
+		}
+		vms = append(vms, v)
+	}
+	var out []curve
+	for _, v := range vms {
+		v, err := c.client.Wait(ctx, v.GetName(), v.GetId(), api.WaitVMRequest_UNTIL_ENDED, nil)
+		if err != nil {
+			return nil, err
+		}
+		text := c.console(ctx, v)
+		if v.GetState() != api.VMState_VM_STATE_EXITED || v.GetExitStatus() != 0 {
+			return nil, fmt.Errorf("VM %s is %s, status %d: %s\n%s", v.GetName(), v.GetState().Word(), v.GetExitStatus(), v.GetReason(), text)
+		}
+		k := readCurve(text)
+		if len(k) == 0 {
+			return nil, fmt.Errorf("VM %s printed no progress:\n%s", v.GetName(), text)
+		}
+		out = append(out, k)
+	}
+	for _, v := range vms {
+		if err := c.remove(ctx, v.GetName()); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// curve is how many increments each vCPU had made after how many milliseconds, as the guest printed it.
+type curve []progress
+
+type progress struct{ increments, millis float64 }
+
+// readCurve finds lines such as "lock: 1000 of 10000, 84 ms".
+func readCurve(text string) curve {
+	var c curve
+	for line := range strings.Lines(text) {
+		var n, of, ms int
+		if k, _ := fmt.Sscanf(line, "lock: %d of %d, %d ms", &n, &of, &ms); k == 3 && ms > 0 {
+			c = append(c, progress{float64(n), float64(ms)})
+		}
+	}
+	return c
+}
+
+func (c curve) end() float64 { return c[len(c)-1].millis }
+
+// perSecond is the mean throughput up to a time, interpolated between lines.
+func (c curve) perSecond(millis float64) float64 {
+	before := progress{}
+	for _, p := range c {
+		if p.millis >= millis {
+			part := (millis - before.millis) / (p.millis - before.millis)
+			return (before.increments + part*(p.increments-before.increments)) / millis * 1000
+		}
+		before = p
+	}
+	return before.increments / before.millis * 1000
+}
+
+// throughput sums up the curves for the time that all ran.
+func throughput(curves []curve) float64 {
+	end := curves[0].end()
+	for _, c := range curves {
+		end = min(end, c.end())
+	}
+	sum := 0.0
+	for _, c := range curves {
+		sum += c.perSecond(end)
+	}
+	return round3(sum)
+}

@@ -187,6 +187,7 @@ type EndVM struct {
 	ExitStatus  uint32            `json:"exit_status"`
 	Reason      string            `json:"reason,omitempty"`
 	Registers   string            `json:"registers,omitempty"`
+	Host        bool              `json:"host,omitempty"` // the worker or its host failed, not the guest
 }
 
 // Report adds an event.

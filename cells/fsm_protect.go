@@ -16,13 +16,14 @@ import (
 //	                                                                                             |
 //	               members lost: the standby becomes home, in a new VM epoch (restored) <--------+
 //
-// ProtectSeq rises with every change of the set of ready standbys; SafeSeq is the last ProtectSeq that home reported complete. The VM survives
-// the loss of members only while they are equal and a standby is ready.
+// ProtectSeq rises with every change of the set of ready standbys; SafeSeq is the last ProtectSeq that home reported complete. While they are
+// equal the VM is as safe as was asked for. The VM can go back to the checkpoint of a standby that Holds: home lets no output leave before that one
+// has the checkpoint after it. A standby goes on holding while others are added, changed or lost, until it is itself dropped or taken over.
 
 // MaxReplicas is the most copies in other cells that a VM may ask for.
 const MaxReplicas = 4
 
-// Safe tells whether the VM survives the loss of its members now.
+// Safe tells whether the VM survives all losses now that it is to survive.
 func (v *VM) Safe() bool {
 	return v.State == VMRunning && v.SafeSeq == v.ProtectSeq && v.SafeSeq != 0 && slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Ready })
 }
@@ -106,6 +107,11 @@ func (f *FSM) vmProtected(c *VMProtected) *Fault {
 		return faultf(CodeConflict, "vm %s: protection %d by part %d is not what is awaited", vm.Spec.Name, c.Seq, c.Part)
 	}
 	vm.SafeSeq = c.Seq
+	for i := range vm.Parts {
+		if p := &vm.Parts[i]; p.Standby && p.Ready {
+			p.Holds = true
+		}
+	}
 	f.emit(Event{Kind: EventVMProtected, Subject: "vm " + vm.Spec.Name,
 		Text: fmt.Sprintf("vm %s survives the loss of a cell from now on: %s", vm.Spec.Name, standbyNames(vm))})
 	return nil
@@ -188,7 +194,7 @@ func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string
 	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool { return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image })
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Part == image {
-			p.Standby, p.VCPUs = false, vcpus
+			p.Standby, p.Holds, p.VCPUs = false, false, vcpus
 		}
 	}
 	vm.Home, vm.Image, vm.Restored = image, image, true
@@ -204,11 +210,11 @@ func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string
 
 // image returns the standby that the VM can go back to, if it survives the loss of the parts in gone.
 func (v *VM) image(gone []ident.Part) (ident.Part, bool) {
-	if !v.Safe() {
+	if v.State != VMRunning {
 		return 0, false
 	}
 	for _, p := range v.Parts {
-		if p.Standby && p.Ready && !slices.Contains(gone, p.Part) {
+		if p.Standby && p.Holds && !slices.Contains(gone, p.Part) {
 			return p.Part, true
 		}
 	}

@@ -30,6 +30,8 @@ func (testHooks) Place(st *State, spec *VMSpec) ([]PlacedPart, *Fault) {
 	return out, nil
 }
 
+func (testHooks) Standbys(*State, *VM) []ident.ServerID { return nil }
+
 func (testHooks) Contain(loss Loss, vm *VM) Outcome {
 	var gone []ident.Part
 	for _, p := range vm.Parts {

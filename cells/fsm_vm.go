@@ -194,6 +194,9 @@ func (f *FSM) endVM(c *EndVM) *Fault {
 	if p.Standby {
 		return f.losePart(vm, p, c.State, c.Reason)
 	}
+	if c.Host && c.State == VMFailed {
+		return f.losePart(vm, p, VMFailed, c.Reason)
+	}
 	if c.State == VMExited && p.Part != vm.Home {
 		return faultf(CodeInvalid, "vm %s: only the home part can say that the guest exited", vm.Spec.Name)
 	}

@@ -146,6 +146,7 @@ type VMPart struct {
 	Gone        bool              `json:"gone,omitempty"`         // its server was excluded; the VM goes on without it (on-loss touch)
 	Standby     bool              `json:"standby,omitempty"`      // holds a replica and runs nothing
 	ReplicaAddr string            `json:"replica_addr,omitempty"` // replica plane, once ready
+	Holds       bool              `json:"holds,omitempty"`        // of a standby: home lets no output leave before this one has the checkpoint after it
 }
 
 // VM is one virtual machine in the registry.

@@ -205,6 +205,7 @@ type SendProtect struct {
 type StopWorker struct {
 	VM     ident.VMID
 	Reason string
+	Final  bool // see wire.WorkerStop
 }
 
 // KillWorkers kills every worker with an incarnation up to this one; one that is still being started for such an incarnation must not

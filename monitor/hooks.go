@@ -85,9 +85,9 @@ func (container) Contain(loss cells.Loss, vm *cells.VM) cells.Outcome {
 	for _, s := range loss.Servers {
 		l.Servers = append(l.Servers, recovery.LostServer{Server: s.Server, Name: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, WholeCell: s.WholeCell})
 	}
-	v := recovery.VM{Running: vm.State == cells.VMRunning, Protected: vm.Safe(), OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch && !vm.Restored, Home: vm.Home}
+	v := recovery.VM{Running: vm.State == cells.VMRunning, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch && !vm.Restored, Home: vm.Home}
 	for _, p := range vm.Parts {
-		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone, Standby: p.Standby, Ready: p.Ready})
+		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone, Standby: p.Standby, Holds: p.Holds})
 	}
 	d := recovery.Contain(l, v)
 	kind := map[recovery.Fate]cells.OutcomeKind{

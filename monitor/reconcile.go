@@ -235,12 +235,13 @@ func (c *Core) tendEnded(w *worker) {
 	if c.now < w.stopAt {
 		return
 	}
-	reason := "the vm was removed"
+	reason, final := "the vm was removed", false
 	if vm != nil {
-		reason = vm.Reason
+		p := vm.PartOn(c.cfg.Server, w.inc)
+		reason, final = vm.Reason, !vm.State.Active() && p != nil && p.Part == vm.Home && w.up && w.ready.Part == vm.Home
 	}
 	w.stopAt = c.now + stopEvery
-	c.act(StopWorker{VM: w.vm, Reason: reason})
+	c.act(StopWorker{VM: w.vm, Reason: reason, Final: final})
 }
 
 func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
@@ -274,7 +275,7 @@ func (c *Core) reportGone(vm *cells.VM, p *cells.VMPart, pid int, reason string)
 func (c *Core) reportEnded(vm *cells.VM, p *cells.VMPart, w *worker) {
 	c.propose(fmt.Sprintf("end/%d", vm.ID), cells.Command{EndVM: &cells.EndVM{
 		VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, State: cells.VMState(w.ended.State),
-		ExitStatus: w.ended.ExitStatus, Reason: w.ended.Reason, Registers: w.ended.Registers}})
+		ExitStatus: w.ended.ExitStatus, Reason: w.ended.Reason, Registers: w.ended.Registers, Host: w.ended.Host}})
 }
 
 func (c *Core) noteVMs() {

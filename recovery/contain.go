@@ -26,7 +26,6 @@ type LostServer struct {
 // VM is what containment must know of one active VM.
 type VM struct {
 	Running     bool // as against starting
-	Protected   bool // its ready standbys hold a checkpoint that it can go back to
 	OnLossTouch bool
 	Home        ident.Part
 	Parts       []Part
@@ -39,7 +38,7 @@ type Part struct {
 	Incarnation ident.Incarnation
 	Gone        bool // lost earlier
 	Standby     bool // holds a replica and runs nothing
-	Ready       bool
+	Holds       bool // of a standby: the VM can go back to its checkpoint
 }
 
 // Fate is what becomes of a VM.
@@ -76,7 +75,7 @@ func Contain(loss Loss, vm VM) Decision {
 		if i < 0 {
 			if !p.Standby {
 				left++
-			} else if p.Ready && image < 0 {
+			} else if p.Holds && image < 0 {
 				image = int(p.Part)
 			}
 			continue
@@ -94,7 +93,7 @@ func Contain(loss Loss, vm VM) Decision {
 	switch {
 	case members == 0:
 		d.Fate = Unprotected
-	case vm.Protected && vm.Running && image >= 0:
+	case vm.Running && image >= 0:
 		d.Fate, d.Image = Restored, ident.Part(image)
 	case left == 0 || !vm.OnLossTouch || !vm.Running:
 	case slices.Contains(gone, vm.Home):

@@ -120,6 +120,9 @@ func (f *follower) more(say func() error) (bool, error) {
 		f.follow = false
 		return true, nil
 	}
+	if f.moved() {
+		return false, status.Errorf(codes.Unavailable, "the home of VM %s has moved away from server %s: ask again", f.vm.Spec.Name, f.v.s.cfg.Name)
+	}
 	if time.Since(f.lastSay) >= signOfLife {
 		f.lastSay = time.Now()
 		if err := say(); err != nil {
@@ -140,6 +143,12 @@ func (f *follower) more(say func() error) (bool, error) {
 func (f *follower) complete() bool {
 	vm := f.v.s.board.now().state.VM(f.vm.ID)
 	return (vm == nil || !vm.State.Active()) && f.v.s.workers.worker(f.vm.ID) == nil
+}
+
+// moved tells whether the VM went on from a replica elsewhere: the log here grows no more, and the new home's begins with all that is in it.
+func (f *follower) moved() bool {
+	vm := f.v.s.board.now().state.VM(f.vm.ID)
+	return vm != nil && vm.Home != f.vm.Home
 }
 
 func (v *service) follower(stream grpc.ServerStream, vm *cells.VM, follow bool) *follower {

@@ -146,7 +146,7 @@ func (s *supervisor) stopWorker(a monitor.StopWorker) {
 	first := false
 	w.post(func() {
 		first = w.stop == nil
-		w.stop = &wire.WorkerStop{Reason: a.Reason}
+		w.stop = &wire.WorkerStop{Reason: a.Reason, Final: a.Final}
 	})
 	if !first {
 		return

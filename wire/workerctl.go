@@ -90,6 +90,7 @@ type WorkerProtect struct {
 // WorkerStop ends the worker: vCPUs stop, files are flushed, the process exits.
 type WorkerStop struct {
 	Reason string `json:"reason"`
+	Final  bool   `json:"final,omitempty"` // the VM has ended for good with this part as its home: output that is held back leaves
 }
 
 // WorkerPause stops (On) or continues the vCPUs of this part.
@@ -126,6 +127,7 @@ type WorkerEnded struct {
 	ExitStatus uint32 `json:"exit_status"`
 	Reason     string `json:"reason"`
 	Registers  string `json:"registers,omitempty"` // a dump for people, when the guest failed
+	Host       bool   `json:"host,omitempty"`      // the worker or its host failed, not the guest: a protected VM goes on elsewhere
 }
 
 // WorkerHint says that a peer part does not answer, or that its connection was reset. A hint decides nothing.

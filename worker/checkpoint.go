@@ -25,17 +25,18 @@ type checkpoints struct {
 	at        time.Time
 }
 
-// run is home's loop of checkpoints under one protection: full copies to the standbys, then cut after cut. It ends when the protection changes.
-func (r *replicas) run(p wire.WorkerProtect) {
-	_, change := r.current()
+// run is home's loop of checkpoints under one protection: full copies to the standbys that have none, then cut after cut. It begins when
+// the loop of the former protection has ended, and ends when the protection changes.
+func (r *replicas) run(p wire.WorkerProtect, change, before <-chan struct{}, done chan<- struct{}) {
+	defer close(done)
+	<-before
 	h := r.w.home.Load()
-	if h == nil {
+	if h == nil || r.over(change) {
 		return
 	}
 	if p.Standbys == 0 {
-		if err := h.hold(false); err != nil {
-			r.w.fail(err)
-		}
+		r.setSafe(0)
+		r.failOn(h.hold(false))
 		return
 	}
 	var members ident.PartSet
@@ -51,47 +52,82 @@ func (r *replicas) run(p wire.WorkerProtect) {
 	case <-r.w.ctx.Done():
 		return
 	}
-	// Until every standby has a full copy, output is held back only if an earlier protection's standby could take over.
+	// Standbys of an earlier protection may still be needed, so output goes on waiting for them. If there are none, it need not wait yet.
+	safe := r.setSafe(r.safeNow() & p.Standbys)
+	if r.failOn(h.hold(safe != 0)) {
+		return
+	}
+	l := &loop{r: r, h: h, p: p, members: members, change: change}
+	if fresh := p.Standbys &^ safe; fresh != 0 && !l.copyTo(fresh, safe != 0) {
+		return
+	}
+	if r.failOn(h.hold(true)) || !l.join() {
+		return
+	}
+	for r.wait(change, r.w.checkpoints.next(l.every()), h.urgent) {
+		if !l.checkpoint(false) {
+			return
+		}
+	}
+}
+
+// loop is what home's loop of checkpoints under one protection needs to know.
+type loop struct {
+	r       *replicas
+	h       *home
+	p       wire.WorkerProtect
+	members ident.PartSet
+	change  <-chan struct{}
+}
+
+func (l *loop) every() time.Duration { return time.Duration(l.p.CheckpointMillis) * time.Millisecond }
+
+// copyTo gives standbys a full copy. If others are safe already, checkpoints go on meanwhile. It returns false when the protection has changed.
+func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
+	next := time.Now()
+	for !l.r.all(l.members, func(m ident.Part) error { return l.r.ask(m, l.p.Seq, replicaBase, l.p.Seq, uint64(fresh)) }) {
+		if !l.r.wait(l.change, 5*time.Millisecond, nil) {
+			return false
+		}
+		if checkpoints && time.Now().After(next) {
+			if !l.checkpoint(false) {
+				return false
+			}
+			next = time.Now().Add(l.r.w.checkpoints.next(l.every()))
+		}
+	}
+	return true
+}
+
+// join makes the first checkpoint that all standbys hold, with all output that ever left, and tells serve that the VM is safe.
+func (l *loop) join() bool {
+	if !l.checkpoint(true) {
+		return false
+	}
+	l.r.setSafe(l.p.Standbys)
+	l.r.w.protected(wire.WorkerProtected{Seq: l.p.Seq, Checkpoint: l.r.w.checkpoints.last()})
+	return true
+}
+
+func (r *replicas) safeNow() ident.PartSet {
 	r.mu.Lock()
-	r.safe &= p.Standbys
-	hold := r.safe != 0
-	r.mu.Unlock()
-	if err := h.hold(hold); err != nil {
+	defer r.mu.Unlock()
+	return r.safe
+}
+
+func (r *replicas) setSafe(safe ident.PartSet) ident.PartSet {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.safe = safe
+	return safe
+}
+
+// failOn ends the VM's part here if err is one, and tells whether it is.
+func (r *replicas) failOn(err error) bool {
+	if err != nil {
 		r.w.fail(err)
-		return
 	}
-	for !r.all(members, func(m ident.Part) error { return r.ask(m, p.Seq, replicaBase, p.Seq, uint64(p.Standbys)) }) {
-		if !r.wait(change, 5*time.Millisecond, nil) {
-			return
-		}
-	}
-	if err := h.hold(true); err != nil {
-		r.w.fail(err)
-		return
-	}
-	told := false
-	for {
-		exited, ok := r.checkpoint(p, members, change)
-		if r.over(change) {
-			return
-		}
-		if ok {
-			if err := h.committed(exited); err != nil {
-				r.w.fail(err)
-				return
-			}
-			if !told {
-				told = true
-				r.mu.Lock()
-				r.safe = p.Standbys
-				r.mu.Unlock()
-				r.w.protected(wire.WorkerProtected{Seq: p.Seq, Checkpoint: r.w.checkpoints.last()})
-			}
-		}
-		if !r.wait(change, r.w.checkpoints.next(time.Duration(p.CheckpointMillis)*time.Millisecond), h.urgent) {
-			return
-		}
-	}
+	return err != nil
 }
 
 func (r *replicas) over(change <-chan struct{}) bool {
@@ -144,31 +180,57 @@ func (r *replicas) all(parts ident.PartSet, ask func(ident.Part) error) bool {
 	return good
 }
 
-// checkpoint cuts one checkpoint and waits until every standby holds it. ok is false if it came to nothing; the next one covers it then.
-func (r *replicas) checkpoint(p wire.WorkerProtect, members ident.PartSet, change <-chan struct{}) (exited, ok bool) {
+// checkpoint cuts one checkpoint, waits until every standby holds it, and lets the output leave that was made before. It returns false when
+// the protection has changed meanwhile, or the VM has ended. A cut that comes to nothing is made anew.
+//
+// A standby that is silent is waited for, with output held back, until it has the checkpoint or the view says that it is gone. No other cut
+// is made meanwhile, so what is on its way to a slow standby is bounded.
+func (l *loop) checkpoint(history bool) bool {
+	r := l.r
+	var number uint64
+	var cut outputCut
+	for {
+		var ok bool
+		if number, cut, ok = l.cut(history); ok {
+			break
+		}
+		if !r.wait(l.change, cutAgain, nil) {
+			return false
+		}
+	}
+	for !r.all(l.p.Standbys, func(s ident.Part) error { return r.ask(s, l.p.Seq, replicaCommit, number) }) {
+		if !r.wait(l.change, 200*time.Microsecond, nil) {
+			return false
+		}
+	}
+	if r.over(l.change) {
+		return false
+	}
+	r.w.checkpoints.commit(number)
+	return !r.failOn(l.h.committed(cut))
+}
+
+// cutAgain is how long a member that could not be cut is left alone.
+const cutAgain = 2 * time.Millisecond
+
+// cut has every member stop, capture its share and go on.
+func (l *loop) cut(history bool) (number uint64, cut outputCut, ok bool) {
+	r := l.r
 	number, committed := r.w.checkpoints.begin()
+	flags := uint64(0)
+	if history {
+		flags = cutHistory
+	}
 	began := time.Now()
-	ok = r.all(members, func(m ident.Part) error { return r.ask(m, p.Seq, replicaHold, committed) })
+	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaHold, number, committed) })
 	if ok {
-		ok = r.all(members, func(m ident.Part) error { return r.ask(m, p.Seq, replicaCut, number, uint64(members)) })
-		exited = r.w.home.Load().exitedNow()
+		cut = l.h.cutHere()
+		ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), flags) })
 	}
-	r.all(members, func(m ident.Part) error { return r.ask(m, p.Seq, replicaRelease) })
+	// A member whose hold has timed out meanwhile may have run between another's capture and its own: then this is no cut.
+	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaRelease, number) }) && ok
 	r.w.checkpoints.paused(time.Since(began))
-	if !ok {
-		return false, false
-	}
-	// A standby that is silent is waited for: output is held back until it has the checkpoint, or until the view says that it is gone.
-	for deadline := time.Now().Add(2 * time.Second); ; {
-		if r.all(p.Standbys, func(s ident.Part) error { return r.ask(s, p.Seq, replicaCommit, number) }) {
-			r.w.checkpoints.commit(number)
-			return exited, true
-		}
-		if r.over(change) || time.Now().After(deadline) {
-			return false, false
-		}
-		r.wait(change, 200*time.Microsecond, nil)
-	}
+	return number, cut, ok
 }
 
 func (c *checkpoints) begin() (number, committed uint64) {

@@ -2,7 +2,7 @@ package worker
 
 import (
 	"bytes"
-	"fmt"
+	"errors"
 	"sync"
 	"time"
 
@@ -28,8 +28,7 @@ type cutter struct {
 
 	mu       sync.Mutex
 	tracking bool                      // protected by mu
-	held     bool                      // protected by mu
-	holds    uint64                    // protected by mu; counts, so that an old time-out does not end a new hold
+	held     uint64                    // protected by mu; the number of the cut that the part is held for, 0 if it is not held
 	open     map[uint64][]ident.PageNo // protected by mu; pages by cut, of those not known to be committed
 	last     int                       // protected by mu; pages in the last cut
 }
@@ -48,8 +47,9 @@ func (c *cutter) track(on bool) error {
 	return c.log.Enable(on)
 }
 
-// hold stops this part's vCPUs for a cut; the cuts up to committed are safe. It reports whether they are stopped and nothing is on its way here.
-func (w *Worker) hold(committed uint64) bool {
+// hold stops this part's vCPUs for cut number; the cuts up to committed are safe. It reports whether they are stopped and nothing is on its
+// way here. A hold for an earlier cut passes to this one: whoever asked for that does so no more.
+func (w *Worker) hold(number, committed uint64) bool {
 	c := &w.cutter
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -58,29 +58,30 @@ func (w *Worker) hold(committed uint64) bool {
 			delete(c.open, n)
 		}
 	}
-	if !c.held {
-		if w.guard.restarting.Load() || !w.guard.hold(holdWithin) {
-			return false
-		}
-		c.held = true
-		c.holds++
-		hold := c.holds
-		time.AfterFunc(heldAtMost, func() { w.releaseHold(hold) })
+	if number < c.held || number == 0 {
+		return false
+	}
+	if c.held == 0 && (w.guard.restarting.Load() || !w.guard.hold(holdWithin)) {
+		return false
+	}
+	if c.held != number {
+		c.held = number
+		time.AfterFunc(heldAtMost, func() { w.release(number) })
 	}
 	return w.plane.quiet(holdWithin)
 }
 
-// release lets the vCPUs go on.
-func (w *Worker) release() { w.releaseHold(0) }
-
-func (w *Worker) releaseHold(hold uint64) {
+// release lets the vCPUs go on if they are held for cut number, or, if it is 0, for any. It tells whether they were.
+func (w *Worker) release(number uint64) bool {
 	c := &w.cutter
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held && (hold == 0 || hold == c.holds) {
-		c.held = false
-		w.guard.release()
+	if c.held == 0 || number != 0 && number != c.held {
+		return false
 	}
+	c.held = 0
+	w.guard.release()
+	return true
 }
 
 // quiet waits until no request of this part is open: nothing that was written elsewhere is on its way.
@@ -98,14 +99,17 @@ func (p *plane) quiet(within time.Duration) bool {
 	}
 }
 
+// errNotHeld says that a cut came too late: the part runs again, or is held for another one.
+var errNotHeld = errors.New("the part is not held for this cut")
+
 // cut captures this part's share of checkpoint number, at home with all output that ever left if a standby has no history yet. The part
-// must be held.
+// must be held for it.
 func (w *Worker) cut(number uint64, members ident.PartSet, history bool) (*share, error) {
 	c := &w.cutter
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.held || !c.tracking {
-		return nil, fmt.Errorf("cut %d: the part is not held", number)
+	if c.held != number || !c.tracking {
+		return nil, errNotHeld
 	}
 	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part}}
 	if err := c.log.Read(c.dirty.add); err != nil {

@@ -125,6 +125,19 @@ func (g *guard) wait(idle bool) (life uint64, ok bool) {
 	}
 }
 
+// awaitLife blocks until another life than the given one begins; it returns false when the VM has ended.
+func (g *guard) awaitLife(life uint64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.parked++
+	g.changed.Broadcast()
+	defer func() { g.parked-- }()
+	for g.life == life && !g.stopped {
+		g.changed.Wait()
+	}
+	return !g.stopped
+}
+
 // mayRun requires mu.
 func (g *guard) mayRun() bool { return g.started && !g.paused && g.held == 0 && !g.stopped }
 

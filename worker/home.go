@@ -99,7 +99,6 @@ type stream struct {
 	file    *os.File
 	written int64  // bytes in the file
 	held    []byte // the bytes after those
-	cut     int64  // where the last checkpoint's output ends, as an offset in the whole
 }
 
 func openStream(path string) (stream, error) {
@@ -264,17 +263,22 @@ func (h *home) cut() (state []byte, console, output outputPiece, err error) {
 	return state, h.console.takeCut(), h.output.takeCut(), nil
 }
 
-// takeCut returns a copy of what is held, all of which belongs to this checkpoint or to an earlier one that is not safe yet.
-func (s *stream) takeCut() outputPiece {
-	s.cut = s.end()
-	return outputPiece{offset: s.written, bytes: bytes.Clone(s.held)}
+// outputCut is where a checkpoint's output ends in each stream, and whether the guest had asked for the end by then.
+type outputCut struct {
+	console, output int64
+	exited          bool
 }
 
-// exitedNow tells whether the guest has asked for the end.
-func (h *home) exitedNow() bool {
+// cutHere returns how far the devices are. The guard must hold all vCPUs of the VM.
+func (h *home) cutHere() outputCut {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.exited
+	return outputCut{console: h.console.end(), output: h.output.end(), exited: h.exited}
+}
+
+// takeCut returns a copy of what is held, all of which belongs to this checkpoint or to an earlier one that is not safe yet.
+func (s *stream) takeCut() outputPiece {
+	return outputPiece{offset: s.written, bytes: bytes.Clone(s.held)}
 }
 
 // history returns all output that has left so far. Output must be held back, or what leaves meanwhile is in neither this nor a later cut.
@@ -306,14 +310,14 @@ func (h *home) hold(on bool) error {
 	return h.release(h.console.end(), h.output.end())
 }
 
-// committed lets the output leave that was made up to the last cut: its checkpoint is safe. exited is what the cut held of the guest's end.
-func (h *home) committed(exited bool) error {
+// committed lets the output leave that was made up to a cut: its checkpoint is safe.
+func (h *home) committed(cut outputCut) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.release(h.console.cut, h.output.cut); err != nil {
+	if err := h.release(cut.console, cut.output); err != nil {
 		return err
 	}
-	if exited {
+	if cut.exited && !h.closed {
 		h.onExit(h.status)
 	}
 	return nil

@@ -23,13 +23,15 @@ import (
 type replicaOp uint8
 
 const (
-	replicaHold    replicaOp = iota + 1 // number of the last checkpoint committed
+	replicaHold    replicaOp = iota + 1 // number of the checkpoint, and of the last one committed
 	replicaBase                         // number of the protection, standbys that want a full copy; OK once it is sent
-	replicaCut                          // number of the checkpoint, members
-	replicaRelease                      //
+	replicaCut                          // number of the checkpoint, members, flags
+	replicaRelease                      // number of the checkpoint
 	replicaChunk                        // a chunk
 	replicaCommit                       // number of the checkpoint
 )
+
+const cutHistory = 1 // flag of replicaCut: with all output that ever left
 
 const (
 	replicaDeadline = time.Second
@@ -44,6 +46,7 @@ type replicas struct {
 	mu      sync.Mutex
 	protect wire.WorkerProtect // protected by mu; the latest
 	change  chan struct{}      // protected by mu; closed when protect changes
+	ended   chan struct{}      // protected by mu; closed when home's latest loop has ended
 	base    uint64             // protected by mu; number of the protection whose full copy was begun by this part
 	based   bool               // protected by mu; and is sent
 	synced  uint64             // protected by mu; permille of it
@@ -51,7 +54,8 @@ type replicas struct {
 }
 
 func newReplicas(w *Worker, secret []byte) (*replicas, error) {
-	r := &replicas{w: w, change: make(chan struct{})}
+	r := &replicas{w: w, change: make(chan struct{}), ended: make(chan struct{})}
+	close(r.ended)
 	var err error
 	r.plane, err = link.ListenPages(link.PagesConfig{
 		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret,
@@ -68,10 +72,10 @@ func (r *replicas) set(p wire.WorkerProtect) {
 		r.mu.Unlock()
 		return
 	}
+	defer r.mu.Unlock()
 	r.protect = p
 	close(r.change)
 	r.change = make(chan struct{})
-	r.mu.Unlock()
 	members := make([]wire.WorkerMember, len(p.Members))
 	for i, m := range p.Members {
 		members[i] = m
@@ -90,7 +94,9 @@ func (r *replicas) set(p wire.WorkerProtect) {
 		}
 	}
 	if r.w.atHome() {
-		go r.run(p)
+		before, done := r.ended, make(chan struct{})
+		r.ended = done
+		go r.run(p, r.change, before, done)
 	}
 }
 
@@ -133,7 +139,7 @@ func (r *replicas) request(to ident.Part, seq uint64, body []byte) error {
 
 // serve does an operation that a member or standby is asked for, other than chunks, and tells whether it is done.
 func (r *replicas) serve(op replicaOp, body []byte) bool {
-	var v [2]uint64
+	var v [3]uint64
 	for i := range v {
 		if len(body) >= 8*(i+1) {
 			v[i] = binary.LittleEndian.Uint64(body[8*i:])
@@ -142,12 +148,11 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 	w := r.w
 	switch op {
 	case replicaHold:
-		return w.hold(v[0])
+		return w.hold(v[0], v[1])
 	case replicaCut:
-		return r.cutAndShip(v[0], ident.PartSet(v[1]))
+		return r.cutAndShip(v[0], ident.PartSet(v[1]), v[2]&cutHistory != 0)
 	case replicaRelease:
-		w.release()
-		return true
+		return v[0] != 0 && w.release(v[0])
 	case replicaBase:
 		return r.sendBase(v[0], ident.PartSet(v[1]))
 	case replicaCommit:
@@ -165,12 +170,12 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 }
 
 // cutAndShip captures this part's share and sends it to the standbys while the guest runs on.
-func (r *replicas) cutAndShip(number uint64, members ident.PartSet) bool {
+func (r *replicas) cutAndShip(number uint64, members ident.PartSet, history bool) bool {
 	p, change := r.current()
-	r.mu.Lock()
-	history := p.Standbys&^r.safe != 0
-	r.mu.Unlock()
 	s, err := r.w.cut(number, members, history)
+	if errors.Is(err, errNotHeld) {
+		return false
+	}
 	if err != nil {
 		r.w.fail(err)
 		return false

@@ -58,7 +58,7 @@ func (w *Worker) restore(m wire.WorkerMembers) error {
 // giveUpLife stops a surviving member's vCPUs for good in what they were doing, and its devices if it was home.
 func (w *Worker) giveUpLife() error {
 	w.guard.restarting.Store(true)
-	w.release() // of a cut that was under way
+	w.release(0) // of a cut that was under way
 	if w.plane.fd != nil {
 		w.plane.letGo()
 	}

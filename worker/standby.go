@@ -16,8 +16,9 @@ import (
 //
 //	syncing --base of every member, and a checkpoint after it--> complete --takeOver--> taken
 //
-// A checkpoint is staged until every member's share is here, then applied at once, so that the memory is always that of one cut. A page of the
-// base is skipped if a checkpoint has brought it already: that is newer.
+// A checkpoint is staged until every member's share is here, then applied at once, so that the memory of a complete replica is always that of
+// one cut. Checkpoints may come while the base does. A page of the base is skipped if a checkpoint has brought it already: either that is newer,
+// or the page has changed since and comes with the next one.
 type standby struct {
 	ram *ram.RAM
 
@@ -26,6 +27,7 @@ type standby struct {
 	seq      uint64            // of the protection whose base is being received
 	shares   map[uint64]*cutIn // by number of the checkpoint
 	applied  uint64            // the last checkpoint applied, 0 if none
+	members  ident.PartSet     // that it is of
 	brought  []uint64          // bitmap of the pages that a checkpoint has brought
 	vcpus    map[ident.VCPU][]byte
 	device   []byte
@@ -133,11 +135,6 @@ func (s *standby) commit(number uint64) (bool, error) {
 	if s.taken {
 		return false, errEnded
 	}
-	return s.commitTo(number)
-}
-
-// commitTo requires mu.
-func (s *standby) commitTo(number uint64) (bool, error) {
 	if s.applied >= number {
 		return true, nil
 	}
@@ -146,7 +143,7 @@ func (s *standby) commitTo(number uint64) (bool, error) {
 		return false, nil
 	}
 	whole := true
-	c.members.Each(func(p ident.Part) { whole = whole && c.parts[p].complete() && (s.applied > 0 || s.bases[p].complete()) })
+	c.members.Each(func(p ident.Part) { whole = whole && c.parts[p].complete() })
 	if !whole {
 		return false, nil
 	}
@@ -161,7 +158,7 @@ func (s *standby) commitTo(number uint64) (bool, error) {
 			}
 		}
 	}
-	s.applied, s.at = number, time.Now()
+	s.applied, s.at, s.members = number, time.Now(), c.members
 	for n := range s.shares {
 		if n <= number {
 			delete(s.shares, n)
@@ -216,23 +213,18 @@ type replica struct {
 	at     time.Time
 }
 
-// takeOver applies what is complete and ends the standby. It fails if no checkpoint ever was complete.
+// takeOver ends the standby and returns what the VM goes on from: the last checkpoint that home asked for. One that is all here but that home
+// never asked for does not count: only home knows that no member ran between two captures. It fails if the replica is not complete.
 func (s *standby) takeOver() (*replica, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.taken = true
-	latest := uint64(0)
-	for n := range s.shares {
-		latest = max(latest, n)
-	}
-	for n := s.applied + 1; n <= latest; n++ {
-		if _, err := s.commitTo(n); err != nil {
-			return nil, err
-		}
-	}
+	clear(s.shares)
 	s.console.Close()
 	s.output.Close()
-	if s.applied == 0 {
+	whole := s.applied > 0
+	s.members.Each(func(p ident.Part) { whole = whole && s.bases[p].complete() })
+	if !whole {
 		return nil, fmt.Errorf("no checkpoint is complete here")
 	}
 	return &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at}, nil

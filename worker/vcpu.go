@@ -71,7 +71,9 @@ func (w *Worker) runVCPU(v *vcpu) {
 		switch {
 		case err == nil, errors.Is(err, errNewLife):
 		case errors.Is(err, errEnded):
-			return
+			if !w.guard.awaitLife(v.life) { // it may have to run again: the end is not final before its checkpoint is safe
+				return
+			}
 		default:
 			w.failGuest(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
 			return

@@ -242,6 +242,12 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.guard.pause(m.Pause.On)
 	case m.Stop != nil:
 		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
+		if h := w.home.Load(); h != nil && m.Stop.Final {
+			w.guard.stop()
+			if err := h.hold(false); err != nil {
+				w.log.Error().Err(err).Msg("output that was held back")
+			}
+		}
 		w.stop.Do(func() { close(w.stopped) })
 	}
 }
@@ -311,7 +317,7 @@ func (w *Worker) guestExit(status uint32) {
 
 // fail ends the VM because something here cannot go on. It may be called with any lock held.
 func (w *Worker) fail(err error) {
-	go w.end(wire.WorkerEnded{State: "failed", Reason: fmt.Sprintf("%s: %v", w.spec.ServerName, err)})
+	go w.end(wire.WorkerEnded{State: "failed", Reason: fmt.Sprintf("%s: %v", w.spec.ServerName, err), Host: true})
 }
 
 // failGuest ends the VM because the guest cannot go on.

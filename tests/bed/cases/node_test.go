@@ -42,7 +42,7 @@ type pageMessage struct {
 }
 
 // The bed is hundreds of times slower than a machine, so that a page that was granted is kept for longer, or nobody would ever use it.
-const bedWindow = 5 * ident.Millisecond
+const bedWindow = 10 * ident.Millisecond
 
 // newNodes makes the memory of a VM over n parts, all of which is part 0's at the start.
 func newNodes(t *testing.T, n int, size ident.Bytes) []*node {

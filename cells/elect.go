@@ -139,7 +139,7 @@ func (r *Replica) ReadIndex(now ident.Micros, context string) {
 // as long as a lease starts to count the others' silence anew.
 func (r *Replica) Confirmed(now, sentAt ident.Micros) {
 	if r.leading && sentAt-r.confirmedAt > r.cfg.Timing.LeaseLength {
-		r.contacts.Reset(now)
+		r.contacts.Regained(now)
 	}
 	r.confirmedAt = max(r.confirmedAt, sentAt)
 }

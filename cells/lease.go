@@ -38,7 +38,11 @@ type contact struct {
 	refused bool         // its exclusion was proposed: no more requests are taken in
 }
 
-// Reset forgets everything, at the begin of a term of leadership or after a time without a quorum.
+// Regained counts the others' silence anew, after a time without a quorum. Refusals stand: an exclusion that was proposed in this term
+// may still be committed, and a lease granted until then would outlive it.
+func (c *Contacts) Regained(now ident.Micros) { c.since = now }
+
+// Reset forgets everything, at the begin of a term of leadership.
 func (c *Contacts) Reset(now ident.Micros) {
 	c.since = now
 	c.list = c.list[:0]

@@ -60,6 +60,13 @@ func TestContacts(t *testing.T) {
 		t.Error("after the exclusion was applied, requests are not taken in again")
 	}
 	c.Refuse(2)
+	c.Regained(15000)
+	if c.LastHeard(1) != 15000 {
+		t.Error("silence without a quorum counts")
+	}
+	if c.Heard(15500, 2) {
+		t.Error("a leader that is back in touch with a quorum takes in requests of a server whose exclusion may still be committed")
+	}
 	c.Reset(20000)
 	if c.Refused(2) || c.LastHeard(1) != 20000 {
 		t.Error("a new term knows of the former one")

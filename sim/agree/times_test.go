@@ -10,6 +10,9 @@ import (
 	"github.com/cellvisor/cellvisor/sim/kernel"
 )
 
+// timesSeeds is how many clusters each claim about time is tried on.
+var timesSeeds = map[bool]int{false: 40, true: 4}[raceBuild]
+
 // settledCluster is a healthy cluster of three cells with two servers each.
 func settledCluster(t *testing.T, seed uint64, oneHost bool) *cluster.World {
 	t.Helper()
@@ -51,7 +54,7 @@ func until(t *testing.T, w *cluster.World, n int, limit ident.Micros) ident.Micr
 
 // A new view follows the kill of a cell within a second, when proof can be had: also when the leader was in it.
 func TestViewAfterKill(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(timesSeeds) {
 		w := settledCluster(t, seed, true)
 		cell := ident.CellName(rune('a' + seed%3))
 		if seed%2 == 0 {
@@ -73,7 +76,7 @@ func TestViewAfterKill(t *testing.T) {
 
 // Without proof, as after SIGSTOP or of another host, it follows within three seconds; whoever was stopped comes back as a new incarnation.
 func TestViewAfterStop(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(timesSeeds) {
 		w := settledCluster(t, seed, seed%4 == 1)
 		s := w.Servers[seed%6]
 		if seed%2 == 0 {

@@ -41,6 +41,12 @@ type Command struct {
 	ProtectVM    *ProtectVM    `json:"protect_vm,omitempty"`
 	VMProtected  *VMProtected  `json:"vm_protected,omitempty"`
 	Report       *Report       `json:"report,omitempty"`
+
+	StartOperation *StartOperation `json:"start_operation,omitempty"`
+	EndOperation   *EndOperation   `json:"end_operation,omitempty"`
+	SwitchVM       *SwitchVM       `json:"switch_vm,omitempty"`
+	VMMoved        *VMMoved        `json:"vm_moved,omitempty"`
+	AbandonMove    *AbandonMove    `json:"abandon_move,omitempty"`
 }
 
 // ServerInfo is what a server says about itself.

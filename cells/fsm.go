@@ -95,6 +95,9 @@ func (f *FSM) Apply(index, term uint64, data []byte) Applied {
 	if fault == nil {
 		result, fault = f.dispatch(cmd, index, term)
 	}
+	if fault == nil {
+		f.tendOperations()
+	}
 	if fault == nil && result != nil {
 		b, err := json.Marshal(result)
 		if err != nil {
@@ -178,6 +181,23 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 		return nil, f.endVM(c.EndVM)
 	case c.Report != nil:
 		return nil, f.report(c.Report)
+	}
+	return f.dispatchOperation(c, index)
+}
+
+// dispatchOperation applies the commands of operations and moves.
+func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
+	switch {
+	case c.StartOperation != nil:
+		return f.startOperation(c.StartOperation, index)
+	case c.EndOperation != nil:
+		return nil, f.endOperation(c.EndOperation)
+	case c.SwitchVM != nil:
+		return nil, f.switchVM(c.SwitchVM)
+	case c.VMMoved != nil:
+		return nil, f.vmMoved(c.VMMoved)
+	case c.AbandonMove != nil:
+		return nil, f.abandonMove(c.AbandonMove)
 	}
 	return nil, faultf(CodeUnknown, "command is not known here: another version of the program proposed it")
 }

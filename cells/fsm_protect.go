@@ -112,6 +112,9 @@ func (f *FSM) vmProtected(c *VMProtected) *Fault {
 			p.Holds = true
 		}
 	}
+	if vm.Spec.Protect != ProtectReplica {
+		return nil // the standby is there for a move
+	}
 	f.emit(Event{Kind: EventVMProtected, Subject: "vm " + vm.Spec.Name,
 		Text: fmt.Sprintf("vm %s survives the loss of a cell from now on: %s", vm.Spec.Name, standbyNames(vm))})
 	return nil
@@ -140,7 +143,7 @@ func (f *FSM) dropStandbys(vm *VM, match func(*VMPart) bool) {
 	}
 	vm.ProtectSeq++
 	vm.SafeSeq = 0
-	if wasSafe {
+	if wasSafe && vm.Spec.Protect == ProtectReplica {
 		f.emit(Event{Kind: EventVMUnprotected, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s does not survive the loss of a cell: a standby is gone", vm.Spec.Name)})
 	}
 }
@@ -183,6 +186,16 @@ func (v *VM) freePart() (ident.Part, bool) {
 
 // restore lets the VM go on from what its standby image holds, without the parts in gone. The standby takes over their vCPUs and the devices.
 func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string, cause uint64) {
+	f.takeOver(vm, image, gone)
+	vm.Recoveries++
+	f.emit(Event{Kind: EventVMRecovering, Subject: "vm " + vm.Spec.Name, Cause: cause,
+		Text:   fmt.Sprintf("vm %s goes on from its replica on %s: %s", vm.Spec.Name, partNames(vm), reason),
+		Fields: map[string]string{"reason": reason, "vm_epoch": fmt.Sprint(vm.Epoch)}})
+	f.tendStandbys(vm)
+}
+
+// takeOver makes the standby image the home of a new VM epoch, in the place of the parts in gone.
+func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part) {
 	var vcpus []ident.VCPU
 	for _, p := range vm.Parts {
 		if slices.Contains(gone, p.Part) {
@@ -201,11 +214,6 @@ func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string
 	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
 	vm.ProtectSeq++
 	vm.SafeSeq = 0
-	vm.Recoveries++
-	f.emit(Event{Kind: EventVMRecovering, Subject: "vm " + vm.Spec.Name, Cause: cause,
-		Text:   fmt.Sprintf("vm %s goes on from its replica on %s: %s", vm.Spec.Name, partNames(vm), reason),
-		Fields: map[string]string{"reason": reason, "vm_epoch": fmt.Sprint(vm.Epoch)}})
-	f.tendStandbys(vm)
 }
 
 // image returns the standby that the VM can go back to, if it survives the loss of the parts in gone.

@@ -57,9 +57,22 @@ type Container interface {
 	Contain(loss Loss, vm *VM) Outcome
 }
 
+// Destination bounds where a move may go: to one server, or into one cell. The zero value bounds nothing.
+type Destination struct {
+	Server ident.ServerID
+	Cell   ident.CellName
+}
+
+// Mover decides where parts of a running VM can go together: to a server that runs no other part of it, which then holds the whole VM for a
+// moment. Like Placer it is called inside Apply.
+type Mover interface {
+	Target(st *State, vm *VM, parts []ident.Part, to Destination) (ident.ServerID, *Fault)
+}
+
 // Hooks are the decisions that siblings of this package make; the monitor connects them.
 type Hooks struct {
 	Placer    Placer
+	Mover     Mover // nil: nothing can be moved
 	Container Container
 	Canary    string // plants a bug for tests of the simulator; "" in production
 }

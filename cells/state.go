@@ -171,6 +171,9 @@ type VM struct {
 	Image      ident.Part `json:"image,omitempty"`
 	LastPart   ident.Part `json:"last_part,omitempty"` // the index given last
 	Recoveries uint64     `json:"recoveries,omitempty"`
+
+	Move  *Move `json:"move,omitempty"` // the move that is under way
+	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
 }
 
 // Cells lists the cells that the VM depends on, sorted.
@@ -222,11 +225,18 @@ const (
 	EventVMUnprotected  EventKind = "vm-unprotected"
 	EventVMRecovering   EventKind = "vm-recovering"
 	EventVMRecovered    EventKind = "vm-recovered"
+	EventVMMoving       EventKind = "vm-moving" // its parts are to go elsewhere: a copy is made there
+	EventVMMoved        EventKind = "vm-moved"  // it runs there
 	EventVMFailed       EventKind = "vm-failed"
 	EventVMDegraded     EventKind = "vm-degraded" // on-loss touch: goes on without some parts
 	EventVMRemoved      EventKind = "vm-removed"
 	EventRecoveryStages EventKind = "recovery-stages"
 	EventVotersChanged  EventKind = "voters-changed"
+	EventOpStarted      EventKind = "op-started"
+	EventOpStep         EventKind = "op-step" // one of its steps could not be taken, or has to be taken again
+	EventOpDone         EventKind = "op-done"
+	EventOpFailed       EventKind = "op-failed"
+	EventOpCancelled    EventKind = "op-cancelled"
 )
 
 // Event is one thing that happened, in the order of the log. Events are replicated: every server has the same ones under the same
@@ -253,6 +263,8 @@ type State struct {
 	Servers   []Server `json:"servers"` // by rising ID
 	VMs       []VM     `json:"vms"`     // by rising ID
 	NextSeq   uint64   `json:"next_seq"`
+
+	Operations []Operation `json:"operations,omitempty"` // by rising ID
 }
 
 // Server returns the server with this ID, or nil.
@@ -333,6 +345,10 @@ func (s *State) Clone() State {
 	for i := range s.VMs {
 		out.VMs[i] = s.VMs[i].clone()
 	}
+	out.Operations = nil
+	for i := range s.Operations {
+		out.Operations = append(out.Operations, s.Operations[i].clone())
+	}
 	return out
 }
 
@@ -341,6 +357,11 @@ func (v *VM) clone() VM {
 	out.Spec.Span = slices.Clone(v.Spec.Span)
 	out.Spec.Options = maps.Clone(v.Spec.Options)
 	out.Parts = slices.Clone(v.Parts)
+	if v.Move != nil {
+		move := *v.Move
+		move.Parts = slices.Clone(move.Parts)
+		out.Move = &move
+	}
 	for i := range out.Parts {
 		out.Parts[i].VCPUs = slices.Clone(v.Parts[i].VCPUs)
 	}

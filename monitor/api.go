@@ -114,6 +114,12 @@ type WorkerRestored struct {
 	Restored wire.WorkerRestored
 }
 
+// WorkerSwitched is a home worker's report that the VM stands still at a checkpoint that its standbys hold.
+type WorkerSwitched struct {
+	VM       ident.VMID
+	Switched wire.WorkerSwitched
+}
+
 // WorkerGone says that a worker process has ended, or could not be started (PID 0).
 type WorkerGone struct {
 	VM     ident.VMID
@@ -144,6 +150,7 @@ func (WorkerHint) event()      {}
 func (WorkerGone) event()      {}
 func (WorkerProtected) event() {}
 func (WorkerRestored) event()  {}
+func (WorkerSwitched) event()  {}
 func (WorkersKilled) event()   {}
 func (ClockSet) event()        {}
 
@@ -201,6 +208,12 @@ type SendProtect struct {
 	Protect wire.WorkerProtect
 }
 
+// SendSwitch asks a VM's home worker for a switchover under protection Seq.
+type SendSwitch struct {
+	VM  ident.VMID
+	Seq uint64
+}
+
 // StopWorker ends a worker in good order; the shell kills it if it does not end within a second or so. WorkerGone follows.
 type StopWorker struct {
 	VM     ident.VMID
@@ -241,6 +254,7 @@ type Forgotten struct {
 func (StartWorker) action()  {}
 func (SendMembers) action()  {}
 func (SendProtect) action()  {}
+func (SendSwitch) action()   {}
 func (StopWorker) action()   {}
 func (KillWorkers) action()  {}
 func (Lease) action()        {}

@@ -43,6 +43,7 @@ type Core struct {
 	confAt     ident.Micros
 	suspects   []suspect // by server
 	excluding  *exclusion
+	moves      []moveWatch // as leader
 
 	workers     []*worker // by VM
 	knownVMs    []ident.VMID
@@ -71,7 +72,7 @@ func New(now ident.Micros, cfg Config) (*Core, error) {
 	}
 	rep, err := cells.NewReplica(now, cells.ReplicaConfig{
 		ID: cfg.Server, ClusterID: cfg.ClusterID, Initial: cfg.Initial, Stored: cfg.Stored, Timing: cfg.Timing, Seed: cfg.Seed,
-		SnapshotEvery: cfg.SnapshotEvery, Hooks: cells.Hooks{Placer: placer{}, Container: container{}, Canary: cfg.Canary},
+		SnapshotEvery: cfg.SnapshotEvery, Hooks: cells.Hooks{Placer: placer{}, Mover: mover{}, Container: container{}, Canary: cfg.Canary},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("monitor: server %d: %w", cfg.Server, err)
@@ -111,6 +112,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerProtected(e)
 	case WorkerRestored:
 		c.workerRestored(e)
+	case WorkerSwitched:
+		c.workerSwitched(e)
 	case WorkersKilled:
 		c.workersKilled(e.UpTo)
 	case ClockSet:

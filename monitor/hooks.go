@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/cellvisor/cellvisor/balancer"
 	"github.com/cellvisor/cellvisor/cells"
@@ -95,4 +96,33 @@ func (container) Contain(loss cells.Loss, vm *cells.VM) cells.Outcome {
 		recovery.Restored: cells.OutcomeRestore, recovery.Unprotected: cells.OutcomeUnprotected,
 	}[d.Fate]
 	return cells.Outcome{Kind: kind, Reason: d.Reason, Gone: d.Gone, Image: d.Image}
+}
+
+// mover answers the replicated state's question where parts of a running VM can go.
+type mover struct{}
+
+func (mover) Target(st *cells.State, vm *cells.VM, parts []ident.Part, to cells.Destination) (ident.ServerID, *cells.Fault) {
+	req := balancer.MoveRequest{MemoryBytes: vm.Spec.MemoryBytes, Server: to.Server, Cell: to.Cell}
+	for _, p := range vm.Parts {
+		switch {
+		case p.Gone:
+		case p.Standby:
+			req.Standbys = append(req.Standbys, p.Server)
+		default:
+			req.Members = append(req.Members, p.Server)
+			if slices.Contains(parts, p.Part) {
+				req.VCPUs += len(p.VCPUs)
+			}
+		}
+	}
+	id, err := balancer.PlaceMove(serversForPlacement(st), req)
+	if err != nil {
+		return 0, &cells.Fault{Code: cells.CodeNoCapacity, Text: "vm " + vm.Spec.Name + ": " + err.Error()}
+	}
+	return id, nil
+}
+
+// PlanOperation returns the operation that a command would start, with the steps that it would take now. It changes nothing.
+func PlanOperation(st *cells.State, c *cells.StartOperation) (*cells.Operation, *cells.Fault) {
+	return cells.PlanOperation(st, cells.Hooks{Placer: placer{}, Mover: mover{}, Container: container{}}, c)
 }

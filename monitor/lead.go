@@ -33,6 +33,7 @@ func (c *Core) lead() {
 		_ = c.rep.Reconfigure() // if it cannot be proposed now, it will be later
 	}
 	c.checkContacts()
+	c.tendOperations()
 }
 
 // checkContacts excludes the servers that must have stopped by now. A leader that a quorum has not confirmed lately does not: it might

@@ -20,6 +20,8 @@ type worker struct {
 	protect  uint64      // ProtectSeq it was last sent
 	safe     uint64      // ProtectSeq that it has reported complete
 	restored ident.Epoch // VM epoch whose begin it has reported
+	swtch    uint64      // ProtectSeq under which it was asked for a switchover
+	switched wire.WorkerSwitched
 	ended    *wire.WorkerEnded
 	gone     bool // its process has ended
 	reason   string
@@ -169,6 +171,8 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case w.safe != 0 && w.safe == vm.ProtectSeq && vm.SafeSeq != w.safe && vm.Home == p.Part:
 		c.propose(fmt.Sprintf("protected/%d", vm.ID), cells.Command{VMProtected: &cells.VMProtected{
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.safe}})
+	case vm.Move != nil && vm.Home == p.Part:
+		c.tendMove(vm, p, w)
 	}
 }
 
@@ -214,6 +218,10 @@ func (c *Core) workerRestored(e WorkerRestored) {
 	}
 	w.restored = e.Restored.Epoch
 	r := e.Restored
+	if vm.Moved.Epoch == r.Epoch {
+		c.propose("", cells.Command{VMMoved: &cells.VMMoved{VM: e.VM, Epoch: r.Epoch, ResumeMicros: r.SinceMicros}})
+		return
+	}
 	c.propose("", cells.Command{Report: &cells.Report{
 		Kind: cells.EventVMRecovered, Subject: "vm " + vm.Spec.Name,
 		Text: fmt.Sprintf("vm %s runs again on %s from checkpoint %d: remap %d us, resume %d us", vm.Spec.Name, c.cfg.Info.Name, r.Checkpoint, r.RemapMicros, r.ResumeMicros),

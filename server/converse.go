@@ -114,6 +114,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerProtected{VM: w.vm, Protected: *m.Protected})
 	case m.Restored != nil:
 		s.report(monitor.WorkerRestored{VM: w.vm, Restored: *m.Restored})
+	case m.Switched != nil:
+		s.report(monitor.WorkerSwitched{VM: w.vm, Switched: *m.Switched})
 	case m.Fenced != nil:
 		if m.Fenced.On {
 			s.counts.fenced.Add(1)

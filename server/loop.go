@@ -124,6 +124,8 @@ func (s *Server) act(a monitor.Action) {
 		s.workers.sendMembers(a)
 	case monitor.SendProtect:
 		s.workers.sendProtect(a)
+	case monitor.SendSwitch:
+		s.workers.sendSwitch(a)
 	case monitor.StopWorker:
 		s.workers.stopWorker(a)
 	case monitor.KillWorkers:

@@ -137,6 +137,12 @@ func (s *supervisor) sendProtect(a monitor.SendProtect) {
 	}
 }
 
+func (s *supervisor) sendSwitch(a monitor.SendSwitch) {
+	if w := s.worker(a.VM); w != nil {
+		w.post(func() { w.swtch = &wire.WorkerSwitch{Seq: a.Seq} })
+	}
+}
+
 // stopWorker asks a worker to end and kills it when it does not.
 func (s *supervisor) stopWorker(a monitor.StopWorker) {
 	w := s.worker(a.VM)

@@ -36,6 +36,7 @@ type worker struct {
 	lease   *wire.WorkerLease   // protected by mu; these four: what the worker is to know, the newest only
 	members *wire.WorkerMembers // protected by mu
 	protect *wire.WorkerProtect // protected by mu
+	swtch   *wire.WorkerSwitch  // protected by mu
 	stop    *wire.WorkerStop    // protected by mu
 	sent    sentMarks           // protected by mu; what this connection has carried
 	stats   *wire.WorkerStats   // protected by mu
@@ -45,6 +46,7 @@ type sentMarks struct {
 	lease   *wire.WorkerLease
 	members *wire.WorkerMembers
 	protect *wire.WorkerProtect
+	swtch   *wire.WorkerSwitch
 	stop    *wire.WorkerStop
 }
 
@@ -85,10 +87,13 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.protect != w.sent.protect {
 		out = append(out, wire.ToWorker{Protect: w.protect})
 	}
+	if w.swtch != w.sent.swtch {
+		out = append(out, wire.ToWorker{Switch: w.swtch})
+	}
 	if w.stop != w.sent.stop {
 		out = append(out, wire.ToWorker{Stop: w.stop})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.stop}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop}
 	return out
 }
 

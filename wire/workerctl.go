@@ -54,6 +54,7 @@ type ToWorker struct {
 	Lease   *WorkerLease   `json:"lease,omitempty"`
 	Members *WorkerMembers `json:"members,omitempty"`
 	Protect *WorkerProtect `json:"protect,omitempty"`
+	Switch  *WorkerSwitch  `json:"switch,omitempty"`
 	Stop    *WorkerStop    `json:"stop,omitempty"`
 	Pause   *WorkerPause   `json:"pause,omitempty"`
 }
@@ -87,6 +88,12 @@ type WorkerProtect struct {
 	CheckpointMillis int            `json:"checkpoint_millis"` // between cuts; 0: adaptive
 }
 
+// WorkerSwitch asks home for a switchover under protection Seq: the guest is to stop for good at a last checkpoint, which all standbys hold. Home
+// answers with WorkerSwitched, and the VM stays stopped until it goes on elsewhere, or until the next WorkerProtect says that it stays.
+type WorkerSwitch struct {
+	Seq uint64 `json:"seq"`
+}
+
 // WorkerStop ends the worker: vCPUs stop, files are flushed, the process exits.
 type WorkerStop struct {
 	Reason string `json:"reason"`
@@ -106,6 +113,7 @@ type FromWorker struct {
 	Fenced    *WorkerFenced    `json:"fenced,omitempty"`
 	Protected *WorkerProtected `json:"protected,omitempty"`
 	Restored  *WorkerRestored  `json:"restored,omitempty"`
+	Switched  *WorkerSwitched  `json:"switched,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
 }
 
@@ -143,12 +151,20 @@ type WorkerProtected struct {
 	Checkpoint uint64 `json:"checkpoint"`
 }
 
+// WorkerSwitched is home's word that the VM stands still at a checkpoint that all standbys of Protect number Seq hold.
+type WorkerSwitched struct {
+	Seq        uint64       `json:"seq"`
+	Checkpoint uint64       `json:"checkpoint"`
+	CutMicros  ident.Micros `json:"cut_micros"` // from the first vCPU's stop until all standbys had it
+}
+
 // WorkerRestored is the new home's word that the VM runs again, with the span of each stage since it was told.
 type WorkerRestored struct {
 	Epoch        ident.Epoch  `json:"epoch"`
 	Checkpoint   uint64       `json:"checkpoint"`
 	RemapMicros  ident.Micros `json:"remap_micros"`
 	ResumeMicros ident.Micros `json:"resume_micros"`
+	SinceMicros  ident.Micros `json:"since_micros,omitempty"` // from when the checkpoint was complete here until the VM ran
 }
 
 // WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.

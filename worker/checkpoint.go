@@ -65,7 +65,7 @@ func (r *replicas) run(p wire.WorkerProtect, change, before <-chan struct{}, don
 		return
 	}
 	for r.wait(change, r.w.checkpoints.next(l.every()), h.urgent) {
-		if !l.checkpoint(false) {
+		if r.switchAsked(p.Seq) && l.switchover() || !l.checkpoint(false) {
 			return
 		}
 	}
@@ -149,6 +149,8 @@ func (r *replicas) wait(change <-chan struct{}, d time.Duration, early <-chan st
 	case <-timer.C:
 		return true
 	case <-early:
+		return true
+	case <-r.poke:
 		return true
 	case <-change:
 		return false

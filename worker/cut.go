@@ -29,6 +29,7 @@ type cutter struct {
 	mu       sync.Mutex
 	tracking bool                      // protected by mu
 	held     uint64                    // protected by mu; the number of the cut that the part is held for, 0 if it is not held
+	frozen   uint64                    // protected by mu; as held, for a switchover: time does not end it
 	open     map[uint64][]ident.PageNo // protected by mu; pages by cut, of those not known to be committed
 	last     int                       // protected by mu; pages in the last cut
 }
@@ -66,7 +67,7 @@ func (w *Worker) hold(number, committed uint64) bool {
 	}
 	if c.held != number {
 		c.held = number
-		time.AfterFunc(heldAtMost, func() { w.release(number) })
+		time.AfterFunc(heldAtMost, func() { w.expire(number) })
 	}
 	return w.plane.quiet(holdWithin)
 }
@@ -79,7 +80,7 @@ func (w *Worker) release(number uint64) bool {
 	if c.held == 0 || number != 0 && number != c.held {
 		return false
 	}
-	c.held = 0
+	c.held, c.frozen = 0, 0
 	w.guard.release()
 	return true
 }

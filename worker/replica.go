@@ -15,7 +15,7 @@ import (
 // The replica plane joins a VM's members and standbys, apart from the page plane, so that the bulk of a checkpoint never delays a page fault.
 // Its messages are requests whose first byte is a replicaOp:
 //
-//	home   -> member   hold, base, cut, release
+//	home   -> member   hold, base, cut, release, freeze
 //	member -> standby  chunk
 //	home   -> standby  commit
 //
@@ -29,6 +29,7 @@ const (
 	replicaRelease                      // number of the checkpoint
 	replicaChunk                        // a chunk
 	replicaCommit                       // number of the checkpoint
+	replicaFreeze                       // as hold, for a switchover: time does not end it
 )
 
 const cutHistory = 1 // flag of replicaCut: with all output that ever left
@@ -50,11 +51,13 @@ type replicas struct {
 	base    uint64             // protected by mu; number of the protection whose full copy was begun by this part
 	based   bool               // protected by mu; and is sent
 	synced  uint64             // protected by mu; permille of it
+	swtch   uint64             // protected by mu; the number of the protection under which a switchover is asked for
+	poke    chan struct{}      // has a token when a switchover was asked for
 	safe    ident.PartSet      // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
 }
 
 func newReplicas(w *Worker, secret []byte) (*replicas, error) {
-	r := &replicas{w: w, change: make(chan struct{}), ended: make(chan struct{})}
+	r := &replicas{w: w, change: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
 	close(r.ended)
 	var err error
 	r.plane, err = link.ListenPages(link.PagesConfig{
@@ -76,6 +79,7 @@ func (r *replicas) set(p wire.WorkerProtect) {
 	r.protect = p
 	close(r.change)
 	r.change = make(chan struct{})
+	r.w.thaw()
 	members := make([]wire.WorkerMember, len(p.Members))
 	for i, m := range p.Members {
 		members[i] = m
@@ -149,6 +153,8 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 	switch op {
 	case replicaHold:
 		return w.hold(v[0], v[1])
+	case replicaFreeze:
+		return w.freeze(v[0], v[1])
 	case replicaCut:
 		return r.cutAndShip(v[0], ident.PartSet(v[1]), v[2]&cutHistory != 0)
 	case replicaRelease:

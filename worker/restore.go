@@ -46,7 +46,8 @@ func (w *Worker) restore(m wire.WorkerMembers) error {
 	w.standby.Store(nil)
 	w.guard.start()
 	done := &wire.WorkerRestored{Epoch: m.Epoch, Checkpoint: r.number,
-		RemapMicros: ident.Micros(remapped.Sub(began).Microseconds()), ResumeMicros: ident.Micros(time.Since(remapped).Microseconds())}
+		RemapMicros: ident.Micros(remapped.Sub(began).Microseconds()), ResumeMicros: ident.Micros(time.Since(remapped).Microseconds()),
+		SinceMicros: ident.Micros(time.Since(r.at).Microseconds())}
 	w.mu.Lock()
 	w.restored = done
 	w.mu.Unlock()

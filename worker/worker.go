@@ -59,6 +59,7 @@ type Worker struct {
 
 	protection *wire.WorkerProtected // protected by mu; the last word on it
 	restored   *wire.WorkerRestored  // protected by mu
+	switched   *wire.WorkerSwitched  // protected by mu
 }
 
 // Run is the worker process: it holds the VM's part that dir/spec.json describes until serve says stop. The error is for the log and the
@@ -222,6 +223,9 @@ func (w *Worker) greetings() []wire.FromWorker {
 	if w.restored != nil {
 		all = append(all, wire.FromWorker{Restored: w.restored})
 	}
+	if w.switched != nil {
+		all = append(all, wire.FromWorker{Switched: w.switched})
+	}
 	if w.ended != nil {
 		all = append(all, wire.FromWorker{Ended: w.ended})
 	}
@@ -237,6 +241,10 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 	case m.Protect != nil:
 		if w.replica != nil {
 			w.replica.set(*m.Protect)
+		}
+	case m.Switch != nil:
+		if w.replica != nil {
+			w.replica.askSwitch(m.Switch.Seq)
 		}
 	case m.Pause != nil:
 		w.guard.pause(m.Pause.On)

@@ -1,0 +1,63 @@
+package balancer
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// MoveRequest is what is to go to another server, and what the VM has meanwhile.
+type MoveRequest struct {
+	VCPUs       int              // that go there
+	MemoryBytes ident.Bytes      // the target holds the whole VM for a moment
+	Members     []ident.ServerID // that run the VM: none of them can be the target
+	Standbys    []ident.ServerID // that hold a replica already
+	Server      ident.ServerID   // the only target allowed, 0: any
+	Cell        ident.CellName   // that the target is to be in, "": any
+}
+
+// PlaceMove returns the server that takes parts of a running VM over: one that holds its replica before all others, since there nothing has to be
+// copied; then one in a cell that the VM depends on anyway; then the least loaded.
+func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
+	own := func(s *Server) bool {
+		return slices.ContainsFunc(servers, func(o Server) bool { return o.Cell == s.Cell && slices.Contains(req.Members, o.ID) })
+	}
+	var best *Server
+	rank := 0
+	open := usable(servers)
+	var whyNot []string
+	for i := range open {
+		s := &open[i]
+		if req.Server != 0 && s.ID != req.Server || req.Cell != "" && s.Cell != req.Cell {
+			continue
+		}
+		holds := slices.Contains(req.Standbys, s.ID)
+		switch {
+		case slices.Contains(req.Members, s.ID):
+			whyNot = append(whyNot, string(s.Name)+" runs a part of it already")
+		case req.VCPUs > s.Slots:
+			whyNot = append(whyNot, refuse(nil, "%s has %d slots for %d vCPUs", s.Name, s.Slots, req.VCPUs).Error())
+		case !holds && req.MemoryBytes > s.free():
+			whyNot = append(whyNot, refuse(nil, "%s has %s of %s free", s.Name, s.free(), s.MemoryBytes).Error())
+		default:
+			r := 1
+			if own(s) {
+				r = 2
+			}
+			if holds {
+				r = 3
+			}
+			if r > rank {
+				best, rank = s, r
+			}
+		}
+	}
+	if best != nil {
+		return best.ID, nil
+	}
+	if len(whyNot) == 0 {
+		return 0, refuse(ErrNoCapacity, "no server that may take it is live and not cordoned")
+	}
+	return 0, refuse(ErrNoCapacity, "no server can take its %d vCPUs and %s: %s", req.VCPUs, req.MemoryBytes, strings.Join(whyNot, ", "))
+}

@@ -324,6 +324,118 @@ func (OnLoss) EnumDescriptor() ([]byte, []int) {
 	return file_api_cellvisor_proto_rawDescGZIP(), []int{4}
 }
 
+// OperationKind is what an operation is to bring about.
+type OperationKind int32
+
+const (
+	OperationKind_OPERATION_KIND_UNSPECIFIED OperationKind = 0
+	// Parts of one VM go elsewhere.
+	OperationKind_OPERATION_KIND_MIGRATE OperationKind = 1
+	// Nothing depends on some servers any more.
+	OperationKind_OPERATION_KIND_DRAIN OperationKind = 2
+	// Drained servers take VMs again.
+	OperationKind_OPERATION_KIND_RESTORE OperationKind = 3
+)
+
+// Enum value maps for OperationKind.
+var (
+	OperationKind_name = map[int32]string{
+		0: "OPERATION_KIND_UNSPECIFIED",
+		1: "OPERATION_KIND_MIGRATE",
+		2: "OPERATION_KIND_DRAIN",
+		3: "OPERATION_KIND_RESTORE",
+	}
+	OperationKind_value = map[string]int32{
+		"OPERATION_KIND_UNSPECIFIED": 0,
+		"OPERATION_KIND_MIGRATE":     1,
+		"OPERATION_KIND_DRAIN":       2,
+		"OPERATION_KIND_RESTORE":     3,
+	}
+)
+
+func (x OperationKind) Enum() *OperationKind {
+	p := new(OperationKind)
+	*p = x
+	return p
+}
+
+func (x OperationKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OperationKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_cellvisor_proto_enumTypes[5].Descriptor()
+}
+
+func (OperationKind) Type() protoreflect.EnumType {
+	return &file_api_cellvisor_proto_enumTypes[5]
+}
+
+func (x OperationKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OperationKind.Descriptor instead.
+func (OperationKind) EnumDescriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{5}
+}
+
+// OperationState is the life of an operation: RUNNING -> DONE | FAILED | CANCELLED.
+type OperationState int32
+
+const (
+	OperationState_OPERATION_STATE_UNSPECIFIED OperationState = 0
+	OperationState_OPERATION_STATE_RUNNING     OperationState = 1
+	OperationState_OPERATION_STATE_DONE        OperationState = 2
+	OperationState_OPERATION_STATE_FAILED      OperationState = 3
+	OperationState_OPERATION_STATE_CANCELLED   OperationState = 4
+)
+
+// Enum value maps for OperationState.
+var (
+	OperationState_name = map[int32]string{
+		0: "OPERATION_STATE_UNSPECIFIED",
+		1: "OPERATION_STATE_RUNNING",
+		2: "OPERATION_STATE_DONE",
+		3: "OPERATION_STATE_FAILED",
+		4: "OPERATION_STATE_CANCELLED",
+	}
+	OperationState_value = map[string]int32{
+		"OPERATION_STATE_UNSPECIFIED": 0,
+		"OPERATION_STATE_RUNNING":     1,
+		"OPERATION_STATE_DONE":        2,
+		"OPERATION_STATE_FAILED":      3,
+		"OPERATION_STATE_CANCELLED":   4,
+	}
+)
+
+func (x OperationState) Enum() *OperationState {
+	p := new(OperationState)
+	*p = x
+	return p
+}
+
+func (x OperationState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OperationState) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_cellvisor_proto_enumTypes[6].Descriptor()
+}
+
+func (OperationState) Type() protoreflect.EnumType {
+	return &file_api_cellvisor_proto_enumTypes[6]
+}
+
+func (x OperationState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OperationState.Descriptor instead.
+func (OperationState) EnumDescriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{6}
+}
+
 type WaitVMRequest_Until int32
 
 const (
@@ -356,11 +468,11 @@ func (x WaitVMRequest_Until) String() string {
 }
 
 func (WaitVMRequest_Until) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_cellvisor_proto_enumTypes[5].Descriptor()
+	return file_api_cellvisor_proto_enumTypes[7].Descriptor()
 }
 
 func (WaitVMRequest_Until) Type() protoreflect.EnumType {
-	return &file_api_cellvisor_proto_enumTypes[5]
+	return &file_api_cellvisor_proto_enumTypes[7]
 }
 
 func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
@@ -3175,6 +3287,915 @@ func (*StopServerResponse) Descriptor() ([]byte, []int) {
 	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
+type CordonRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cells   []string               `protobuf:"bytes,1,rep,name=cells,proto3" json:"cells,omitempty"`
+	Servers []string               `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	// False lets VM parts on again.
+	On            bool `protobuf:"varint,3,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonRequest) Reset() {
+	*x = CordonRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonRequest) ProtoMessage() {}
+
+func (x *CordonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
+func (*CordonRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CordonRequest) GetCells() []string {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *CordonRequest) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *CordonRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+type CordonResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonResponse) Reset() {
+	*x = CordonResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonResponse) ProtoMessage() {}
+
+func (x *CordonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
+func (*CordonResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+}
+
+type StartOperationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  OperationKind          `protobuf:"varint,1,opt,name=kind,proto3,enum=cellvisor.v1.OperationKind" json:"kind,omitempty"`
+	// What to drain or to restore; of a migrated VM: which of its parts go, none means all.
+	Cells   []string `protobuf:"bytes,2,rep,name=cells,proto3" json:"cells,omitempty"`
+	Servers []string `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	// The VM to migrate.
+	Vm string `protobuf:"bytes,4,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Where it goes, one of them or none.
+	ToCell   string `protobuf:"bytes,5,opt,name=to_cell,json=toCell,proto3" json:"to_cell,omitempty"`
+	ToServer string `protobuf:"bytes,6,opt,name=to_server,json=toServer,proto3" json:"to_server,omitempty"`
+	// Seconds until a drain must be done; 0: no deadline.
+	DeadlineSeconds uint32 `protobuf:"varint,7,opt,name=deadline_seconds,json=deadlineSeconds,proto3" json:"deadline_seconds,omitempty"`
+	// "fail" (default) or "stop": stop the VMs that are left then.
+	OnDeadline string `protobuf:"bytes,8,opt,name=on_deadline,json=onDeadline,proto3" json:"on_deadline,omitempty"`
+	// Moves at a time; 0 means 4.
+	MaxParallel uint32 `protobuf:"varint,9,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	// Of a restore: "none" (default), "original" or "balance".
+	Return string `protobuf:"bytes,10,opt,name=return,proto3" json:"return,omitempty"`
+	Reason string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who asks, for people.
+	By            string `protobuf:"bytes,12,opt,name=by,proto3" json:"by,omitempty"`
+	DryRun        bool   `protobuf:"varint,13,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartOperationRequest) Reset() {
+	*x = StartOperationRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartOperationRequest) ProtoMessage() {}
+
+func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
+func (*StartOperationRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *StartOperationRequest) GetKind() OperationKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OperationKind_OPERATION_KIND_UNSPECIFIED
+}
+
+func (x *StartOperationRequest) GetCells() []string {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *StartOperationRequest) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *StartOperationRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetToCell() string {
+	if x != nil {
+		return x.ToCell
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetToServer() string {
+	if x != nil {
+		return x.ToServer
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetDeadlineSeconds() uint32 {
+	if x != nil {
+		return x.DeadlineSeconds
+	}
+	return 0
+}
+
+func (x *StartOperationRequest) GetOnDeadline() string {
+	if x != nil {
+		return x.OnDeadline
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetMaxParallel() uint32 {
+	if x != nil {
+		return x.MaxParallel
+	}
+	return 0
+}
+
+func (x *StartOperationRequest) GetReturn() string {
+	if x != nil {
+		return x.Return
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *StartOperationRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type StartOperationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a dry run without an ID.
+	Operation     *Operation `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartOperationResponse) Reset() {
+	*x = StartOperationResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartOperationResponse) ProtoMessage() {}
+
+func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
+func (*StartOperationResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *StartOperationResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+type Operation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Log index of its start: never used again.
+	Id   uint64        `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind OperationKind `protobuf:"varint,2,opt,name=kind,proto3,enum=cellvisor.v1.OperationKind" json:"kind,omitempty"`
+	// "cell b", "vm web".
+	Subject string           `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	State   OperationState   `protobuf:"varint,4,opt,name=state,proto3,enum=cellvisor.v1.OperationState" json:"state,omitempty"`
+	Steps   []*OperationStep `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	// What it waits for, or why it ended as it did.
+	Note          string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	By            string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
+	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	DeadlineAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deadline_at,json=deadlineAt,proto3" json:"deadline_at,omitempty"`
+	MaxParallel   uint32                 `protobuf:"varint,12,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_api_cellvisor_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Operation) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Operation) GetKind() OperationKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OperationKind_OPERATION_KIND_UNSPECIFIED
+}
+
+func (x *Operation) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Operation) GetState() OperationState {
+	if x != nil {
+		return x.State
+	}
+	return OperationState_OPERATION_STATE_UNSPECIFIED
+}
+
+func (x *Operation) GetSteps() []*OperationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *Operation) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *Operation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Operation) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Operation) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Operation) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
+func (x *Operation) GetDeadlineAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeadlineAt
+	}
+	return nil
+}
+
+func (x *Operation) GetMaxParallel() uint32 {
+	if x != nil {
+		return x.MaxParallel
+	}
+	return 0
+}
+
+type OperationStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "move" (of a running part) or "standby" (of a replica).
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// "waiting", "copying", "switching", "resuming", "done", "failed".
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Vm    string `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`
+	From  string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	// As planned until the step begins; empty if not known yet.
+	To string `protobuf:"bytes,5,opt,name=to,proto3" json:"to,omitempty"`
+	// At most so much is copied.
+	Bytes uint64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// For so long the VM stood still.
+	DownMicros uint64 `protobuf:"varint,7,opt,name=down_micros,json=downMicros,proto3" json:"down_micros,omitempty"`
+	// How often it came to nothing.
+	Tries         uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
+	Note          string `protobuf:"bytes,9,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationStep) Reset() {
+	*x = OperationStep{}
+	mi := &file_api_cellvisor_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationStep) ProtoMessage() {}
+
+func (x *OperationStep) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
+func (*OperationStep) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *OperationStep) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *OperationStep) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *OperationStep) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *OperationStep) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *OperationStep) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *OperationStep) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *OperationStep) GetDownMicros() uint64 {
+	if x != nil {
+		return x.DownMicros
+	}
+	return 0
+}
+
+func (x *OperationStep) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *OperationStep) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+type ListOperationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsRequest) Reset() {
+	*x = ListOperationsRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsRequest) ProtoMessage() {}
+
+func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+}
+
+type ListOperationsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsResponse) Reset() {
+	*x = ListOperationsResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsResponse) ProtoMessage() {}
+
+func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ListOperationsResponse) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+type GetOperationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOperationRequest) Reset() {
+	*x = GetOperationRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOperationRequest) ProtoMessage() {}
+
+func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
+func (*GetOperationRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *GetOperationRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type GetOperationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     *Operation             `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOperationResponse) Reset() {
+	*x = GetOperationResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOperationResponse) ProtoMessage() {}
+
+func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
+func (*GetOperationResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *GetOperationResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+type CancelOperationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Who asks, for people.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperationRequest) Reset() {
+	*x = CancelOperationRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperationRequest) ProtoMessage() {}
+
+func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
+func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *CancelOperationRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *CancelOperationRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type CancelOperationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operation     *Operation             `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelOperationResponse) Reset() {
+	*x = CancelOperationResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelOperationResponse) ProtoMessage() {}
+
+func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
+func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *CancelOperationResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+type SafeToStopRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cells         []string               `protobuf:"bytes,1,rep,name=cells,proto3" json:"cells,omitempty"`
+	Servers       []string               `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SafeToStopRequest) Reset() {
+	*x = SafeToStopRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SafeToStopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SafeToStopRequest) ProtoMessage() {}
+
+func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
+func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *SafeToStopRequest) GetCells() []string {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *SafeToStopRequest) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type SafeToStopResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Safe  bool                   `protobuf:"varint,1,opt,name=safe,proto3" json:"safe,omitempty"`
+	// What would notice, each for people; empty if safe.
+	Dependents    []string `protobuf:"bytes,2,rep,name=dependents,proto3" json:"dependents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SafeToStopResponse) Reset() {
+	*x = SafeToStopResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SafeToStopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SafeToStopResponse) ProtoMessage() {}
+
+func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
+func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SafeToStopResponse) GetSafe() bool {
+	if x != nil {
+		return x.Safe
+	}
+	return false
+}
+
+func (x *SafeToStopResponse) GetDependents() []string {
+	if x != nil {
+		return x.Dependents
+	}
+	return nil
+}
+
 var File_api_cellvisor_proto protoreflect.FileDescriptor
 
 const file_api_cellvisor_proto_rawDesc = "" +
@@ -3410,7 +4431,79 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x13\n" +
 	"\x11StopServerRequest\"\x14\n" +
-	"\x12StopServerResponse*Z\n" +
+	"\x12StopServerResponse\"O\n" +
+	"\rCordonRequest\x12\x14\n" +
+	"\x05cells\x18\x01 \x03(\tR\x05cells\x12\x18\n" +
+	"\aservers\x18\x02 \x03(\tR\aservers\x12\x0e\n" +
+	"\x02on\x18\x03 \x01(\bR\x02on\"\x10\n" +
+	"\x0eCordonResponse\"\x86\x03\n" +
+	"\x15StartOperationRequest\x12/\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1b.cellvisor.v1.OperationKindR\x04kind\x12\x14\n" +
+	"\x05cells\x18\x02 \x03(\tR\x05cells\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\tR\aservers\x12\x0e\n" +
+	"\x02vm\x18\x04 \x01(\tR\x02vm\x12\x17\n" +
+	"\ato_cell\x18\x05 \x01(\tR\x06toCell\x12\x1b\n" +
+	"\tto_server\x18\x06 \x01(\tR\btoServer\x12)\n" +
+	"\x10deadline_seconds\x18\a \x01(\rR\x0fdeadlineSeconds\x12\x1f\n" +
+	"\von_deadline\x18\b \x01(\tR\n" +
+	"onDeadline\x12!\n" +
+	"\fmax_parallel\x18\t \x01(\rR\vmaxParallel\x12\x16\n" +
+	"\x06return\x18\n" +
+	" \x01(\tR\x06return\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\f \x01(\tR\x02by\x12\x17\n" +
+	"\adry_run\x18\r \x01(\bR\x06dryRun\"O\n" +
+	"\x16StartOperationResponse\x125\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.cellvisor.v1.OperationR\toperation\"\xdb\x03\n" +
+	"\tOperation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12/\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1b.cellvisor.v1.OperationKindR\x04kind\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x122\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1c.cellvisor.v1.OperationStateR\x05state\x121\n" +
+	"\x05steps\x18\x05 \x03(\v2\x1b.cellvisor.v1.OperationStepR\x05steps\x12\x12\n" +
+	"\x04note\x18\x06 \x01(\tR\x04note\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\b \x01(\tR\x02by\x129\n" +
+	"\n" +
+	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
+	"\bended_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12;\n" +
+	"\vdeadline_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"deadlineAt\x12!\n" +
+	"\fmax_parallel\x18\f \x01(\rR\vmaxParallel\"\xce\x01\n" +
+	"\rOperationStep\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x0e\n" +
+	"\x02vm\x18\x03 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x05 \x01(\tR\x02to\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12\x1f\n" +
+	"\vdown_micros\x18\a \x01(\x04R\n" +
+	"downMicros\x12\x14\n" +
+	"\x05tries\x18\b \x01(\rR\x05tries\x12\x12\n" +
+	"\x04note\x18\t \x01(\tR\x04note\"\x17\n" +
+	"\x15ListOperationsRequest\"Q\n" +
+	"\x16ListOperationsResponse\x127\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\v2\x17.cellvisor.v1.OperationR\n" +
+	"operations\"%\n" +
+	"\x13GetOperationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"M\n" +
+	"\x14GetOperationResponse\x125\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.cellvisor.v1.OperationR\toperation\"8\n" +
+	"\x16CancelOperationRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"P\n" +
+	"\x17CancelOperationResponse\x125\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.cellvisor.v1.OperationR\toperation\"C\n" +
+	"\x11SafeToStopRequest\x12\x14\n" +
+	"\x05cells\x18\x01 \x03(\tR\x05cells\x12\x18\n" +
+	"\aservers\x18\x02 \x03(\tR\aservers\"H\n" +
+	"\x12SafeToStopResponse\x12\x12\n" +
+	"\x04safe\x18\x01 \x01(\bR\x04safe\x12\x1e\n" +
+	"\n" +
+	"dependents\x18\x02 \x03(\tR\n" +
+	"dependents*Z\n" +
 	"\n" +
 	"ServerRole\x12\x1b\n" +
 	"\x17SERVER_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -3437,7 +4530,18 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x06OnLoss\x12\x17\n" +
 	"\x13ON_LOSS_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fON_LOSS_STOP\x10\x01\x12\x11\n" +
-	"\rON_LOSS_TOUCH\x10\x022\xbe\t\n" +
+	"\rON_LOSS_TOUCH\x10\x02*\x81\x01\n" +
+	"\rOperationKind\x12\x1e\n" +
+	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16OPERATION_KIND_MIGRATE\x10\x01\x12\x18\n" +
+	"\x14OPERATION_KIND_DRAIN\x10\x02\x12\x1a\n" +
+	"\x16OPERATION_KIND_RESTORE\x10\x03*\xa3\x01\n" +
+	"\x0eOperationState\x12\x1f\n" +
+	"\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
+	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
+	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\xc5\r\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -3448,7 +4552,14 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x06WaitVM\x12\x1b.cellvisor.v1.WaitVMRequest\x1a\x1c.cellvisor.v1.WaitVMResponse0\x01\x12C\n" +
 	"\x06StopVM\x12\x1b.cellvisor.v1.StopVMRequest\x1a\x1c.cellvisor.v1.StopVMResponse\x12L\n" +
 	"\tProtectVM\x12\x1e.cellvisor.v1.ProtectVMRequest\x1a\x1f.cellvisor.v1.ProtectVMResponse\x12I\n" +
-	"\bRemoveVM\x12\x1d.cellvisor.v1.RemoveVMRequest\x1a\x1e.cellvisor.v1.RemoveVMResponse\x12N\n" +
+	"\bRemoveVM\x12\x1d.cellvisor.v1.RemoveVMRequest\x1a\x1e.cellvisor.v1.RemoveVMResponse\x12C\n" +
+	"\x06Cordon\x12\x1b.cellvisor.v1.CordonRequest\x1a\x1c.cellvisor.v1.CordonResponse\x12[\n" +
+	"\x0eStartOperation\x12#.cellvisor.v1.StartOperationRequest\x1a$.cellvisor.v1.StartOperationResponse\x12[\n" +
+	"\x0eListOperations\x12#.cellvisor.v1.ListOperationsRequest\x1a$.cellvisor.v1.ListOperationsResponse\x12U\n" +
+	"\fGetOperation\x12!.cellvisor.v1.GetOperationRequest\x1a\".cellvisor.v1.GetOperationResponse\x12^\n" +
+	"\x0fCancelOperation\x12$.cellvisor.v1.CancelOperationRequest\x1a%.cellvisor.v1.CancelOperationResponse\x12O\n" +
+	"\n" +
+	"SafeToStop\x12\x1f.cellvisor.v1.SafeToStopRequest\x1a .cellvisor.v1.SafeToStopResponse\x12N\n" +
 	"\tConsoleVM\x12\x1e.cellvisor.v1.ConsoleVMRequest\x1a\x1f.cellvisor.v1.ConsoleVMResponse0\x01\x12K\n" +
 	"\bOutputVM\x12\x1d.cellvisor.v1.OutputVMRequest\x1a\x1e.cellvisor.v1.OutputVMResponse0\x01\x12E\n" +
 	"\x06Events\x12\x1b.cellvisor.v1.EventsRequest\x1a\x1c.cellvisor.v1.EventsResponse0\x01\x12H\n" +
@@ -3469,126 +4580,165 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 	return file_api_cellvisor_proto_rawDescData
 }
 
-var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_api_cellvisor_proto_goTypes = []any{
-	(ServerRole)(0),               // 0: cellvisor.v1.ServerRole
-	(ServerState)(0),              // 1: cellvisor.v1.ServerState
-	(CellState)(0),                // 2: cellvisor.v1.CellState
-	(VMState)(0),                  // 3: cellvisor.v1.VMState
-	(OnLoss)(0),                   // 4: cellvisor.v1.OnLoss
-	(WaitVMRequest_Until)(0),      // 5: cellvisor.v1.WaitVMRequest.Until
-	(*StatusRequest)(nil),         // 6: cellvisor.v1.StatusRequest
-	(*StatusResponse)(nil),        // 7: cellvisor.v1.StatusResponse
-	(*ListServersRequest)(nil),    // 8: cellvisor.v1.ListServersRequest
-	(*ListServersResponse)(nil),   // 9: cellvisor.v1.ListServersResponse
-	(*Server)(nil),                // 10: cellvisor.v1.Server
-	(*ListCellsRequest)(nil),      // 11: cellvisor.v1.ListCellsRequest
-	(*ListCellsResponse)(nil),     // 12: cellvisor.v1.ListCellsResponse
-	(*Cell)(nil),                  // 13: cellvisor.v1.Cell
-	(*VMSpec)(nil),                // 14: cellvisor.v1.VMSpec
-	(*PayloadFile)(nil),           // 15: cellvisor.v1.PayloadFile
-	(*RunVMRequest)(nil),          // 16: cellvisor.v1.RunVMRequest
-	(*ProtectVMRequest)(nil),      // 17: cellvisor.v1.ProtectVMRequest
-	(*ProtectVMResponse)(nil),     // 18: cellvisor.v1.ProtectVMResponse
-	(*RunVMResponse)(nil),         // 19: cellvisor.v1.RunVMResponse
-	(*VM)(nil),                    // 20: cellvisor.v1.VM
-	(*Worker)(nil),                // 21: cellvisor.v1.Worker
-	(*WorkerCounters)(nil),        // 22: cellvisor.v1.WorkerCounters
-	(*ListVMsRequest)(nil),        // 23: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),       // 24: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),          // 25: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),         // 26: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),         // 27: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),        // 28: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),         // 29: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),        // 30: cellvisor.v1.StopVMResponse
-	(*RemoveVMRequest)(nil),       // 31: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),      // 32: cellvisor.v1.RemoveVMResponse
-	(*ConsoleVMRequest)(nil),      // 33: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),     // 34: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),       // 35: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),      // 36: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),         // 37: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),        // 38: cellvisor.v1.EventsResponse
-	(*Event)(nil),                 // 39: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),        // 40: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),       // 41: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),  // 42: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil), // 43: cellvisor.v1.DebugCountersResponse
-	(*StopServerRequest)(nil),     // 44: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),    // 45: cellvisor.v1.StopServerResponse
-	nil,                           // 46: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                           // 47: cellvisor.v1.Event.FieldsEntry
-	nil,                           // 48: cellvisor.v1.DebugCountersResponse.CountersEntry
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
+	(ServerState)(0),                // 1: cellvisor.v1.ServerState
+	(CellState)(0),                  // 2: cellvisor.v1.CellState
+	(VMState)(0),                    // 3: cellvisor.v1.VMState
+	(OnLoss)(0),                     // 4: cellvisor.v1.OnLoss
+	(OperationKind)(0),              // 5: cellvisor.v1.OperationKind
+	(OperationState)(0),             // 6: cellvisor.v1.OperationState
+	(WaitVMRequest_Until)(0),        // 7: cellvisor.v1.WaitVMRequest.Until
+	(*StatusRequest)(nil),           // 8: cellvisor.v1.StatusRequest
+	(*StatusResponse)(nil),          // 9: cellvisor.v1.StatusResponse
+	(*ListServersRequest)(nil),      // 10: cellvisor.v1.ListServersRequest
+	(*ListServersResponse)(nil),     // 11: cellvisor.v1.ListServersResponse
+	(*Server)(nil),                  // 12: cellvisor.v1.Server
+	(*ListCellsRequest)(nil),        // 13: cellvisor.v1.ListCellsRequest
+	(*ListCellsResponse)(nil),       // 14: cellvisor.v1.ListCellsResponse
+	(*Cell)(nil),                    // 15: cellvisor.v1.Cell
+	(*VMSpec)(nil),                  // 16: cellvisor.v1.VMSpec
+	(*PayloadFile)(nil),             // 17: cellvisor.v1.PayloadFile
+	(*RunVMRequest)(nil),            // 18: cellvisor.v1.RunVMRequest
+	(*ProtectVMRequest)(nil),        // 19: cellvisor.v1.ProtectVMRequest
+	(*ProtectVMResponse)(nil),       // 20: cellvisor.v1.ProtectVMResponse
+	(*RunVMResponse)(nil),           // 21: cellvisor.v1.RunVMResponse
+	(*VM)(nil),                      // 22: cellvisor.v1.VM
+	(*Worker)(nil),                  // 23: cellvisor.v1.Worker
+	(*WorkerCounters)(nil),          // 24: cellvisor.v1.WorkerCounters
+	(*ListVMsRequest)(nil),          // 25: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 26: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 27: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 28: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 29: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 30: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 31: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 32: cellvisor.v1.StopVMResponse
+	(*RemoveVMRequest)(nil),         // 33: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 34: cellvisor.v1.RemoveVMResponse
+	(*ConsoleVMRequest)(nil),        // 35: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 36: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 37: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 38: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 39: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 40: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 41: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 42: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 43: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 44: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 45: cellvisor.v1.DebugCountersResponse
+	(*StopServerRequest)(nil),       // 46: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 47: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 48: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 49: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 50: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 51: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 52: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 53: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 54: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 55: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 56: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 57: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 58: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 59: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 60: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 61: cellvisor.v1.SafeToStopResponse
+	nil,                             // 62: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 63: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 64: cellvisor.v1.DebugCountersResponse.CountersEntry
+	(*timestamppb.Timestamp)(nil),   // 65: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
-	10, // 1: cellvisor.v1.ListServersResponse.servers:type_name -> cellvisor.v1.Server
+	12, // 1: cellvisor.v1.ListServersResponse.servers:type_name -> cellvisor.v1.Server
 	0,  // 2: cellvisor.v1.Server.role:type_name -> cellvisor.v1.ServerRole
 	1,  // 3: cellvisor.v1.Server.state:type_name -> cellvisor.v1.ServerState
-	13, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
+	15, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
 	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
-	15, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
+	17, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
 	4,  // 7: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	46, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
-	14, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
-	20, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
-	20, // 11: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
+	62, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	16, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
+	22, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
+	22, // 11: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
 	3,  // 12: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
-	21, // 13: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
+	23, // 13: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,  // 14: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	49, // 15: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	49, // 16: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	49, // 17: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
-	22, // 18: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	20, // 19: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	20, // 20: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	5,  // 21: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	20, // 22: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	20, // 23: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	39, // 24: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	49, // 25: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	47, // 26: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	48, // 27: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	6,  // 28: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	8,  // 29: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	11, // 30: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	16, // 31: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	23, // 32: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	25, // 33: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	27, // 34: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	29, // 35: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	17, // 36: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	31, // 37: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	33, // 38: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	35, // 39: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	37, // 40: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	40, // 41: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	42, // 42: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	44, // 43: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	7,  // 44: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	9,  // 45: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	12, // 46: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	19, // 47: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	24, // 48: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	26, // 49: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	28, // 50: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	30, // 51: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	18, // 52: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	32, // 53: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	34, // 54: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	36, // 55: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	38, // 56: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	41, // 57: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	43, // 58: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	45, // 59: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	44, // [44:60] is the sub-list for method output_type
-	28, // [28:44] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	65, // 15: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	65, // 16: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	65, // 17: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	24, // 18: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
+	22, // 19: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	22, // 20: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	7,  // 21: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	22, // 22: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	22, // 23: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	41, // 24: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	65, // 25: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	63, // 26: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	64, // 27: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,  // 28: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	52, // 29: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	5,  // 30: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	6,  // 31: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	53, // 32: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	65, // 33: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	65, // 34: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	65, // 35: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	52, // 36: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	52, // 37: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	52, // 38: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	8,  // 39: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	10, // 40: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	13, // 41: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	18, // 42: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	25, // 43: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	27, // 44: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	29, // 45: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	31, // 46: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	19, // 47: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	33, // 48: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	48, // 49: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	50, // 50: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	54, // 51: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	56, // 52: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	58, // 53: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	60, // 54: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	35, // 55: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	37, // 56: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	39, // 57: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	42, // 58: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	44, // 59: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	46, // 60: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	9,  // 61: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	11, // 62: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	14, // 63: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	21, // 64: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	26, // 65: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	28, // 66: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	30, // 67: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	32, // 68: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	20, // 69: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	34, // 70: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	49, // 71: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	51, // 72: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	55, // 73: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	57, // 74: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	59, // 75: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	61, // 76: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	36, // 77: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	38, // 78: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	40, // 79: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	43, // 80: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	45, // 81: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	47, // 82: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	61, // [61:83] is the sub-list for method output_type
+	39, // [39:61] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -3609,8 +4759,8 @@ func file_api_cellvisor_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   43,
+			NumEnums:      8,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

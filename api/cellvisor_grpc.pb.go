@@ -38,22 +38,28 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Cellvisor_Status_FullMethodName        = "/cellvisor.v1.Cellvisor/Status"
-	Cellvisor_ListServers_FullMethodName   = "/cellvisor.v1.Cellvisor/ListServers"
-	Cellvisor_ListCells_FullMethodName     = "/cellvisor.v1.Cellvisor/ListCells"
-	Cellvisor_RunVM_FullMethodName         = "/cellvisor.v1.Cellvisor/RunVM"
-	Cellvisor_ListVMs_FullMethodName       = "/cellvisor.v1.Cellvisor/ListVMs"
-	Cellvisor_GetVM_FullMethodName         = "/cellvisor.v1.Cellvisor/GetVM"
-	Cellvisor_WaitVM_FullMethodName        = "/cellvisor.v1.Cellvisor/WaitVM"
-	Cellvisor_StopVM_FullMethodName        = "/cellvisor.v1.Cellvisor/StopVM"
-	Cellvisor_ProtectVM_FullMethodName     = "/cellvisor.v1.Cellvisor/ProtectVM"
-	Cellvisor_RemoveVM_FullMethodName      = "/cellvisor.v1.Cellvisor/RemoveVM"
-	Cellvisor_ConsoleVM_FullMethodName     = "/cellvisor.v1.Cellvisor/ConsoleVM"
-	Cellvisor_OutputVM_FullMethodName      = "/cellvisor.v1.Cellvisor/OutputVM"
-	Cellvisor_Events_FullMethodName        = "/cellvisor.v1.Cellvisor/Events"
-	Cellvisor_GetBlob_FullMethodName       = "/cellvisor.v1.Cellvisor/GetBlob"
-	Cellvisor_DebugCounters_FullMethodName = "/cellvisor.v1.Cellvisor/DebugCounters"
-	Cellvisor_StopServer_FullMethodName    = "/cellvisor.v1.Cellvisor/StopServer"
+	Cellvisor_Status_FullMethodName          = "/cellvisor.v1.Cellvisor/Status"
+	Cellvisor_ListServers_FullMethodName     = "/cellvisor.v1.Cellvisor/ListServers"
+	Cellvisor_ListCells_FullMethodName       = "/cellvisor.v1.Cellvisor/ListCells"
+	Cellvisor_RunVM_FullMethodName           = "/cellvisor.v1.Cellvisor/RunVM"
+	Cellvisor_ListVMs_FullMethodName         = "/cellvisor.v1.Cellvisor/ListVMs"
+	Cellvisor_GetVM_FullMethodName           = "/cellvisor.v1.Cellvisor/GetVM"
+	Cellvisor_WaitVM_FullMethodName          = "/cellvisor.v1.Cellvisor/WaitVM"
+	Cellvisor_StopVM_FullMethodName          = "/cellvisor.v1.Cellvisor/StopVM"
+	Cellvisor_ProtectVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ProtectVM"
+	Cellvisor_RemoveVM_FullMethodName        = "/cellvisor.v1.Cellvisor/RemoveVM"
+	Cellvisor_Cordon_FullMethodName          = "/cellvisor.v1.Cellvisor/Cordon"
+	Cellvisor_StartOperation_FullMethodName  = "/cellvisor.v1.Cellvisor/StartOperation"
+	Cellvisor_ListOperations_FullMethodName  = "/cellvisor.v1.Cellvisor/ListOperations"
+	Cellvisor_GetOperation_FullMethodName    = "/cellvisor.v1.Cellvisor/GetOperation"
+	Cellvisor_CancelOperation_FullMethodName = "/cellvisor.v1.Cellvisor/CancelOperation"
+	Cellvisor_SafeToStop_FullMethodName      = "/cellvisor.v1.Cellvisor/SafeToStop"
+	Cellvisor_ConsoleVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ConsoleVM"
+	Cellvisor_OutputVM_FullMethodName        = "/cellvisor.v1.Cellvisor/OutputVM"
+	Cellvisor_Events_FullMethodName          = "/cellvisor.v1.Cellvisor/Events"
+	Cellvisor_GetBlob_FullMethodName         = "/cellvisor.v1.Cellvisor/GetBlob"
+	Cellvisor_DebugCounters_FullMethodName   = "/cellvisor.v1.Cellvisor/DebugCounters"
+	Cellvisor_StopServer_FullMethodName      = "/cellvisor.v1.Cellvisor/StopServer"
 )
 
 // CellvisorClient is the client API for Cellvisor service.
@@ -83,6 +89,19 @@ type CellvisorClient interface {
 	ProtectVM(ctx context.Context, in *ProtectVMRequest, opts ...grpc.CallOption) (*ProtectVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(ctx context.Context, in *RemoveVMRequest, opts ...grpc.CallOption) (*RemoveVMResponse, error)
+	// Cordon keeps new VM parts off servers, or lets them on again.
+	Cordon(ctx context.Context, in *CordonRequest, opts ...grpc.CallOption) (*CordonResponse, error)
+	// StartOperation starts work on the cluster that goes on whoever watches: the move of a VM, the drain of cells or servers, their restoring. With
+	// dry_run it only tells the steps and what blocks. FAILED_PRECONDITION and RESOURCE_EXHAUSTED carry the numbers.
+	StartOperation(ctx context.Context, in *StartOperationRequest, opts ...grpc.CallOption) (*StartOperationResponse, error)
+	// ListOperations lists the operations that are running and the last that ended, in the order of their start.
+	ListOperations(ctx context.Context, in *ListOperationsRequest, opts ...grpc.CallOption) (*ListOperationsResponse, error)
+	// GetOperation returns one operation with its steps.
+	GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*GetOperationResponse, error)
+	// CancelOperation ends a running operation. What it moved stays where it is.
+	CancelOperation(ctx context.Context, in *CancelOperationRequest, opts ...grpc.CallOption) (*CancelOperationResponse, error)
+	// SafeToStop tells whether anything would notice if cells or servers were switched off now.
+	SafeToStop(ctx context.Context, in *SafeToStopRequest, opts ...grpc.CallOption) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
 	ConsoleVM(ctx context.Context, in *ConsoleVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleVMResponse], error)
 	// OutputVM sends the output records from an index on; with follow, until the VM has ended and everything was sent.
@@ -217,6 +236,66 @@ func (c *cellvisorClient) RemoveVM(ctx context.Context, in *RemoveVMRequest, opt
 	return out, nil
 }
 
+func (c *cellvisorClient) Cordon(ctx context.Context, in *CordonRequest, opts ...grpc.CallOption) (*CordonResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CordonResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_Cordon_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) StartOperation(ctx context.Context, in *StartOperationRequest, opts ...grpc.CallOption) (*StartOperationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartOperationResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_StartOperation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) ListOperations(ctx context.Context, in *ListOperationsRequest, opts ...grpc.CallOption) (*ListOperationsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListOperationsResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_ListOperations_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*GetOperationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetOperationResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_GetOperation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) CancelOperation(ctx context.Context, in *CancelOperationRequest, opts ...grpc.CallOption) (*CancelOperationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelOperationResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_CancelOperation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) SafeToStop(ctx context.Context, in *SafeToStopRequest, opts ...grpc.CallOption) (*SafeToStopResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SafeToStopResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_SafeToStop_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cellvisorClient) ConsoleVM(ctx context.Context, in *ConsoleVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleVMResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[2], Cellvisor_ConsoleVM_FullMethodName, cOpts...)
@@ -340,6 +419,19 @@ type CellvisorServer interface {
 	ProtectVM(context.Context, *ProtectVMRequest) (*ProtectVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error)
+	// Cordon keeps new VM parts off servers, or lets them on again.
+	Cordon(context.Context, *CordonRequest) (*CordonResponse, error)
+	// StartOperation starts work on the cluster that goes on whoever watches: the move of a VM, the drain of cells or servers, their restoring. With
+	// dry_run it only tells the steps and what blocks. FAILED_PRECONDITION and RESOURCE_EXHAUSTED carry the numbers.
+	StartOperation(context.Context, *StartOperationRequest) (*StartOperationResponse, error)
+	// ListOperations lists the operations that are running and the last that ended, in the order of their start.
+	ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error)
+	// GetOperation returns one operation with its steps.
+	GetOperation(context.Context, *GetOperationRequest) (*GetOperationResponse, error)
+	// CancelOperation ends a running operation. What it moved stays where it is.
+	CancelOperation(context.Context, *CancelOperationRequest) (*CancelOperationResponse, error)
+	// SafeToStop tells whether anything would notice if cells or servers were switched off now.
+	SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
 	ConsoleVM(*ConsoleVMRequest, grpc.ServerStreamingServer[ConsoleVMResponse]) error
 	// OutputVM sends the output records from an index on; with follow, until the VM has ended and everything was sent.
@@ -391,6 +483,24 @@ func (UnimplementedCellvisorServer) ProtectVM(context.Context, *ProtectVMRequest
 }
 func (UnimplementedCellvisorServer) RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveVM not implemented")
+}
+func (UnimplementedCellvisorServer) Cordon(context.Context, *CordonRequest) (*CordonResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Cordon not implemented")
+}
+func (UnimplementedCellvisorServer) StartOperation(context.Context, *StartOperationRequest) (*StartOperationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartOperation not implemented")
+}
+func (UnimplementedCellvisorServer) ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListOperations not implemented")
+}
+func (UnimplementedCellvisorServer) GetOperation(context.Context, *GetOperationRequest) (*GetOperationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetOperation not implemented")
+}
+func (UnimplementedCellvisorServer) CancelOperation(context.Context, *CancelOperationRequest) (*CancelOperationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelOperation not implemented")
+}
+func (UnimplementedCellvisorServer) SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SafeToStop not implemented")
 }
 func (UnimplementedCellvisorServer) ConsoleVM(*ConsoleVMRequest, grpc.ServerStreamingServer[ConsoleVMResponse]) error {
 	return status.Error(codes.Unimplemented, "method ConsoleVM not implemented")
@@ -593,6 +703,114 @@ func _Cellvisor_RemoveVM_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_Cordon_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CordonRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).Cordon(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_Cordon_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).Cordon(ctx, req.(*CordonRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_StartOperation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartOperationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).StartOperation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_StartOperation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).StartOperation(ctx, req.(*StartOperationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_ListOperations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListOperationsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).ListOperations(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_ListOperations_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).ListOperations(ctx, req.(*ListOperationsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_GetOperation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetOperationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).GetOperation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_GetOperation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).GetOperation(ctx, req.(*GetOperationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_CancelOperation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelOperationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).CancelOperation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_CancelOperation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).CancelOperation(ctx, req.(*CancelOperationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_SafeToStop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SafeToStopRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).SafeToStop(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_SafeToStop_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).SafeToStop(ctx, req.(*SafeToStopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_ConsoleVM_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ConsoleVMRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -711,6 +929,30 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveVM",
 			Handler:    _Cellvisor_RemoveVM_Handler,
+		},
+		{
+			MethodName: "Cordon",
+			Handler:    _Cellvisor_Cordon_Handler,
+		},
+		{
+			MethodName: "StartOperation",
+			Handler:    _Cellvisor_StartOperation_Handler,
+		},
+		{
+			MethodName: "ListOperations",
+			Handler:    _Cellvisor_ListOperations_Handler,
+		},
+		{
+			MethodName: "GetOperation",
+			Handler:    _Cellvisor_GetOperation_Handler,
+		},
+		{
+			MethodName: "CancelOperation",
+			Handler:    _Cellvisor_CancelOperation_Handler,
+		},
+		{
+			MethodName: "SafeToStop",
+			Handler:    _Cellvisor_SafeToStop_Handler,
 		},
 		{
 			MethodName: "DebugCounters",

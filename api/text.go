@@ -26,3 +26,9 @@ func (r ServerRole) Word() string { return word(r.String(), "SERVER_ROLE_") }
 
 // Word returns the choice as it is printed: "stop", "touch".
 func (o OnLoss) Word() string { return word(o.String(), "ON_LOSS_") }
+
+// Word returns the kind as it is printed: "migrate", "drain", "restore".
+func (k OperationKind) Word() string { return word(k.String(), "OPERATION_KIND_") }
+
+// Word returns the state as it is printed: "running", "done", "failed", "cancelled".
+func (s OperationState) Word() string { return word(s.String(), "OPERATION_STATE_") }

@@ -94,9 +94,9 @@ several servers and cells as one machine with one coherent memory. When a cell f
 			root.AddCommand(c)
 		}
 	}
-	add("use", a.statusCmd(), a.cellCmd(), a.serverCmd(), a.vmCmd(), a.eventsCmd(), a.topCmd())
+	add("use", a.statusCmd(), a.cellCmd(), a.serverCmd(), a.vmCmd(), a.opCmd(), a.eventsCmd(), a.topCmd())
 	add("run", a.upCmd(), a.downCmd(), a.serveCmd(), a.doctorCmd())
-	add("try", a.demoCmd(), a.simCmd(), a.benchCmd())
+	add("try", a.demoCmd(), a.drillCmd(), a.simCmd(), a.benchCmd())
 	root.AddCommand(a.workerCmd(), a.versionCmd())
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })

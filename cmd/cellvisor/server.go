@@ -12,7 +12,8 @@ import (
 )
 
 func (a *app) serverCmd() *cobra.Command {
-	return a.noun("server", "Servers: hosts and their serve processes", a.serverLsCmd(), a.serverStartCmd())
+	return a.noun("server", "Servers: hosts and their serve processes",
+		append([]*cobra.Command{a.serverLsCmd(), a.serverStartCmd()}, a.placeCmds(place{noun: "server", one: "b-1"})...)...)
 }
 
 func (a *app) serverLsCmd() *cobra.Command {

@@ -88,6 +88,9 @@ func (s *Server) carryOut() error {
 			s.post(&rd.Messages[i])
 		}
 		for _, a := range rd.Actions {
+			if f, ok := a.(monitor.Forgotten); ok {
+				return fmt.Errorf("server %d was removed from the cluster (so says server %d): it can come back only as a new one, with an empty data directory", s.core.Status(0).Server, f.By)
+			}
 			s.act(a)
 		}
 		busy = true

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/sim/cluster"
 	"github.com/cellvisor/cellvisor/sim/kernel"
 )
@@ -144,5 +145,90 @@ func TestReplay(t *testing.T) {
 	}
 	if prints[0] != prints[1] {
 		t.Errorf("two runs of one seed differ:\n%s\n%s", prints[0], prints[1])
+	}
+}
+
+// A server that an operator removed while it was away is told so when it comes back; the others do not notice.
+func TestRemovedServerIsTold(t *testing.T) {
+	for seed := range uint64(timesSeeds) {
+		w := settledCluster(t, seed, true)
+		s := w.Servers[seed%6]
+		crash(w, s, false)
+		until(t, w, 5, 3*ident.Second)
+		other := w.Servers[(seed+1)%6]
+		removed, told := false, false
+		w.OnAction = func(x *cluster.Server, a monitor.Action) bool {
+			_, ok := a.(monitor.Forgotten)
+			if ok && x != s {
+				t.Errorf("seed %d: server %d was told that it was removed", seed, x.ID)
+			}
+			told = told || ok
+			return ok
+		}
+		w.Command(other, cells.Command{RemoveServer: &cells.RemoveServer{Name: s.Name()}}, 3*ident.Second, func(r monitor.Response) {
+			if r.Fault != nil {
+				t.Errorf("seed %d: %v", seed, r.Fault)
+			}
+			removed = true
+		})
+		if err := w.RunUntil(w.Now()+3*ident.Second, func() bool { return removed }); err != nil {
+			t.Fatal(err)
+		}
+		// The leader takes it out of the group in its own time.
+		if err := w.Run(w.Now() + ident.Second); err != nil {
+			t.Fatal(err)
+		}
+		epoch := w.Epoch()
+		s.Restart()
+		if err := w.RunUntil(w.Now()+5*ident.Second, func() bool { return told }); err != nil {
+			t.Fatal(err)
+		}
+		st := other.Core.Status(other.Clock())
+		if !told || w.Epoch() != epoch || len(st.Voters)+len(st.Learners) != 5 {
+			t.Errorf("seed %d: told %v, epoch %d (was %d), %d voters and %d learners", seed, told, w.Epoch(), epoch, len(st.Voters), len(st.Learners))
+		}
+	}
+}
+
+// When the servers of a cell are dead, live ones of other cells take over their votes; nobody is pushed out when they come back.
+func TestVotersFollowTheLiving(t *testing.T) {
+	w := settledCluster(t, 3, true)
+	voters := func() map[ident.CellName]int {
+		count := make(map[ident.CellName]int)
+		st := leader(w).Core.Status(0)
+		for _, id := range st.Voters {
+			count[w.Server(id).Cell()]++
+		}
+		return count
+	}
+	if got := fmt.Sprint(voters()); got != "map[a:2 b:2 c:1]" {
+		t.Fatalf("voters at first: %s", got)
+	}
+	cell := w.Cell("a")
+	if leader(w).Cell() == "a" {
+		cell = w.Cell("b")
+	}
+	for _, s := range cell {
+		crash(w, s, false)
+	}
+	until(t, w, 4, 3*ident.Second)
+	dead := cell[0].Cell()
+	if err := w.RunUntil(w.Now()+5*ident.Second, func() bool { return voters()[dead] == 1 }); err != nil {
+		t.Fatal(err)
+	}
+	if got := voters(); got[dead] != 1 || got["c"] != 2 {
+		t.Fatalf("voters without cell %s: %v", dead, got)
+	}
+	for _, s := range cell {
+		s.Restart()
+	}
+	if err := w.RunUntil(w.Now()+5*ident.Second, func() bool { return w.Settled() == nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Run(w.Now() + 2*ident.Second); err != nil {
+		t.Fatal(err)
+	}
+	if got := voters(); got[dead] != 1 || got["c"] != 2 {
+		t.Fatalf("voters with cell %s back: %v", dead, got)
 	}
 }

@@ -224,9 +224,6 @@ func (c *Core) entry(page ident.PageNo) *pageEntry {
 // imageSerial stands for the transaction that brought a page of an image: before any of an epoch.
 const imageSerial = 1
 
-// Requests counts this part's requests that are not answered yet, read-ahead included.
-func (c *Core) Requests() int { return c.requests.n }
-
 func (c *Core) setState(e *pageEntry, s State) {
 	c.held[e.state]--
 	c.held[s]++

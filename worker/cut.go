@@ -89,7 +89,7 @@ func (w *Worker) release(number uint64) bool {
 func (p *plane) quiet(within time.Duration) bool {
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Microsecond) {
 		p.mu.Lock()
-		open := p.core.Requests()
+		open := p.core.Outstanding()
 		p.mu.Unlock()
 		if open == 0 {
 			return true

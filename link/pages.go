@@ -182,6 +182,21 @@ func (p *Pages) SetMembers(epoch ident.Epoch, members []wire.WorkerMember) error
 	return nil
 }
 
+// Forget takes a part off the members at once, in the epoch in force: it is gone, so nobody need wait for it until the next SetMembers.
+func (p *Pages) Forget(part ident.Part) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if part >= ident.MaxParts || p.closed || p.members[part] == nil {
+		return
+	}
+	p.members[part].remove()
+	p.members[part] = nil
+	if c := p.conns[part].Swap(nil); c != nil {
+		c.kill(ErrPeerGone)
+	}
+	p.noteChange()
+}
+
 // noteChange wakes everyone who waits for a change. The caller holds mu.
 func (p *Pages) noteChange() {
 	close(p.changed)

@@ -363,8 +363,11 @@ func (r *reader) await(t *testing.T, what string, n int) {
 	}
 }
 
-// longestGap returns the longest time without a record since a moment, and how long after that moment it ended.
-func (r *reader) longestGap(since time.Time) (gap, end time.Duration) {
+// onItsWay is how long records may still arrive that had left before a fault.
+const onItsWay = 30 * time.Millisecond
+
+// longestGap returns the longest time without a record since a moment, and when the first came that had not left before.
+func (r *reader) longestGap(since time.Time) (gap, first time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	last := since
@@ -372,12 +375,12 @@ func (r *reader) longestGap(since time.Time) (gap, end time.Duration) {
 		if at.Before(since) {
 			continue
 		}
-		if at.Sub(last) > gap {
-			gap, end = at.Sub(last), at.Sub(since)
+		if first == 0 && at.Sub(since) > onItsWay {
+			first = at.Sub(since)
 		}
-		last = at
+		gap, last = max(gap, at.Sub(last)), at
 	}
-	return gap, end
+	return gap, first
 }
 
 func (r *reader) close() {

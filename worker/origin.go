@@ -62,6 +62,9 @@ func (v *vcpu) begin(origin []byte) error {
 			return err
 		}
 		v.deviceSeq = 0
+		if err := v.cpu.Complete(); err != nil {
+			return err
+		}
 		return v.cpu.Start(start)
 	}
 	if len(origin) < 9 || origin[0] != originState {

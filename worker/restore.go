@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -30,7 +31,7 @@ func (w *Worker) restore(m wire.WorkerMembers) error {
 		if r, err = s.takeOver(); err != nil {
 			return err
 		}
-	} else if err := w.giveUpLife(); err != nil {
+	} else if err := w.giveUpLife(m); err != nil {
 		return err
 	}
 	w.members.Store(&m)
@@ -57,8 +58,13 @@ func (w *Worker) restore(m wire.WorkerMembers) error {
 }
 
 // giveUpLife stops a surviving member's vCPUs for good in what they were doing, and its devices if it was home.
-func (w *Worker) giveUpLife() error {
+func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
 	w.guard.restarting.Store(true)
+	for _, old := range w.members.Load().Members { // vCPUs that wait for an answer from one of those give up now
+		if !slices.ContainsFunc(m.Members, func(n wire.WorkerMember) bool { return n.Part == old.Part }) {
+			w.plane.pages.Forget(old.Part)
+		}
+	}
 	w.release(0) // of a cut that was under way
 	if w.plane.fd != nil {
 		w.plane.letGo()

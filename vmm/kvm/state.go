@@ -89,8 +89,12 @@ func (v *VCPU) State() (*VCPUState, error) {
 	return &VCPUState{Regs: *a.regs, Sregs: *a.sregs, Xcrs: a.xcrs, Debug: a.debug, Events: a.events, MP: a.mp, MSRs: msrs, Xsave: slices.Clone(a.xsave)}, nil
 }
 
-// SetState makes the vCPU, which must not be in Run, what the captured one was.
+// SetState makes the vCPU, which must not be in Run, what the captured one was. A half-done IO or MMIO exit is finished first: otherwise the next
+// KVM_RUN would finish it, on top of the new state.
 func (v *VCPU) SetState(s *VCPUState) error {
+	if err := v.Complete(); err != nil {
+		return fmt.Errorf("restore vCPU %d: %w", v.id, err)
+	}
 	fd, a := uintptr(v.fd), &v.args
 	if len(s.Xsave) > len(a.xsave) {
 		return fmt.Errorf("restore vCPU %d: its XSAVE area of %d bytes does not fit this host's %d: the processors differ", v.id, len(s.Xsave), len(a.xsave))

@@ -22,7 +22,7 @@ const (
 )
 
 const (
-	lead       = ident.Millisecond       // between a plan and its begin on several servers
+	lead       = 2 * ident.Millisecond   // between a plan and its begin on several servers
 	keepAlive  = 100 * ident.Millisecond // between slices that change nothing
 	orderRenew = 300 * ident.Millisecond // an order is repeated after so long
 	reportGap  = ident.Millisecond       // between reports of a server

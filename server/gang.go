@@ -195,7 +195,7 @@ func gangView(snap *snapshot) gang.View {
 		if vm.State != cells.VMRunning {
 			continue
 		}
-		weight, _ := strconv.Atoi(vm.Spec.Options[OptionWeight]) // admission has checked it
+		weight, _ := strconv.Atoi(vm.Spec.Options[OptionWeight]) // what is no weight is the default
 		out := gang.VM{ID: vm.ID, Weight: min(max(weight, 0), gang.MaxWeight)}
 		for _, p := range vm.Parts {
 			if !p.Gone && !p.Standby && len(p.VCPUs) > 0 {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,13 +16,16 @@ import (
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/api/view"
 	"github.com/cellvisor/cellvisor/config"
+	"github.com/cellvisor/cellvisor/gang"
 	"github.com/cellvisor/cellvisor/payload"
+	"github.com/cellvisor/cellvisor/server"
 )
 
 // runFlags are the options of `vm run`.
 type runFlags struct {
 	payload, args, memory, onLoss string
 	vcpus                         uint32
+	weight                        int
 	span                          []string
 	wait                          bool
 	timeout                       time.Duration
@@ -58,6 +63,7 @@ Built-in payloads:
 	fl.StringVar(&f.args, "args", "", "argument string for the guest")
 	fl.Uint32Var(&f.vcpus, "vcpus", 1, "number of vCPUs")
 	fl.StringVar(&f.memory, "memory", "64MiB", "guest memory")
+	fl.IntVar(&f.weight, "weight", gang.DefaultWeight, "share of time on the slots beside other VMs; each vCPU of a VM of weight 200 runs twice as long as one of weight 100")
 	fl.StringSliceVar(&f.span, "span", nil, "cells that the VM lies in, separated by commas (default: one, chosen by the cluster)")
 	fl.StringVar(&f.onLoss, "on-loss", "stop", "when a cell of the VM dies: stop it at once, or when it touches a lost page (stop|touch)")
 	fl.StringVar(&f.protect, "protect", "none", "survive the loss of a cell, or of K, by replicas in other cells (none|replica|replica:K)")
@@ -96,6 +102,8 @@ func (f *runFlags) check(name string) error {
 		return usagef("VM name %q must be 1 to 63 of a-z, 0-9 and '-', beginning with a letter", name)
 	case f.payload == "":
 		return usagef("--payload is missing: name a static ELF64 file or a built-in payload")
+	case f.weight < 1 || f.weight > gang.MaxWeight:
+		return usagef("--weight %d must be from 1 to %d", f.weight, gang.MaxWeight)
 	case f.vcpus == 0:
 		return usagef("--vcpus must be at least 1")
 	case f.onLoss != "stop" && f.onLoss != "touch":
@@ -129,6 +137,13 @@ func (f *runFlags) spec(name string) (*api.VMSpec, *os.File, error) {
 	spec := &api.VMSpec{
 		Name: name, Args: f.args, Vcpus: f.vcpus, MemoryBytes: uint64(size), Span: f.span,
 		OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: f.protect, CheckpointMs: uint32(f.checkpoint.Milliseconds()), Options: f.options,
+	}
+	if f.weight != gang.DefaultWeight {
+		spec.Options = maps.Clone(f.options)
+		if spec.Options == nil {
+			spec.Options = make(map[string]string)
+		}
+		spec.Options[server.OptionWeight] = strconv.Itoa(f.weight)
 	}
 	if f.onLoss == "touch" {
 		spec.OnLoss = api.OnLoss_ON_LOSS_TOUCH

@@ -44,7 +44,7 @@ func (w *Worker) physicalSize() (ident.Bytes, error) {
 
 // setUpLinux makes the processors of a Linux machine.
 func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
-	if w.spans() || w.spec.Standby {
+	if len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.spec.Standby {
 		return errors.New("a Linux guest lives on one server: give it no --span and no --protect")
 	}
 	if err := machine.SetUpVM(w.vm, w.spec.MemoryBytes, memory.GuestAddr()); err != nil {

@@ -24,6 +24,8 @@ type PartConfig struct {
 	VCPUs   int
 	Local   []ident.VCPU // those that run here; all others have stand-ins
 	Model   linux.Model
+	// KeepHalted: see kvm.VM.KeepHalted. Each vCPU and each stand-in then needs a processor of its own.
+	KeepHalted bool
 
 	// Devices carries out accesses: the board at home, the way to it elsewhere.
 	Devices Accessor
@@ -63,6 +65,11 @@ func (p *Part) build(system *kvm.System) error {
 		return err
 	}
 	if len(p.config.Local) < p.config.VCPUs {
+		if p.config.KeepHalted {
+			if err := p.vm.KeepHalted(); err != nil {
+				return err
+			}
+		}
 		if p.area, err = unix.Mmap(-1, 0, StandInBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS); err != nil {
 			return fmt.Errorf("memory of stand-ins: %w", err)
 		}

@@ -45,7 +45,7 @@ func startSpanned(t *testing.T, kernel string, ramdisk []byte, n int, cmdline st
 	})
 	for i := range n {
 		p, err := machine.NewPart(system, machine.PartConfig{
-			Memory: size, RAMAddr: s.nodes[i].ram.GuestAddr(), VCPUs: n, Local: []ident.VCPU{ident.VCPU(i)}, Model: linux.ModelV2,
+			Memory: size, RAMAddr: s.nodes[i].ram.GuestAddr(), VCPUs: n, Local: []ident.VCPU{ident.VCPU(i)}, Model: linux.ModelV2, KeepHalted: true,
 			Devices: s.board,
 			Forward: func(to ident.VCPU, m machine.Message) error { return s.parts[to].Deliver(to, m) },
 			End:     func(o machine.Outcome) { s.ended <- o },
@@ -139,7 +139,7 @@ done; wait
 [ "$(cat /tmp/sum0)" = "$(cat /tmp/sum1)" ] && echo SUMS $(cat /tmp/sum0) || echo BAD sums $(cat /tmp/sum0 /tmp/sum1)
 grep -E 'RES|CAL|TLB|LOC' /proc/interrupts
 poweroff -f`), 2, "tsc=reliable ignore_loglevel")
-	o := s.finish(t, 9*time.Minute)
+	o := s.finish(t, 6*time.Minute)
 	all := s.console.String()
 	if o.Kind != machine.PoweredOff || !strings.Contains(all, "CPUS 2") || !strings.Contains(all, smpSum) {
 		t.Fatalf("ended by %s\n%s\nit printed:\n%s", o.Reason, o.Registers, all)

@@ -34,6 +34,7 @@ mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts /dev/shm /dev/net; mount -t devpts none /dev/pts; mount -t tmpfs none /dev/shm; mount -t tmpfs none /tmp
 for m in irqbypass kvm kvm-amd tun; do insmod /bed/` + outerKernel + `/$m.ko; done; ip link set lo up
 export CELLVISOR_BED=/bed REQUIRE_KVM=1 HOME=/tmp
+for word in $(cat /proc/cmdline); do case $word in CELLVISOR_*=*) export $word;; esac; done
 cd /; sh /cmd; echo "` + markStatus + `$?"; poweroff -f
 `
 
@@ -139,7 +140,7 @@ func (b *bed) outer(script string, files map[string]string, line func(string)) e
 	c := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt",
 		"-m", strconv.Itoa(b.memoryMiB), "-smp", strconv.Itoa(b.cpus), "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-kernel", filepath.Join(b.guestFilesPath, "vmlinuz-"+outerKernel), "-initrd", ramdisk,
-		"-append", "console=ttyS0 panic=-1 reboot=t mitigations=off quiet")
+		"-append", strings.Join(append(settings(), "console=ttyS0 panic=-1 reboot=t mitigations=off quiet"), " "))
 	out, err := c.StdoutPipe()
 	if err != nil {
 		return err
@@ -158,6 +159,17 @@ func (b *bed) outer(script string, files map[string]string, line func(string)) e
 		return fmt.Errorf("status %s", status)
 	}
 	return nil
+}
+
+// settings are the environment's variables that the cases look at, handed on by the outer machine's command line.
+func settings() []string {
+	var out []string
+	for _, v := range os.Environ() {
+		if strings.HasPrefix(v, "CELLVISOR_BED_") && !strings.HasPrefix(v, "CELLVISOR_BED_CACHE=") && !strings.ContainsAny(v, " \"") {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // readLines hands on lines until the output ends, and returns the status that was among them.

@@ -24,17 +24,27 @@ func TestBootPVH612(t *testing.T) { bootAndPowerOff(t, "vmlinux-6.12", "6.12") }
 
 // TestBootVerbose is for people who look for what a kernel stumbles over.
 func TestBootVerbose(t *testing.T) {
+	long(t)
 	bootAndPowerOff(t, "vmlinux-6.12", "6.12", withCmdline("debug earlyprintk=serial,ttyS0 ignore_loglevel"))
 }
 
-func TestBootPVH61(t *testing.T) { bootAndPowerOff(t, "vmlinux-6.1", "6.1") }
+func TestBootPVH61(t *testing.T) {
+	long(t)
+	bootAndPowerOff(t, "vmlinux-6.1", "6.1")
+}
 
-func TestBootBzImage612(t *testing.T) { bootAndPowerOff(t, "vmlinuz-6.12", "6.12", withCompressed) }
+func TestBootBzImage612(t *testing.T) {
+	long(t)
+	bootAndPowerOff(t, "vmlinuz-6.12", "6.12", withCompressed)
+}
 
 // TestSMP612 and its siblings fork a thousand processes and compute with checksums on all CPUs.
 func TestSMP612(t *testing.T) { smpCase(t, "6.12", 2) }
 
-func TestSMP61(t *testing.T) { smpCase(t, "6.1", 2) }
+func TestSMP61(t *testing.T) {
+	long(t)
+	smpCase(t, "6.1", 2)
+}
 
 const smpScript = `
 echo CPUS $(nproc)
@@ -58,6 +68,7 @@ func smpCase(t *testing.T, version string, vcpus int) {
 
 // TestReboot612 reboots and then panics; each brings the machine back in place.
 func TestReboot612(t *testing.T) {
+	long(t)
 	disk, _ := withDisk(t, 1<<20, "state")
 	g := startGuest(t, "vmlinux-6.12", initrd(t, "6.12", `
 n=$(dd if=/dev/vda bs=1 count=1 2>/dev/null | tr -d '\0'); n=$((n+1))
@@ -77,6 +88,7 @@ poweroff -f`, "virtio_blk"), disk, withRestart)
 
 // TestTripleFault612 ends a machine by a reboot through a triple fault.
 func TestTripleFault612(t *testing.T) {
+	long(t)
 	g := startGuest(t, "vmlinux-6.12", initrd(t, "6.12", "reboot -f"), withCmdline("reboot=t,force"))
 	g.finish(t, machine.Faulted)
 }

@@ -13,7 +13,10 @@ import (
 // TestDisk612 writes and verifies 64 MiB on ext4 on a disk of ours, and looks at the image from outside afterwards.
 func TestDisk612(t *testing.T) { diskCase(t, "6.12") }
 
-func TestDisk61(t *testing.T) { diskCase(t, "6.1") }
+func TestDisk61(t *testing.T) {
+	long(t)
+	diskCase(t, "6.1")
+}
 
 func diskCase(t *testing.T, version string) {
 	const size = 96 << 20
@@ -55,6 +58,7 @@ poweroff -f`, "virtio_blk"), disk, raw)
 
 // TestConsoleEntropy612 uses the virtio console and the source of random numbers.
 func TestConsoleEntropy612(t *testing.T) {
+	long(t)
 	hvc := newConsole()
 	var typed func([]byte) int
 	g := startGuest(t, "vmlinux-6.12", initrd(t, "6.12", `

@@ -21,6 +21,14 @@ import (
 // guestLimit is how long a guest may take; the bed's processor is an emulated one inside an emulated one.
 const guestLimit = 3 * time.Minute
 
+// long skips a case in a short run.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a long case")
+	}
+}
+
 // bedFile reads a file of the bed, or skips the test where there is none.
 func bedFile(t *testing.T, name string) []byte {
 	t.Helper()

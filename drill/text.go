@@ -26,9 +26,9 @@ func (rep *Report) Text(w io.Writer, mark func(string) string) error {
 			fmt.Fprintf(&b, "  %8s  epoch %-3d  %-12s %s\n", seconds(r.AtMs), r.Epoch, r.Subject, stageText(r.Stages))
 		}
 	}
-	b.WriteString("\nVMs lost: ")
+	b.WriteString("\nVMs lost")
 	if len(rep.Lost) == 0 {
-		b.WriteString("none\n")
+		b.WriteString(": none\n")
 	} else {
 		b.WriteString("\n")
 		for _, l := range rep.Lost {

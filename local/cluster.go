@@ -23,6 +23,7 @@ type Cluster struct {
 	Sched   string   `json:"sched,omitempty"`
 	Memory  uint64   `json:"memory_bytes"`
 	Down    bool     `json:"down"` // taken down on purpose: whoever supervises it stops doing so
+	Live    bool     `json:"live"` // all servers were live at once since it was last started
 	Servers []Server `json:"servers"`
 }
 

@@ -30,7 +30,7 @@ func Down(dir string) ([]Ended, error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if _, err := update(dir, func(c *Cluster) error { c.Down = true; return nil }); err != nil && !errors.Is(err, ErrNoCluster) {
+	if _, err := update(dir, func(c *Cluster) error { c.Down, c.Live = true, false; return nil }); err != nil && !errors.Is(err, ErrNoCluster) {
 		return nil, err
 	}
 	var all []Ended

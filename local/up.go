@@ -65,7 +65,7 @@ func Start(opt Options) (*Session, error) {
 		return nil, err
 	}
 	s := &Session{Cluster: c, exe: exe, exits: make(chan Exit, 4*len(c.Servers)), ended: make(map[string]Exit)}
-	c.Down = false
+	c.Down, c.Live = false, false
 	for i := range c.Servers {
 		if err := s.spawn(&c.Servers[i]); err != nil {
 			s.abandon()
@@ -161,7 +161,8 @@ func (s *Session) WaitLive(ctx context.Context, report func(live, total int)) er
 			report(live, len(s.Cluster.Servers))
 		}
 		if live == len(s.Cluster.Servers) {
-			return nil
+			_, err := update(s.Cluster.Dir, func(c *Cluster) error { c.Live = true; return nil })
+			return err
 		}
 		if why != "" {
 			said = why

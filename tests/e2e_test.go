@@ -27,11 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(withProgram(m.Run))
 }
 
-// withProgram builds the program unless one is named, and runs f.
+// withProgram builds the program, or links to the one that is named, so that scripts find it as cellvisor, and runs f.
 func withProgram(f func() int) int {
-	if program = os.Getenv("CELLVISOR_BIN"); program != "" {
-		return f()
-	}
 	dir, err := os.MkdirTemp("", "cvbin-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -39,6 +36,16 @@ func withProgram(f func() int) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "cellvisor")
+	if named := os.Getenv("CELLVISOR_BIN"); named != "" {
+		if named, err = filepath.Abs(named); err == nil {
+			err = os.Symlink(named, program)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return f()
+	}
 	build := exec.Command("go", "build", "-o", program, "github.com/cellvisor/cellvisor/cmd/cellvisor")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

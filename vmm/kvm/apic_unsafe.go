@@ -77,9 +77,9 @@ func (vm *VM) EnableAPICs() error {
 	return nil
 }
 
-// KeepHalted lets vCPUs, made later, halt on their processor instead of in KVM. A VM whose pages come from other servers needs it: KVM otherwise
-// has a kernel thread wait for a page that a vCPU with a local APIC lacks, and that asks for every page for writing, so that parts that
-// only read a page take it away from each other.
+// KeepHalted lets vCPUs, made later, halt on their processor instead of in KVM. It is meant for VMs whose pages come from other servers: KVM
+// otherwise has a kernel thread wait for a page that a vCPU with a local APIC lacks, and that thread asks for every page for writing, so that
+// parts that only read a page take it away from each other.
 func (vm *VM) KeepHalted() error {
 	arg := enableCap{cap: capDisableExits, args: [4]uint64{disableExitHLT}}
 	if _, err := ioctlPointer(vm.fd, ioctlEnableCap, unsafe.Pointer(&arg)); err != nil {

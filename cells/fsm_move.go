@@ -34,7 +34,7 @@ func (f *FSM) followMove(vm *VM) {
 	image := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Part == m.Image })
 	switch {
 	case !vm.State.Active():
-		f.endMove(vm, StepDone, fmt.Sprintf("the vm is %s", vm.State))
+		f.endMove(vm, f.state.Operation(m.Op).ofEndedVM(), fmt.Sprintf("the vm is %s: %s", vm.State, vm.Reason))
 	case !leaves:
 		f.endMove(vm, StepDone, "what was to be moved is gone: the vm went on without it")
 	case image < 0:

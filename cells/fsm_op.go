@@ -113,7 +113,7 @@ func (f *FSM) tendOperations() {
 func (f *FSM) tendOperation(op *Operation) {
 	busy, left, failed := 0, 0, ""
 	for i := range op.Steps {
-		f.followStep(&op.Steps[i])
+		f.followStep(op, &op.Steps[i])
 		if s := op.Steps[i]; s.Kind == StepMove && s.State.busy() {
 			busy++
 		}
@@ -149,12 +149,12 @@ func (f *FSM) tendOperation(op *Operation) {
 }
 
 // followStep ends a step that is over without a word of its own.
-func (f *FSM) followStep(s *OpStep) {
+func (f *FSM) followStep(op *Operation, s *OpStep) {
 	vm := f.state.VM(s.VM)
 	switch {
 	case s.State.over():
 	case vm == nil || !vm.State.Active():
-		s.State, s.Note = StepDone, "the vm has ended"
+		s.State, s.Note = op.ofEndedVM(), "the vm has ended"
 	case s.State == StepResuming && vm.Moved.Epoch < vm.Epoch:
 		s.State, s.Note = StepDone, "another loss followed at once: the vm went on from its replica"
 	case s.Kind == StepStandby && s.State == StepCopying && vm.Protection() != "syncing":

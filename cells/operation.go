@@ -121,6 +121,14 @@ func (o *Operation) clone() Operation {
 	return out
 }
 
+// ofEndedVM is what becomes of a step whose VM has ended: it is what a drain asks for, and not what a migration does.
+func (o *Operation) ofEndedVM() StepState {
+	if o != nil && o.Kind == OpMigrate {
+		return StepFailed
+	}
+	return StepDone
+}
+
 // Bounds of operations.
 const (
 	MaxOperations   = 64 // that are kept; running ones are never forgotten

@@ -46,11 +46,17 @@ func (c *Core) viewChanged(a *cells.Applied) {
 		case vm == nil || w.inc != c.incarnation:
 		case vm.State == cells.VMLost && vm.PartOn(c.cfg.Server, w.inc) != nil:
 			r.stop, r.stops = append(r.stop, w.vm), true
-		case vm.State == cells.VMRunning && vm.Epoch == r.epoch:
+		case vm.State == cells.VMRunning && vm.Epoch == r.epoch && w.members < vm.Epoch && runsPart(vm, c.cfg.Server, w.inc):
 			r.remap, r.remaps = append(r.remap, w.vm), true
 		}
 	}
 	c.recoveries = append(c.recoveries, r)
+}
+
+// runsPart tells whether an incarnation of a server runs a part of the VM, as against keeping a replica.
+func runsPart(vm *cells.VM, server ident.ServerID, inc ident.Incarnation) bool {
+	p := vm.PartOn(server, inc)
+	return p != nil && !p.Standby
 }
 
 // tendRecoveries reports those that are over.

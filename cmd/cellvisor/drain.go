@@ -132,7 +132,7 @@ back what a drain did.`,
 				return usagef("--on-deadline %q must be fail or stop", f.onDeadline)
 			}
 			err := a.operate(ctx, c, req, f)
-			if err != nil && !f.dryRun && !errors.As(err, new(api.Detached)) && !errors.As(err, new(usageError)) && api.ExitCode(err) != api.ExitBlocked {
+			if errors.As(err, new(*badEnd)) {
 				fmt.Fprintf(a.err, "To take back what the drain did: cellvisor %s restore %s --return original\n", p.noun, strings.Join(names, " "))
 			}
 			return err
@@ -307,16 +307,24 @@ func (a *app) ask(start func(dry bool) (*api.Operation, error)) error {
 	return nil
 }
 
-// opError is the error that an operation's bad end is.
+// badEnd is the error that an operation's bad end is.
+type badEnd struct {
+	text string
+	late bool
+}
+
+func (e *badEnd) Error() string { return e.text }
+
+// Is makes a deadline that passed the exit code.
+func (e *badEnd) Is(target error) bool { return e.late && target == context.DeadlineExceeded }
+
 func opError(op *api.Operation) error {
 	switch op.GetState() {
 	case api.OperationState_OPERATION_STATE_FAILED:
-		if d := op.GetDeadlineAt(); d != nil && !op.GetEndedAt().AsTime().Before(d.AsTime()) {
-			return fmt.Errorf("operation %d: %s: %w", op.GetId(), op.GetNote(), context.DeadlineExceeded)
-		}
-		return fmt.Errorf("operation %d failed: %s", op.GetId(), op.GetNote())
+		d := op.GetDeadlineAt()
+		return &badEnd{fmt.Sprintf("operation %d failed: %s", op.GetId(), op.GetNote()), d != nil && !op.GetEndedAt().AsTime().Before(d.AsTime())}
 	case api.OperationState_OPERATION_STATE_CANCELLED:
-		return fmt.Errorf("operation %d was %s", op.GetId(), op.GetNote())
+		return &badEnd{text: fmt.Sprintf("operation %d was %s", op.GetId(), op.GetNote())}
 	}
 	return nil
 }

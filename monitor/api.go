@@ -120,7 +120,7 @@ type WorkerSwitched struct {
 	Switched wire.WorkerSwitched
 }
 
-// WorkerGone says that a worker process has ended, or could not be started (PID 0).
+// WorkerGone says that a worker process has ended, or could not be started or was stopped before it came up (PID 0).
 type WorkerGone struct {
 	VM     ident.VMID
 	PID    int

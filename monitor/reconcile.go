@@ -107,7 +107,7 @@ func (c *Core) workerHint(e WorkerHint) {
 }
 
 func (c *Core) workerGone(e WorkerGone) {
-	if w := c.workerOf(e.VM); w != nil && (e.PID == 0 || !w.up || w.ready.PID == e.PID) {
+	if w := c.workerOf(e.VM); w != nil && (!w.up || w.ready.PID == e.PID) {
 		w.gone, w.reason = true, e.Reason
 		c.dirty = true
 	}

@@ -295,11 +295,10 @@ func (w *World) answerJoin(m monitor.Message) {
 }
 
 func (s *Server) action(a monitor.Action) {
-	if s.w.Tracing {
-		s.w.Tracef("server %d: %T%+v", s.ID, a, a)
-	}
 	if l, ok := a.(monitor.Lease); ok {
 		s.w.granted(s, l)
+	} else if s.w.Tracing { // leases would fill the trace
+		s.w.Tracef("server %d: %T%+v", s.ID, a, a)
 	}
 	if s.w.OnAction != nil && s.w.OnAction(s, a) {
 		return

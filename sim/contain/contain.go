@@ -74,11 +74,12 @@ var shapes = []cluster.Config{
 // world is a cluster with workers.
 type world struct {
 	*cluster.World
-	workers []*worker // alive
-	pids    int
-	ended   map[ident.VMID]string                // why a VM may end, besides losing a server
-	killed  map[ident.ServerID]ident.Incarnation // up to which a server was told to kill
-	names   []string                             // of VMs that clients asked for
+	workers  []*worker // alive
+	pids     int
+	ended    map[ident.VMID]string                // why a VM may end, besides losing a server
+	killed   map[ident.ServerID]ident.Incarnation // up to which a server was told to kill
+	starting map[start]*bool                      // workers that are being started; true: stopped before they came up
+	names    []string                             // of VMs that clients asked for
 }
 
 func build(k *kernel.World, canary string) *world {
@@ -90,7 +91,8 @@ func build(k *kernel.World, canary string) *world {
 	if r.IntN(3) == 0 {
 		cfg.DiskMax = k.Between(0, 5*ident.Millisecond)
 	}
-	w := &world{World: cluster.New(k, cfg), ended: make(map[ident.VMID]string), killed: make(map[ident.ServerID]ident.Incarnation)}
+	w := &world{World: cluster.New(k, cfg), ended: make(map[ident.VMID]string), killed: make(map[ident.ServerID]ident.Incarnation),
+		starting: make(map[start]*bool)}
 	w.OnAction, w.WorkersLeft, w.Adopt = w.action, w.left, w.adopt
 	w.OnExclude = func(cells.Member) { w.check() }
 	return w

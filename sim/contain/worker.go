@@ -92,7 +92,9 @@ func (w *world) action(s *cluster.Server, a monitor.Action) bool {
 	case monitor.StopWorker:
 		x := w.find(s, a.VM)
 		if x == nil {
-			s.After(w.soon(), func() monitor.Event { return monitor.WorkerGone{VM: a.VM, Reason: "no such worker"} })
+			if c := w.starting[start{s.Boot(), a.VM}]; c != nil {
+				*c = true
+			}
 			break
 		}
 		w.At(w.Now()+w.Between(ident.Millisecond, 20*ident.Millisecond), func() { w.die(x, "exit status 0") })
@@ -112,8 +114,20 @@ func (w *world) action(s *cluster.Server, a monitor.Action) bool {
 	return true
 }
 
+// start names a worker that a serve process is starting.
+type start struct {
+	boot string
+	vm   ident.VMID
+}
+
 func (w *world) start(s *cluster.Server, a monitor.StartWorker) {
+	key, canceled := start{s.Boot(), a.Spec.VM}, false
+	w.starting[key] = &canceled
 	s.After(w.Between(ident.Millisecond, 30*ident.Millisecond), func() monitor.Event {
+		delete(w.starting, key)
+		if canceled {
+			return monitor.WorkerGone{VM: a.Spec.VM, Reason: "it was stopped before it came up"}
+		}
 		if w.find(s, a.Spec.VM) != nil || a.Spec.Incarnation <= w.killed[s.ID] {
 			return nil // it runs, or must not be started any more
 		}

@@ -278,7 +278,7 @@ func (c *Core) advance() {
 }
 
 // aheadSlices bounds how far ahead a gang can be, in slices of its own.
-const aheadSlices = 10
+const aheadSlices = 5
 
 // byWait lists the gangs that have work, in the order in which they get slots.
 func (c *Core) byWait() []*gang {

@@ -20,7 +20,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-pure test-race test-plain e2e chaos demo bench sim fuzz lint fmt generate payloads install clean
+.PHONY: help build test test-pure test-race test-plain e2e chaos failover demo bench sim fuzz lint fmt generate payloads install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ e2e: build ## Run the end-to-end scripts on real clusters, one at a time
 
 chaos: build ## Kill and stop servers at random, ROUNDS=100 times, with VMs inside and across cells
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestChaos ./tests
+
+failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=100 times: its output must stay unbroken
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) FAILOVER_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestFailover ./tests
 
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo

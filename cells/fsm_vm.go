@@ -162,7 +162,11 @@ func (f *FSM) partGone(c *PartGone) *Fault {
 		pid = fmt.Sprintf("pid %d", c.PID)
 	}
 	reason := fmt.Sprintf("worker of part %d on server %s (%s) is gone: %s", p.Part, p.ServerName, pid, c.Reason)
-	return f.losePart(vm, p, VMFailed, reason)
+	end := VMFailed
+	if vm.Spec.Protect == ProtectReplica {
+		end, reason = VMLost, reason+"; no standby was safe"
+	}
+	return f.losePart(vm, p, end, reason)
 }
 
 // losePart is the loss of one part while its server lives: a standby is replaced, a protected VM goes back to its replica, any other ends.

@@ -359,6 +359,11 @@ func (s *supervisor) addStats(out map[string]uint64) {
 			out["pages.in"] += c.PagesIn
 			out["pages.out"] += c.PagesOut
 			out["pages.resident_bytes"] += uint64(c.ResidentBytes)
+			out["checkpoints.made"] += c.Checkpoints
+			out["checkpoints.pause_micros_sum"] += uint64(c.CutMicrosSum)
+			out["checkpoints.dirty_pages_sum"] += c.DirtyPagesSum
+			out["checkpoints.every_micros"] = max(out["checkpoints.every_micros"], uint64(c.EveryMicros))
+			out["checkpoints.held_bytes"] += c.HeldBytes
 			out["vcpus.exits"] += c.VCPUExits
 			out["vcpus.run_micros"] += uint64(c.RunMicros)
 		}

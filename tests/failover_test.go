@@ -180,7 +180,7 @@ func (f *failover) round(n int) {
 	if kind == "serve" {
 		f.healAll()
 	}
-	if fatal && f.endedByIt(before) {
+	if fatal && f.endedByIt() {
 		f.again(what)
 		return
 	}
@@ -195,21 +195,28 @@ func (f *failover) round(n int) {
 	f.took[kind] = append(f.took[kind], first)
 }
 
-// endedByIt waits until a VM that lost more than it was protected against has either ended or goes on.
-func (f *failover) endedByIt(before int) (ended bool) {
-	f.until(recoverPatience, "two faults: the VM ends or goes on", func(ctx context.Context) error {
-		if f.reader.count() > before+500 {
-			return nil
-		}
+// endedByIt starts what was killed, and waits until a VM that may have lost more than it was protected against has either ended or goes on and
+// is safe again.
+func (f *failover) endedByIt() (ended bool) {
+	f.healAll()
+	since := 0
+	f.until(safePatience, "two faults: the VM ends or goes on", func(ctx context.Context) error {
 		vm, err := f.vm(ctx)
 		if err != nil {
 			return err
 		}
 		ended = vm.GetState().Ended()
-		if !ended {
+		switch {
+		case ended && vm.GetState() != api.VMState_VM_STATE_LOST:
+			f.t.Fatalf("VM %s is %s: %s", vm.GetName(), vm.GetState().Word(), vm.GetReason())
+		case vm.GetProtection() == "safe" && since > 0 && f.reader.count() > since+300:
+			return nil
+		case vm.GetProtection() == "safe" && since == 0:
+			since = f.reader.count()
+			fallthrough
+		case !ended:
 			return fmt.Errorf("it is %s, protection %s, with %d records", vm.GetState().Word(), vm.GetProtection(), f.reader.count())
-		}
-		if vm.GetReason() == "" {
+		case vm.GetReason() == "":
 			f.t.Fatalf("VM %s is %s without a reason", vm.GetName(), vm.GetState().Word())
 		}
 		f.t.Logf("VM %s is %s: %s", vm.GetName(), vm.GetState().Word(), vm.GetReason())

@@ -186,6 +186,9 @@ type WorkerStats struct {
 	DirtyPages    uint64       `json:"dirty_pages,omitempty"`       // of the last checkpoint, at this part
 	SyncPermille  int          `json:"sync_permille,omitempty"`     // of the first full copy to new standbys
 	EveryMicros   ident.Micros `json:"checkpoint_micros,omitempty"` // between the last two cuts
+	CutMicrosSum  ident.Micros `json:"cut_micros_sum,omitempty"`    // of all cuts
+	DirtyPagesSum uint64       `json:"dirty_pages_sum,omitempty"`   // of all checkpoints, at this part
+	HeldBytes     uint64       `json:"held_bytes,omitempty"`        // output that waits for a checkpoint to be safe
 
 	RunMicros ident.Micros `json:"run_micros"` // summed over vCPUs
 }

@@ -20,7 +20,10 @@ type checkpoints struct {
 	mu        sync.Mutex
 	number    uint64        // of the last cut
 	committed uint64        // the last one that all standbys hold
+	made      uint64        // cuts that all standbys hold
 	pause     time.Duration // of the last cut
+	pauses    time.Duration // of all cuts
+	usual     time.Duration // pause of a cut of late: a moving average
 	every     time.Duration // between the last two
 	at        time.Time
 }
@@ -250,12 +253,17 @@ func (c *checkpoints) paused(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pause = d
+	c.pauses += d
+	if c.usual += (d - c.usual) / 8; c.usual < d/8 {
+		c.usual = d / 8
+	}
 }
 
 func (c *checkpoints) commit(number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.committed = max(c.committed, number)
+	c.made++
 }
 
 func (c *checkpoints) last() uint64 {
@@ -264,13 +272,13 @@ func (c *checkpoints) last() uint64 {
 	return c.committed
 }
 
-// next is how long to wait for the next cut: fixed, or what the last pause allows.
+// next is how long to wait for the next cut: fixed, or what the pauses of late allow.
 func (c *checkpoints) next(fixed time.Duration) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	every := fixed
 	if every == 0 {
-		every = min(max(c.pause*cutShareInverse, cutEveryMin), cutEveryMax)
+		every = min(max(c.usual*cutShareInverse, cutEveryMin), cutEveryMax)
 	}
 	return max(0, time.Until(c.at.Add(every)))
 }

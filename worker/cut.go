@@ -32,6 +32,7 @@ type cutter struct {
 	frozen   uint64                    // protected by mu; as held, for a switchover: time does not end it
 	open     map[uint64][]ident.PageNo // protected by mu; pages by cut, of those not known to be committed
 	last     int                       // protected by mu; pages in the last cut
+	sum      uint64                    // protected by mu; pages in all cuts
 }
 
 // track begins to note the pages that are written, or ends it.
@@ -126,6 +127,7 @@ func (w *Worker) cut(number uint64, members ident.PartSet, history bool) (*share
 	}
 	c.open[number] = s.pages
 	c.last = len(s.pages)
+	c.sum += uint64(len(s.pages))
 	for _, v := range w.vcpus {
 		origin, err := v.capture()
 		if err != nil {

@@ -281,6 +281,13 @@ func (s *stream) takeCut() outputPiece {
 	return outputPiece{offset: s.written, bytes: bytes.Clone(s.held)}
 }
 
+// heldBytes is how much output waits.
+func (h *home) heldBytes() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return uint64(len(h.console.held) + len(h.output.held))
+}
+
 // history returns all output that has left so far. Output must be held back, or what leaves meanwhile is in neither this nor a later cut.
 func (h *home) history() (console, output outputPiece, err error) {
 	h.mu.Lock()

@@ -25,6 +25,29 @@ func (w *Worker) stats() *wire.WorkerStats {
 	c := w.plane.core.Counters()
 	w.plane.mu.Unlock()
 	s.RemoteReads, s.RemoteWrites, s.PagesOut = c.RemoteReads, c.RemoteWrites+c.Upgrades, c.ContentsSent
+	w.checkpointStats(s)
 	s.PagesIn, s.LocalFaults = c.RemoteReads+c.RemoteWrites, c.ZeroFills
 	return s
+}
+
+// checkpointStats adds what protection by replicas costs.
+func (w *Worker) checkpointStats(s *wire.WorkerStats) {
+	w.cutter.mu.Lock()
+	s.DirtyPages, s.DirtyPagesSum = uint64(w.cutter.last), w.cutter.sum
+	w.cutter.mu.Unlock()
+	if w.replica != nil {
+		w.replica.mu.Lock()
+		s.SyncPermille = int(w.replica.synced)
+		w.replica.mu.Unlock()
+	}
+	h := w.home.Load()
+	if h == nil {
+		return
+	}
+	s.HeldBytes = h.heldBytes()
+	c := &w.checkpoints
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.Checkpoints, s.CutMicros, s.CutMicrosSum = c.made, ident.Micros(c.pause.Microseconds()), ident.Micros(c.pauses.Microseconds())
+	s.EveryMicros = ident.Micros(c.every.Microseconds())
 }

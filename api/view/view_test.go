@@ -38,6 +38,10 @@ func TestGolden(t *testing.T) {
 		"vm-fresh":  OfVM(&api.VM{Name: "x", State: api.VMState_VM_STATE_STARTING}),
 		"event":     OfEvent(&api.Event{Seq: 1, Time: at, Type: "vm.lost", Epoch: 7, Cell: "b", Server: "b-1", Vm: "alpha", Message: "m", RecordedBy: "a-1", LogIndex: 9, Stage: "detect", StageMicros: 5, CauseSeq: 1, Fields: map[string]string{"k": "v"}}),
 		"cell-none": OfCell(&api.Cell{Name: "a"}),
+		"operation": OfOperation(&api.Operation{Id: 9, Kind: api.OperationKind_OPERATION_KIND_DRAIN, Subject: "cell b", State: api.OperationState_OPERATION_STATE_RUNNING,
+			Note: "n", Reason: "r", By: "root", MaxParallel: 4, StartedAt: at, DeadlineAt: at, Steps: []*api.OperationStep{
+				{Kind: "move", State: "done", Vm: "web", From: "b-1", To: "c-1", Bytes: 64 << 20, DownMicros: 5000}, {Kind: "standby", State: "waiting", Vm: "db", From: "b-1"}}}),
+		"safety": OfSafety(&api.SafeToStopResponse{Safe: true}),
 	} {
 		got, err := json.MarshalIndent(v, "", "  ")
 		if err != nil {
@@ -64,7 +68,7 @@ func TestFieldsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}} {
+	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}, Operation{}, Step{}, Safety{}} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {
 			name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")

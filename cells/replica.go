@@ -117,112 +117,6 @@ func NewReplica(now ident.Micros, cfg ReplicaConfig) (*Replica, error) {
 	return r, nil
 }
 
-// load fills the in-memory storage and the state from what is stored.
-func (r *Replica) load() error {
-	stored := r.cfg.Stored
-	if stored.Empty() && len(r.cfg.Initial) > 0 {
-		p, err := bootstrap(r.cfg.Initial, r.fsm)
-		if err != nil {
-			return err
-		}
-		r.toStore = p
-		stored = stored.Apply(p)
-	}
-	hard := &pb.HardState{}
-	if stored.HardState != nil {
-		if err := proto.Unmarshal(stored.HardState, hard); err != nil {
-			return fmt.Errorf("cells: stored hard state cannot be read: %w", err)
-		}
-	}
-	if stored.Snapshot != nil {
-		snap := &pb.Snapshot{}
-		if err := proto.Unmarshal(stored.Snapshot.Bytes, snap); err != nil {
-			return fmt.Errorf("cells: stored snapshot cannot be read: %w", err)
-		}
-		if err := r.storage.ApplySnapshot(snap); err != nil {
-			return fmt.Errorf("cells: stored snapshot at %d: %w", stored.Snapshot.Index, err)
-		}
-		if err := r.restore(snap); err != nil {
-			return err
-		}
-		r.snapIndex = r.applied
-		if hard.GetCommit() < r.applied {
-			hard.Commit = new(r.applied)
-		}
-	}
-	if id := r.fsm.State().ClusterID; id != r.cfg.ClusterID {
-		return fmt.Errorf("cells: the data directory belongs to cluster %q, not to %q", id, r.cfg.ClusterID)
-	}
-	entries, err := decodeEntries(stored.Entries, r.applied)
-	if err != nil {
-		return err
-	}
-	if err := r.storage.Append(entries); err != nil {
-		return fmt.Errorf("cells: stored entries: %w", err)
-	}
-	last, err := r.storage.LastIndex()
-	if err != nil {
-		return fmt.Errorf("cells: stored entries: %w", err)
-	}
-	if hard.GetCommit() > last {
-		return fmt.Errorf("cells: the stored log ends at %d but was committed up to %d: the disk lost what it had confirmed", last, hard.GetCommit())
-	}
-	return r.storage.SetHardState(hard)
-}
-
-func decodeEntries(stored []LogEntry, after uint64) ([]*pb.Entry, error) {
-	var out []*pb.Entry
-	next := after + 1
-	for _, s := range stored {
-		if s.Index <= after {
-			continue
-		}
-		e := &pb.Entry{}
-		if err := proto.Unmarshal(s.Bytes, e); err != nil {
-			return nil, fmt.Errorf("cells: stored entry %d cannot be read: %w", s.Index, err)
-		}
-		if e.GetIndex() != s.Index || s.Index != next {
-			return nil, fmt.Errorf("cells: stored entry %d is in the place of entry %d", e.GetIndex(), next)
-		}
-		out = append(out, e)
-		next++
-	}
-	return out, nil
-}
-
-// bootstrap is the first state of a cluster, the same on every initial server: a snapshot at index 1.
-func bootstrap(initial []InitialServer, fsm *FSM) (*Persist, error) {
-	var candidates []Candidate
-	for i, s := range initial {
-		if s.ID == 0 || s.ID >= firstJoinedID {
-			return nil, fmt.Errorf("cells: initial server %s has ID %d: use 1 to %d", s.Name, s.ID, firstJoinedID-1)
-		}
-		for _, o := range initial[:i] {
-			if o.ID == s.ID || o.Name == s.Name {
-				return nil, fmt.Errorf("cells: initial servers %s (ID %d) and %s (ID %d) are not distinct", o.Name, o.ID, s.Name, s.ID)
-			}
-		}
-		candidates = append(candidates, Candidate{ID: s.ID, Cell: s.Cell, Witness: s.Role == RoleWitness, Alive: true})
-	}
-	conf := &pb.ConfState{}
-	voters := ChooseVoters(candidates)
-	for _, s := range fsm.State().Servers {
-		if slices.Contains(voters, s.ID) {
-			conf.Voters = append(conf.Voters, uint64(s.ID))
-		} else {
-			conf.Learners = append(conf.Learners, uint64(s.ID))
-		}
-	}
-	fsm.state.Applied = 1
-	data, err := fsm.Snapshot()
-	if err != nil {
-		return nil, fmt.Errorf("cells: first snapshot: %w", err)
-	}
-	snap := &pb.Snapshot{Data: data, Metadata: &pb.SnapshotMetadata{Index: new(uint64(1)), Term: new(uint64(1)), ConfState: conf}}
-	hard := &pb.HardState{Term: new(uint64(1)), Commit: new(uint64(1)), Vote: new(uint64(0))}
-	return &Persist{Snapshot: &StoredSnapshot{Index: 1, Bytes: marshal(snap)}, HardState: marshal(hard), MustSync: true}, nil
-}
-
 // rebuild makes a new RawNode from the storage, as a restart of the process would: whoever led follows after it.
 func (r *Replica) rebuild(now ident.Micros) error {
 	node, err := raft.NewRawNode(&raft.Config{
@@ -442,32 +336,6 @@ func (r *Replica) compact() error {
 	return nil
 }
 
-// storage is raft's view of the log. Snapshots are made when asked for, so that they always hold the configuration in force: a server
-// that was just added must find itself in the one it gets.
-type storage struct {
-	*raft.MemoryStorage
-	owner *Replica
-}
-
-func (s *storage) Snapshot() (*pb.Snapshot, error) {
-	r := s.owner
-	term, err := s.Term(r.applied)
-	if err != nil {
-		return nil, raft.ErrSnapshotTemporarilyUnavailable
-	}
-	data, err := r.fsm.Snapshot()
-	if err != nil {
-		return nil, err
-	}
-	conf := proto.Clone(r.conf).(*pb.ConfState)
-	return &pb.Snapshot{Data: data, Metadata: &pb.SnapshotMetadata{Index: new(r.applied), Term: new(term), ConfState: conf}}, nil
-}
-
-func (s *storage) InitialState() (*pb.HardState, *pb.ConfState, error) {
-	hard, _, err := s.MemoryStorage.InitialState()
-	return hard, s.owner.conf, err
-}
-
 // State returns the replicated state. It must not be changed.
 func (r *Replica) State() *State { return r.fsm.State() }
 
@@ -488,19 +356,3 @@ func (r *Replica) Contacts() *Contacts { return &r.contacts }
 
 // Counters returns what was counted since start.
 func (r *Replica) Counters() ReplicaCounters { return r.counters }
-
-// silent drops raft's log: what matters is told by events and counters. Broken invariants stop the server.
-type silent struct{}
-
-func (silent) Debug(...any)                   {}
-func (silent) Debugf(string, ...any)          {}
-func (silent) Info(...any)                    {}
-func (silent) Infof(string, ...any)           {}
-func (silent) Warning(...any)                 {}
-func (silent) Warningf(string, ...any)        {}
-func (silent) Error(...any)                   {}
-func (silent) Errorf(string, ...any)          {}
-func (silent) Fatal(v ...any)                 { panic("cells: raft: " + fmt.Sprint(v...)) }
-func (silent) Fatalf(format string, v ...any) { panic("cells: raft: " + fmt.Sprintf(format, v...)) }
-func (silent) Panic(v ...any)                 { panic("cells: raft: " + fmt.Sprint(v...)) }
-func (silent) Panicf(format string, v ...any) { panic("cells: raft: " + fmt.Sprintf(format, v...)) }

@@ -314,58 +314,6 @@ func (w *Worker) launch(v *vcpu) {
 	go w.runVCPU(v)
 }
 
-// guestExit is called by home when the guest ended the VM.
-func (w *Worker) guestExit(status uint32) {
-	reason := "the guest ended the VM"
-	if status != 0 {
-		reason = fmt.Sprintf("the guest ended the VM with status %d", status)
-	}
-	w.end(wire.WorkerEnded{State: "exited", ExitStatus: status, Reason: reason})
-}
-
-// fail ends the VM because something here cannot go on. It may be called with any lock held.
-func (w *Worker) fail(err error) {
-	go w.end(wire.WorkerEnded{State: "failed", Reason: fmt.Sprintf("%s: %v", w.spec.ServerName, err), Host: true})
-}
-
-// failGuest ends the VM because the guest cannot go on.
-func (w *Worker) failGuest(err error, registers string) {
-	w.end(wire.WorkerEnded{State: "failed", Reason: err.Error(), Registers: registers})
-}
-
-// lostPage ends the VM because something touched a page whose latest contents died with another server.
-func (w *Worker) lostPage(page ident.PageNo) {
-	m := w.members.Load()
-	go w.end(wire.WorkerEnded{State: "lost", Reason: fmt.Sprintf("page 0x%x was touched, whose only copy was lost in epoch %d", page, m.Epoch)})
-}
-
-// end stops this part's vCPUs for good and tells serve, which stops the other parts. The first end counts.
-func (w *Worker) end(e wire.WorkerEnded) {
-	w.mu.Lock()
-	first := w.ended == nil
-	if first {
-		w.ended = &e
-	}
-	w.mu.Unlock()
-	if !first {
-		return
-	}
-	w.log.Info().Str("state", e.State).Uint32("status", e.ExitStatus).Msg(e.Reason)
-	w.guard.stop()
-	w.cancel()
-	w.control.send(wire.FromWorker{Ended: &e})
-}
-
-func (w *Worker) hint(part ident.Part, reset bool) {
-	w.log.Warn().Stringer("peer", part).Bool("reset", reset).Msg("a peer does not answer")
-	go w.control.send(wire.FromWorker{Hint: &wire.WorkerHint{Part: part, Reset: reset}})
-}
-
-func (w *Worker) fenced(on bool) {
-	w.log.Warn().Bool("on", on).Msg("fence: the lease has lapsed, or is back")
-	w.control.send(wire.FromWorker{Fenced: &wire.WorkerFenced{On: on}})
-}
-
 // watch waits for serve's stop, sending counters meanwhile. A worker whose serve never comes back ends by itself.
 func (w *Worker) watch() {
 	ticker := time.NewTicker(statsEvery)

@@ -34,10 +34,9 @@ type fake struct {
 }
 
 type fakeServer struct {
-	name, cell       string
-	pid              int // 0: does not run
-	stopped, worker  bool
-	startedAgainFrom int
+	name, cell string
+	pid        int // 0: does not run
+	stopped    bool
 }
 
 func newFake(t *testing.T) *fake {
@@ -127,7 +126,7 @@ func (f *fake) Start(server string) error {
 				return f.refuse
 			}
 			f.pid++
-			s.startedAgainFrom, s.pid = s.pid, f.pid
+			s.pid = f.pid
 		}
 	}
 	return nil

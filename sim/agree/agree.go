@@ -122,6 +122,33 @@ func network(w *cluster.World) {
 	w.SetNetwork(net)
 }
 
+// rollingCrashes crashes every process, one after the other, and again soon after it is back.
+func rollingCrashes(w *cluster.World, from ident.Micros) {
+	for _, x := range w.Servers {
+		at := from + w.Between(0, 400*ident.Millisecond)
+		w.At(at, func() { crash(w, x, w.Chance(500)) })
+		w.At(at+w.Between(1000, 60*ident.Millisecond), x.Restart)
+		again := at + w.Between(100*ident.Millisecond, 300*ident.Millisecond)
+		w.At(again, func() { crash(w, x, false) })
+		w.At(again+w.Between(100, 5*ident.Millisecond), x.Restart)
+	}
+}
+
+// forgetfulGoBetween cuts two servers from each other and keeps crashing a third that both reach.
+func forgetfulGoBetween(w *cluster.World, from ident.Micros, s, o *cluster.Server) {
+	x := w.Servers[w.Rand().IntN(len(w.Servers))]
+	if s == o || x == s || x == o {
+		return
+	}
+	w.At(from, func() { w.Cut(s.Node(), o.Node()); crash(w, s, false); crash(w, o, false) })
+	w.At(from+ident.Millisecond, func() { s.Restart(); o.Restart() })
+	for at := from; at < from+2*ident.Second; at += w.Between(4*ident.Millisecond, 40*ident.Millisecond) {
+		w.At(at, func() { crash(w, x, false) })
+		w.At(at+w.Between(100, ident.Millisecond), x.Restart)
+	}
+	w.At(from+2*ident.Second, func() { w.Heal(s.Node(), o.Node()) })
+}
+
 // fault plans one fault between two times.
 func fault(w *cluster.World, begin, end ident.Micros) {
 	from := w.Between(begin, end)
@@ -173,26 +200,9 @@ func fault(w *cluster.World, begin, end ident.Micros) {
 			}
 		}
 	case 9: // all processes, one after the other, while they elect
-		for _, x := range w.Servers {
-			at := from + w.Between(0, 400*ident.Millisecond)
-			w.At(at, func() { crash(w, x, w.Chance(500)) })
-			w.At(at+w.Between(1000, 60*ident.Millisecond), x.Restart)
-			again := at + w.Between(100*ident.Millisecond, 300*ident.Millisecond)
-			w.At(again, func() { crash(w, x, false) })
-			w.At(again+w.Between(100, 5*ident.Millisecond), x.Restart)
-		}
+		rollingCrashes(w, from)
 	case 10: // two that cannot hear each other, and one between them that forgets what it does not write down
-		x := w.Servers[w.Rand().IntN(len(w.Servers))]
-		if s == o || x == s || x == o {
-			break
-		}
-		w.At(from, func() { w.Cut(s.Node(), o.Node()); crash(w, s, false); crash(w, o, false) })
-		w.At(from+ident.Millisecond, func() { s.Restart(); o.Restart() })
-		for at := from; at < from+2*ident.Second; at += w.Between(4*ident.Millisecond, 40*ident.Millisecond) {
-			w.At(at, func() { crash(w, x, false) })
-			w.At(at+w.Between(100, ident.Millisecond), x.Restart)
-		}
-		w.At(from+2*ident.Second, func() { w.Heal(s.Node(), o.Node()) })
+		forgetfulGoBetween(w, from, s, o)
 	}
 	if w.Chance(300) { // a wrong suspicion
 		w.At(from, func() { o.Step(monitor.Hint{Server: s.ID, Source: "gossip"}) })

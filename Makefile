@@ -82,6 +82,8 @@ generate: ## Rebuild generated code from api/cellvisor.proto; needs protoc
 payloads: ## Rebuild the built-in guest programs from C; needs gcc
 	$(MAKE) -C payload
 
+include tests/bed/bed.mk
+
 PREFIX ?= /usr/local
 install: build ## Install the program below PREFIX=/usr/local
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/cellvisor

@@ -313,3 +313,23 @@ func TestDeadlines(t *testing.T) {
 		})
 	}
 }
+
+// A VM that has nowhere to go, as things turned out, keeps the drain waiting, and it goes on when there is room again.
+func TestDrainWaitsForRoom(t *testing.T) {
+	w := newMoveWorld(t)
+	w.run("web", ProtectNone)
+	w.do(Command{StartOperation: &StartOperation{Kind: OpDrain, Cells: []ident.CellName{"a"}}})
+	w.do(Command{Cordon: &Cordon{Cell: "b", On: true}})
+	w.lose(2)
+	w.wantOp(OpRunning, StepWaiting)
+	if note := w.op().Note; !strings.Contains(note, "fits nowhere") {
+		t.Errorf("it waits for %q", note)
+	}
+	w.do(Command{Cordon: &Cordon{Cell: "b"}})
+	w.wantOp(OpRunning, StepCopying)
+	w.settle("web")
+	if vm := w.switchOver("web"); vm.Parts[0].Server != 3 {
+		t.Errorf("it is on %s", vm.Parts[0].ServerName)
+	}
+	w.wantOp(OpDone, StepDone)
+}

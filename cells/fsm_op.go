@@ -224,14 +224,14 @@ func (f *FSM) moveStandby(s *OpStep, vm *VM) {
 	}
 }
 
-// addSteps adds steps for what still is on the servers of a drain, and tells whether there was any.
+// addSteps adds steps for what still is on the servers of a drain, and tells whether there is any, blocked or not.
 func (f *FSM) addSteps(op *Operation) bool {
 	more, blocked := planSteps(f.state.Clone(), f.hooks, op.Servers, Destination{})
 	if len(blocked) > 0 {
 		op.Note = blocked[0]
 	}
 	op.Steps = append(op.Steps, more...)
-	return len(more) > 0
+	return len(more)+len(blocked) > 0
 }
 
 // awaitsProtection tells whether a VM that the operation moved is still without the replicas that it had before.

@@ -1,6 +1,7 @@
 // Package balancer decides where VMs run. It is floor 2 and pure: every decision follows from its arguments.
 //
-// So far it places new VMs ([Place]). A server's *slots* bound how many vCPUs of one VM it can run at once, for a VM's gang runs together
+// It places new VMs ([Place]), finds work for a server that has slots free ([Steal], the idle balancer), and evens out the load of all servers
+// ([Rebalance], the periodic balancer, over a [LoadTree]). A server's *slots* bound how many vCPUs of one VM it can run at once, for a VM's gang runs together
 // or not at all; different VMs share slots over time. Load is counted in vCPUs for each slot, memory in bytes and never shared.
 //
 // # Invariants of a placement

@@ -1,0 +1,241 @@
+package balancer
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// cluster draws open servers in cells, some of them closed, and VMs that lie on them.
+func drawCluster(t *rapid.T) ([]Server, []Running) {
+	var servers []Server
+	for i := range rapid.IntRange(1, 12).Draw(t, "servers") {
+		cell := ident.CellName(rune('a' + rapid.IntRange(0, 3).Draw(t, "cell")))
+		servers = append(servers, Server{ID: ident.ServerID(i + 1), Name: ident.ServerName(fmt.Sprintf("%s-%d", cell, i+1)), Cell: cell,
+			Open: rapid.IntRange(0, 9).Draw(t, "closed") > 0, Slots: rapid.IntRange(1, 8).Draw(t, "slots"), MemoryBytes: 64 * ident.GiB})
+	}
+	var vms []Running
+	for i := range rapid.IntRange(0, 30).Draw(t, "vms") {
+		vm := Running{VM: ident.VMID(i + 1), Settled: rapid.IntRange(0, 9).Draw(t, "settled") == 0}
+		for range rapid.IntRange(1, 3).Draw(t, "parts") {
+			s := &servers[rapid.IntRange(0, len(servers)-1).Draw(t, "server")]
+			if slices.ContainsFunc(vm.Parts, func(p RunningPart) bool { return p.Server == s.ID }) {
+				continue
+			}
+			p := RunningPart{s.ID, rapid.IntRange(1, s.Slots).Draw(t, "vcpus"), ident.GiB}
+			vm.Parts = append(vm.Parts, p)
+			s.UsedVCPUs += p.VCPUs
+			s.UsedBytes += p.Bytes
+			if rapid.Bool().Draw(t, "asked") && !slices.Contains(vm.Span, s.Cell) {
+				vm.Span = append(vm.Span, s.Cell)
+			}
+		}
+		if rapid.Bool().Draw(t, "anywhere") || len(vm.Span) < len(cellsIn(servers, vm)) {
+			vm.Span = nil
+		}
+		vms = append(vms, vm)
+	}
+	return servers, vms
+}
+
+func cellsIn(servers []Server, vm Running) []ident.CellName {
+	var out []ident.CellName
+	for _, p := range vm.Parts {
+		if c := servers[p.Server-1].Cell; !slices.Contains(out, c) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// unevenness is the sum of the squares of the loads by slot, over the least common multiple of 1 to 8.
+func unevenness(servers []Server) int {
+	sum := 0
+	for _, s := range servers {
+		if s.Open {
+			sum += s.UsedVCPUs * s.UsedVCPUs * 840 / s.Slots
+		}
+	}
+	return sum
+}
+
+// Every transfer evens out the loads, so that none is ever undone in a circle, and goes only where it may.
+func TestRebalanceProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		servers, vms := drawCluster(t)
+		total := 0
+		for _, s := range servers {
+			total += s.UsedVCPUs
+		}
+		plan := Rebalance(slices.Clone(servers), vms, 1000)
+		if len(plan) == 1000 {
+			t.Fatal("it never ends")
+		}
+		for _, x := range plan {
+			before := unevenness(servers)
+			move(t, servers, vms, x.VM, x.From, x.To, x.VCPUs)
+			if x.With != 0 {
+				move(t, servers, vms, x.With, x.To, x.From, x.WithVCPUs)
+			}
+			if after := unevenness(servers); after >= before {
+				t.Fatalf("%+v: unevenness goes from %d to %d", x, before, after)
+			}
+		}
+		for _, s := range servers {
+			total -= s.UsedVCPUs
+		}
+		if total != 0 {
+			t.Fatalf("%d vCPUs are lost", total)
+		}
+		if again := Rebalance(servers, vms, 1); len(again) != 0 {
+			t.Fatalf("a balanced cluster is balanced again: %+v", again)
+		}
+	})
+}
+
+func move(t *rapid.T, servers []Server, vms []Running, id ident.VMID, from, to ident.ServerID, vcpus int) {
+	vm, target := &vms[id-1], &servers[to-1]
+	before := len(cellsIn(servers, *vm))
+	at := slices.IndexFunc(vm.Parts, func(p RunningPart) bool { return p.Server == from })
+	switch {
+	case at < 0 || vm.Parts[at].VCPUs != vcpus:
+		t.Fatalf("VM %d has no %d vCPUs on %d: %+v", id, vcpus, from, vm.Parts)
+	case !target.Open:
+		t.Fatalf("VM %d goes to a server that is closed", id)
+	case slices.ContainsFunc(vm.Parts, func(p RunningPart) bool { return p.Server == to }):
+		t.Fatalf("VM %d goes to a sibling", id)
+	case vcpus > target.Slots:
+		t.Fatalf("VM %d goes to too few slots", id)
+	case vm.Settled:
+		t.Fatalf("VM %d is to be left alone", id)
+	}
+	vm.Parts[at].Server = to
+	servers[from-1].UsedVCPUs -= vcpus
+	target.UsedVCPUs += vcpus
+	after := cellsIn(servers, *vm)
+	if len(after) > before {
+		t.Fatalf("VM %d depends on more cells than before", id)
+	}
+	for _, c := range after {
+		if len(vm.Span) > 0 && !slices.Contains(vm.Span, c) {
+			t.Fatalf("VM %d leaves its span %v for %s", id, vm.Span, c)
+		}
+	}
+}
+
+// The tree's sums are right after any change and any loss, and a change costs at most one message a level.
+func TestLoadTreeProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		servers, _ := drawCluster(t)
+		tree := NewLoadTree(servers)
+		lost := map[ident.ServerID]bool{}
+		for range rapid.IntRange(0, 40).Draw(t, "changes") {
+			s := &servers[rapid.IntRange(0, len(servers)-1).Draw(t, "server")]
+			n := 0
+			if rapid.IntRange(0, 9).Draw(t, "lose") == 0 {
+				lost[s.ID] = true
+				n = tree.Lose(s.ID)
+			} else {
+				vcpus := rapid.IntRange(0, 20).Draw(t, "vcpus")
+				if n = tree.Set(s.ID, vcpus); s.Open && !lost[s.ID] {
+					s.UsedVCPUs = vcpus
+				}
+			}
+			if n > tree.Depth() {
+				t.Fatalf("%d messages in a tree of depth %d", n, tree.Depth())
+			}
+			if err := tree.Check(); err != nil {
+				t.Fatal(err)
+			}
+			vcpus, slots := 0, 0
+			for _, s := range servers {
+				if s.Open && !lost[s.ID] {
+					vcpus, slots = vcpus+s.UsedVCPUs, slots+s.Slots
+				}
+			}
+			if v, s := tree.Total(); v != vcpus || s != slots {
+				t.Fatalf("the root has %d on %d, the servers %d on %d", v, s, vcpus, slots)
+			}
+		}
+	})
+}
+
+// The paper acts on a difference of more than one vCPU.
+func TestPaperDifferenceOfMoreThanOne(t *testing.T) {
+	for _, c := range []struct{ left, right, moves int }{{2, 1, 0}, {2, 0, 1}, {3, 2, 0}, {5, 1, 2}, {4, 4, 0}} {
+		servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: c.left, MemoryBytes: ident.GiB},
+			{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, UsedVCPUs: c.right, MemoryBytes: ident.GiB}}
+		var vms []Running
+		for i := range c.left {
+			vms = append(vms, Running{VM: ident.VMID(i + 1), Parts: []RunningPart{{1, 1, ident.MiB}}})
+		}
+		if plan := Rebalance(servers, vms, 10); len(plan) != c.moves {
+			t.Errorf("%d and %d vCPUs: %d moves, want %d: %+v", c.left, c.right, len(plan), c.moves, plan)
+		}
+	}
+}
+
+func TestSwapWhereNoMoveHelps(t *testing.T) {
+	servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 6, MemoryBytes: ident.GiB},
+		{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 4, MemoryBytes: ident.GiB}}
+	vms := []Running{{VM: 1, Parts: []RunningPart{{1, 3, ident.MiB}}}, {VM: 2, Parts: []RunningPart{{1, 3, ident.MiB}}},
+		{VM: 3, Parts: []RunningPart{{2, 2, ident.MiB}}}, {VM: 4, Parts: []RunningPart{{2, 2, ident.MiB}}}}
+	plan := Rebalance(servers, vms, 10)
+	if len(plan) != 1 || plan[0].With == 0 || plan[0].VCPUs-plan[0].WithVCPUs != 1 {
+		t.Errorf("%+v", plan)
+	}
+}
+
+func TestSteal(t *testing.T) {
+	spare := func(id ident.ServerID, cell ident.CellName, free, distance int) Spare {
+		return Spare{Server{ID: id, Name: ident.ServerName(cell), Cell: cell, Open: true, Slots: 4, MemoryBytes: ident.GiB}, free, distance}
+	}
+	waits := func(id ident.VMID, since ident.Micros, parts ...RunningPart) Waiting {
+		return Waiting{Running{VM: id, Parts: parts}, since}
+	}
+	for _, c := range []struct {
+		name string
+		here Spare
+		all  []Waiting
+		want ident.VMID
+	}{
+		{"the longest-waiting", spare(1, "a", 2, 0), []Waiting{waits(1, 9, RunningPart{2, 1, 0}), waits(2, 5, RunningPart{2, 2, 0})}, 2},
+		{"the nearest first", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{3, 1, 0}), waits(2, 5, RunningPart{2, 1, 0})}, 2},
+		{"never from another cell", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{4, 1, 0})}, 0},
+		{"never half a gang", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0}, RunningPart{3, 1, 0})}, 0},
+		{"a gang that can run then", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0}, RunningPart{5, 1, 0})}, 1},
+		{"never a sibling", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{1, 1, 0}, RunningPart{2, 1, 0})}, 0},
+		{"not more than is free", spare(1, "a", 1, 0), []Waiting{waits(1, 1, RunningPart{2, 2, 0})}, 0},
+		{"nothing for a full server", spare(1, "a", 0, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0})}, 0},
+	} {
+		spares := []Spare{c.here, spare(2, "a", 0, 1), spare(3, "a", 0, 2), spare(4, "b", 0, 1), spare(5, "a", 1, 3)}
+		got, ok := Steal(1, spares, c.all)
+		if ok != (c.want != 0) || got.VM != c.want {
+			t.Errorf("%s: got %+v", c.name, got)
+		}
+	}
+}
+
+// A thousand servers and ten thousand VMs, all of them on a tenth of the servers.
+func BenchmarkRebalanceThousand(b *testing.B) {
+	var servers []Server
+	for i := range 1000 {
+		cell := ident.CellName(fmt.Sprintf("c%d", i/16))
+		servers = append(servers, Server{ID: ident.ServerID(i + 1), Name: ident.ServerName(fmt.Sprintf("%s-%d", cell, i)), Cell: cell, Open: true, Slots: 16, MemoryBytes: 1024 * ident.GiB})
+	}
+	var vms []Running
+	for i := range 10_000 {
+		s, n := &servers[i%100], 1+i%4
+		vms = append(vms, Running{VM: ident.VMID(i + 1), Parts: []RunningPart{{s.ID, n, ident.GiB}}})
+		s.UsedVCPUs += n
+		s.UsedBytes += ident.GiB
+	}
+	for b.Loop() {
+		plan := Rebalance(slices.Clone(servers), vms, 100_000)
+		b.ReportMetric(float64(len(plan)), "transfers")
+	}
+}

@@ -30,10 +30,9 @@ type slicer struct {
 	bell unix.SockaddrUnix
 	idle atomic.Int32  // vCPUs that have left the gang
 	mode atomic.Uint32 // wire.SliceMode; written by the thread
-	late atomic.Int64  // micros that orders were carried out after their time, in all
 
-	order   wire.SliceOrder  // carried out; the thread's
-	pending *wire.SliceOrder // for a time to come; the thread's
+	order   wire.SliceOrder   // carried out; the thread's
+	pending []wire.SliceOrder // for times to come, by time; the thread's
 	in      [wire.SliceDatagramLimit]byte
 }
 
@@ -60,10 +59,10 @@ func (s *slicer) run() {
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	for {
 		s.receive()
-		if p := s.pending; p != nil && bootMicros() >= p.At {
-			s.pending = nil
-			s.late.Add(int64(max(0, bootMicros()-max(p.At, s.order.At))))
-			s.carryOut(*p)
+		for len(s.pending) > 0 && bootMicros() >= s.pending[0].At {
+			o := s.pending[0]
+			s.pending = s.pending[1:]
+			s.carryOut(o)
 		}
 		if s.order.Mode != wire.SliceFree && bootMicros() >= s.order.Until {
 			s.w.log.Warn().Msg("no word about slices any more: running without")
@@ -90,8 +89,8 @@ func (s *slicer) sleep() {
 	if s.order.Mode != wire.SliceFree {
 		until = s.order.Until
 	}
-	if s.pending != nil && (until == 0 || s.pending.At < until) {
-		until = s.pending.At
+	if len(s.pending) > 0 && (until == 0 || s.pending[0].At < until) {
+		until = max(1, s.pending[0].At)
 	}
 	if until != 0 {
 		ts := unix.NsecToTimespec(max(0, int64(until-bootMicros())*1000))
@@ -100,7 +99,7 @@ func (s *slicer) sleep() {
 	_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, timeout, nil) // whatever it returns, look at everything
 }
 
-// receive takes all orders that are there. The last one counts; one for a time to come leaves the present one in force.
+// receive takes all orders that are there. One for a time to come leaves those for earlier times in force, and takes the place of those for later ones.
 func (s *slicer) receive() {
 	for {
 		n, _, err := unix.Recvfrom(s.fd, s.in[:], 0)
@@ -113,7 +112,10 @@ func (s *slicer) receive() {
 			continue
 		}
 		s.order.Until = max(s.order.Until, o.Until)
-		s.pending = &o
+		for len(s.pending) > 0 && s.pending[len(s.pending)-1].At >= o.At {
+			s.pending = s.pending[:len(s.pending)-1]
+		}
+		s.pending = append(s.pending, o)
 	}
 }
 

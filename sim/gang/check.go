@@ -79,7 +79,7 @@ func (w *world) lookAtSilence(s *server) error {
 		return nil
 	}
 	for _, o := range w.servers {
-		if !o.pausing || o.dead || w.Now()-o.paused < silentAtMost || o.id > s.id {
+		if !o.pausing || o.dead || w.Now()-max(o.paused, s.resumed) < silentAtMost || o.id > s.id {
 			continue
 		}
 		for _, v := range w.vms { // o conducts, if it is the lowest of the VM's servers and no other VM connects it to a lower one

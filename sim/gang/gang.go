@@ -77,6 +77,7 @@ type server struct {
 	run     int // serve processes so far
 	dead    bool
 	paused  ident.Micros // since when, if it is
+	resumed ident.Micros
 	pausing bool
 	workers map[ident.VMID]*worker
 }
@@ -88,10 +89,12 @@ type worker struct {
 	busy     int
 	mode     wire.SliceMode
 	slots    []uint16
-	until    ident.Micros // server's clock
-	orders   int          // how many came; an older one's time-out means nothing
-	arrival  ident.Micros // of the last order
-	overlaps ident.Micros // since when another part uses one of its slots, -1: none
+	until    ident.Micros   // server's clock
+	pending  []ident.Micros // when orders for times to come begin
+	orders   int            // how many came; an older one's time-out means nothing
+	freed    int            // orders up to this one mean nothing any more
+	arrival  ident.Micros   // of the last order
+	overlaps ident.Micros   // since when another part uses one of its slots, -1: none
 }
 
 type vm struct {
@@ -220,7 +223,7 @@ func (w *world) fault() {
 		w.Pause(s.node)
 		w.At(w.Now()+d, func() {
 			if !s.dead {
-				s.pausing = false
+				s.pausing, s.resumed = false, w.Now()
 				w.Resume(s.node)
 			}
 		})

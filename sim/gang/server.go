@@ -83,7 +83,7 @@ func (s *server) step(ev gang.Event) {
 	}
 }
 
-// obey is the worker's side: the last order counts, from its time on, up to its end.
+// obey is the worker's side: an order counts from its time on, up to its end. It takes the place of those for later times.
 func (s *server) obey(k *worker, o wire.SliceOrder) {
 	if s.dead {
 		return
@@ -92,10 +92,16 @@ func (s *server) obey(k *worker, o wire.SliceOrder) {
 	k.orders++
 	mine := k.orders
 	k.until = o.Until
+	at := o.At
+	for len(k.pending) > 0 && k.pending[len(k.pending)-1] >= at {
+		k.pending = k.pending[:len(k.pending)-1]
+	}
+	k.pending = append(k.pending, at)
 	apply := func() {
-		if mine != k.orders || s.dead {
+		if s.dead || len(k.pending) == 0 || k.pending[0] != at || mine <= k.freed {
 			return
 		}
+		k.pending = k.pending[1:]
 		before := k.mode
 		k.mode, k.slots = o.Mode, o.CPUs
 		if before == wire.SliceFree && k.mode != wire.SliceFree {
@@ -116,6 +122,7 @@ func (s *server) obey(k *worker, o wire.SliceOrder) {
 
 func (k *worker) free() {
 	k.orders++
+	k.freed, k.pending = k.orders, nil
 	k.mode, k.slots = wire.SliceFree, nil
 }
 

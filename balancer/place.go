@@ -117,7 +117,9 @@ func compareLoad(a, b Server) int {
 	return strings.Compare(string(a.Name), string(b.Name))
 }
 
-func fits(s *Server, vcpus int, memory ident.Bytes) bool { return vcpus <= s.Slots && memory <= s.free() }
+func fits(s *Server, vcpus int, memory ident.Bytes) bool {
+	return vcpus <= s.Slots && memory <= s.free()
+}
 
 // cellsOf lists the cells, the one with the least loaded server first.
 func cellsOf(open []Server) []ident.CellName {

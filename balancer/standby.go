@@ -21,7 +21,9 @@ type StandbyRequest struct {
 // many as that: at least one of the lost cells is none of theirs. If there are too few such cells, one more replica is needed, all of
 // them in different cells; those among the VM's own cells are on servers that do not run it.
 func PlaceStandbys(servers []Server, req StandbyRequest) []ident.ServerID {
-	runs := func(c ident.CellName) bool { return slices.ContainsFunc(servers, func(s Server) bool { return s.Cell == c && slices.Contains(req.Members, s.ID) }) }
+	runs := func(c ident.CellName) bool {
+		return slices.ContainsFunc(servers, func(s Server) bool { return s.Cell == c && slices.Contains(req.Members, s.ID) })
+	}
 	var taken []ident.CellName // of the standbys
 	inside := false            // a standby is in a cell that runs the VM
 	for _, s := range servers {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/cells"
@@ -279,7 +280,7 @@ func openError(path string, err error) error {
 	switch {
 	case errors.As(err, &pathErr), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EIO):
 		return fmt.Errorf("open %s: %w", path, err)
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, berrors.ErrTimeout):
 		return fmt.Errorf("%w: %s is locked by another process", ErrInUse, path)
 	}
 	return corrupt(path, err)

@@ -22,7 +22,6 @@ type proposal struct {
 	nextSend ident.Micros
 	wait     ident.Micros // before the next sending
 	sentTerm uint64       // while leading: in the log of this term already
-	vm       ident.VMID
 }
 
 // leaderResend is after how long a leader puts a proposal of its own into the log once more, in case the entry was lost.

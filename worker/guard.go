@@ -216,13 +216,6 @@ func (g *guard) pause(on bool) { g.update(func() { g.paused = on }) }
 // stop ends them.
 func (g *guard) stop() { g.update(func() { g.stopped = true }) }
 
-// ended tells whether stop was called.
-func (g *guard) ended() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.stopped
-}
-
 func (g *guard) update(f func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -342,6 +342,9 @@ func (w *Worker) shutDown() {
 	case <-done:
 	case <-time.After(200 * time.Millisecond):
 	}
+	if w.plane != nil && w.plane.timer != nil {
+		w.plane.close()
+	}
 	w.closeLinux()
 	if h := w.home.Load(); h != nil {
 		h.close()

@@ -57,7 +57,7 @@ func TestSameSeedSameRun(t *testing.T) {
 		}
 		return fmt.Sprint(nodes[0], nodes[1], nodes[2], w.Stats())
 	}
-	if run(7) != run(7) {
+	if first, again := run(7), run(7); first != again {
 		t.Error("seed 7 ran in two ways")
 	}
 	if run(7) == run(8) {

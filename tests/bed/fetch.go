@@ -113,7 +113,7 @@ func download(dir, prefix string) error {
 		}
 	}
 	if newest == "" {
-		return fmt.Errorf("Debian's package lists have no %s…cloud-amd64: run apt-get update", prefix)
+		return fmt.Errorf("no package in Debian's lists is called %s…cloud-amd64: run apt-get update", prefix)
 	}
 	if err := command(dir, "apt-get", "download", "-qq", newest); err != nil {
 		return err

@@ -230,7 +230,4 @@ func (g *guest) mustPrint(t *testing.T, texts ...string) {
 	}
 }
 
-// versions are the kernels of the bed, newest first.
-var versions = []string{"6.12", "6.1"}
-
 func since(start time.Time) string { return fmt.Sprintf("%.1fs", time.Since(start).Seconds()) }

@@ -105,7 +105,7 @@ func (g *guard) wait(idle bool) (life uint64, ok bool) {
 	g.parked++
 	g.changed.Broadcast()
 	defer func() { g.parked-- }()
-	waited := false
+	waited := g.slot.off && !idle
 	for {
 		if g.stopped {
 			return 0, false
@@ -114,8 +114,8 @@ func (g *guard) wait(idle bool) (life uint64, ok bool) {
 		case !g.mayRun() || !g.leased():
 			g.changed.Wait()
 		case g.slot.off && !idle:
-			g.slot.wait(&g.mu)
 			waited = true
+			g.slot.wait(&g.mu)
 		default:
 			if waited {
 				g.slot.taken(bootMicros())

@@ -141,8 +141,8 @@ func (c *Core) takeSlice(now ident.Micros, s *wire.GangSlice) {
 	}
 }
 
-// want is how many slots a part needs.
-func (p *part) want() int { return max(1, min(p.busy, p.vcpus)) }
+// want is how many slots a part needs. One without work needs none; should it wake before the next slice, it runs on any.
+func (p *part) want() int { return min(p.busy, p.vcpus) }
 
 // keptSlots marks the slots of parts that run on. What a part has too much it gives back.
 func (c *Core) keptSlots(running func(*part) bool) []bool {

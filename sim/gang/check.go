@@ -47,7 +47,7 @@ func (w *world) look() error {
 	return nil
 }
 
-// lookAtSlots finds slots that two parts use.
+// lookAtSlots finds slots that two parts use, and gangs that run without slots for all their vCPUs.
 func (w *world) lookAtSlots(s *server, calm bool) error {
 	var used []uint16
 	for _, v := range w.vms {
@@ -59,7 +59,7 @@ func (w *world) lookAtSlots(s *server, calm bool) error {
 			k.overlaps = -1
 			continue
 		}
-		shared := slices.ContainsFunc(k.slots, func(x uint16) bool { return slices.Contains(used, x) })
+		shared := w.steady && len(k.slots) < k.vcpus || slices.ContainsFunc(k.slots, func(x uint16) bool { return slices.Contains(used, x) })
 		used = append(used, k.slots...)
 		switch {
 		case !shared || !calm:
@@ -67,7 +67,7 @@ func (w *world) lookAtSlots(s *server, calm bool) error {
 		case k.overlaps < 0:
 			k.overlaps = w.Now()
 		case w.Now()-k.overlaps > overlapAtMost:
-			return fmt.Errorf("server %d: VM %d has shared slots with another one for %d us", s.id, v.ID, w.Now()-k.overlaps)
+			return fmt.Errorf("server %d: VM %d has lacked slots, or shared them with another one, for %d us", s.id, v.ID, w.Now()-k.overlaps)
 		}
 	}
 	return nil

@@ -64,6 +64,7 @@ type world struct {
 	servers []*server
 	vms     []*vm
 	fair    bool         // no idling, no faults, equal sizes: shares must be right
+	steady  bool         // no idling: every gang that runs must have slots for all its vCPUs
 	calm    ident.Micros // no fault is felt any more from then on
 }
 
@@ -89,12 +90,17 @@ type worker struct {
 	busy     int
 	mode     wire.SliceMode
 	slots    []uint16
-	until    ident.Micros   // server's clock
-	pending  []ident.Micros // when orders for times to come begin
-	orders   int            // how many came; an older one's time-out means nothing
-	freed    int            // orders up to this one mean nothing any more
-	arrival  ident.Micros   // of the last order
-	overlaps ident.Micros   // since when another part uses one of its slots, -1: none
+	until    ident.Micros // server's clock
+	pending  []pending    // orders for times to come
+	orders   int          // how many came; an older one's time-out means nothing
+	arrival  ident.Micros // of the last order
+	overlaps ident.Micros // since when another part uses one of its slots, -1: none
+}
+
+// pending is an order for a time to come, by its number.
+type pending struct {
+	at    ident.Micros
+	order int
 }
 
 type vm struct {
@@ -109,6 +115,7 @@ func build(k *kernel.World, canary string) *world {
 	w := &world{World: k, canary: canary, epoch: 1}
 	r := k.Rand()
 	w.fair = r.IntN(4) == 0
+	w.steady = w.fair || r.IntN(3) == 0
 	servers := 1 + r.IntN(4)
 	for i := range servers {
 		s := &server{w: w, id: ident.ServerID(i + 1), slots: 1 + r.IntN(4), workers: map[ident.VMID]*worker{}}
@@ -125,7 +132,7 @@ func build(k *kernel.World, canary string) *world {
 func (w *world) addVM(id ident.VMID) {
 	r := w.Rand()
 	v := &vm{VM: gang.VM{ID: id, Weight: []int{100, 100, 50, 200, 400}[r.IntN(5)]}, waits: -1, splits: -1}
-	v.idles = !w.fair && r.IntN(2) == 0
+	v.idles = !w.steady && r.IntN(2) == 0
 	spans := 1
 	if r.IntN(2) == 0 {
 		spans += r.IntN(len(w.servers))

@@ -93,12 +93,12 @@ func (s *server) obey(k *worker, o wire.SliceOrder) {
 	mine := k.orders
 	k.until = o.Until
 	at := o.At
-	for len(k.pending) > 0 && k.pending[len(k.pending)-1] >= at {
+	for len(k.pending) > 0 && k.pending[len(k.pending)-1].at >= at {
 		k.pending = k.pending[:len(k.pending)-1]
 	}
-	k.pending = append(k.pending, at)
+	k.pending = append(k.pending, pending{at, mine})
 	apply := func() {
-		if s.dead || len(k.pending) == 0 || k.pending[0] != at || mine <= k.freed {
+		if s.dead || len(k.pending) == 0 || k.pending[0].order != mine {
 			return
 		}
 		k.pending = k.pending[1:]
@@ -122,7 +122,7 @@ func (s *server) obey(k *worker, o wire.SliceOrder) {
 
 func (k *worker) free() {
 	k.orders++
-	k.freed, k.pending = k.orders, nil
+	k.pending = nil
 	k.mode, k.slots = wire.SliceFree, nil
 }
 

@@ -19,6 +19,10 @@ func (s *server) start() {
 	if s.dead {
 		return
 	}
+	if s.pausing {
+		s.w.At(s.w.Now()+10*ident.Millisecond, s.start)
+		return
+	}
 	s.run++
 	s.core = gang.New(gang.Config{Self: s.id, Start: s.w.Clock(s.node), Canary: s.w.canary})
 	s.step(s.w.view())

@@ -46,6 +46,7 @@ type Command struct {
 	EndOperation   *EndOperation   `json:"end_operation,omitempty"`
 	SwitchVM       *SwitchVM       `json:"switch_vm,omitempty"`
 	VMMoved        *VMMoved        `json:"vm_moved,omitempty"`
+	VMResumed      *VMResumed      `json:"vm_resumed,omitempty"`
 	AbandonMove    *AbandonMove    `json:"abandon_move,omitempty"`
 }
 
@@ -194,6 +195,14 @@ type EndVM struct {
 	Reason      string            `json:"reason,omitempty"`
 	Registers   string            `json:"registers,omitempty"`
 	Host        bool              `json:"host,omitempty"` // the worker or its host failed, not the guest
+}
+
+// VMResumed is home's word that all members of a VM that went back to a checkpoint have begun its new epoch.
+type VMResumed struct {
+	VM     ident.VMID        `json:"vm"`
+	Epoch  ident.Epoch       `json:"epoch"`
+	Text   string            `json:"text"` // of the event
+	Fields map[string]string `json:"fields,omitempty"`
 }
 
 // Report adds an event.

@@ -194,6 +194,8 @@ func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 		return nil, f.endOperation(c.EndOperation)
 	case c.SwitchVM != nil:
 		return nil, f.switchVM(c.SwitchVM)
+	case c.VMResumed != nil:
+		return nil, f.vmResumed(c.VMResumed)
 	case c.VMMoved != nil:
 		return nil, f.vmMoved(c.VMMoved)
 	case c.AbandonMove != nil:

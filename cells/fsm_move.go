@@ -124,6 +124,7 @@ func (f *FSM) vmMoved(c *VMMoved) *Fault {
 	if vm == nil || vm.Moved.Epoch != c.Epoch || c.Epoch == 0 {
 		return faultf(CodeConflict, "vm %d was not moved in its epoch %d", c.VM, c.Epoch)
 	}
+	vm.Resumed = vm.Resumed || vm.Epoch == c.Epoch
 	down := vm.Moved.CutMicros + c.ResumeMicros
 	if s := f.step(vm.Moved.Op, vm.Moved.Step); s != nil && s.State == StepResuming {
 		s.State, s.Down = StepDone, down

@@ -23,18 +23,39 @@ import (
 // MaxReplicas is the most copies in other cells that a VM may ask for.
 const MaxReplicas = 4
 
-// Safe tells whether the VM survives all losses now that it is to survive.
+// Safe tells whether all standbys that the VM has hold its checkpoints.
 func (v *VM) Safe() bool {
 	return v.State == VMRunning && v.SafeSeq == v.ProtectSeq && v.SafeSeq != 0 && slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Ready })
 }
 
-// Protection tells operators how the VM is protected now: "none", "syncing", "safe", or "unprotected" if it should be and cannot.
+// enough tells whether the standbys that hold lie in as many cells as it takes: one more than asked for if one of them is in a cell that also runs
+// the VM, for then one loss may take both.
+func (v *VM) enough() bool {
+	var in []ident.CellName
+	want := v.Spec.Replicas
+	inside := false
+	for _, p := range v.Parts {
+		if p.Standby && p.Holds && !slices.Contains(in, p.Cell) {
+			in = append(in, p.Cell)
+			inside = inside || slices.ContainsFunc(v.Parts, func(m VMPart) bool { return !m.Standby && m.Cell == p.Cell })
+		}
+	}
+	if inside && v.Spec.Protect == ProtectReplica {
+		want++
+	}
+	return len(in) >= want
+}
+
+// Protection tells operators how the VM is protected now: "none"; "syncing"; "safe"; "partial" if it survives some losses, but there is no server for
+// the replica that it takes to survive all; or "unprotected" if it should be protected and cannot.
 func (v *VM) Protection() string {
 	switch {
 	case v.Spec.Protect != ProtectReplica || !v.State.Active():
 		return "none"
-	case v.Safe():
+	case v.Safe() && v.enough():
 		return "safe"
+	case v.Safe():
+		return "partial"
 	case slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby }):
 		return "syncing"
 	}
@@ -202,18 +223,35 @@ func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part) {
 			vcpus = append(vcpus, p.VCPUs...)
 		}
 	}
-	slices.Sort(vcpus)
 	// Other standbys may hold another checkpoint than the one that the VM goes back to: they begin anew.
 	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool { return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image })
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Part == image {
-			p.Standby, p.Holds, p.VCPUs = false, false, vcpus
+			p.Standby, p.Holds, p.VCPUs = false, false, append(slices.Clone(p.VCPUs), vcpus...)
+			slices.Sort(p.VCPUs)
 		}
 	}
-	vm.Home, vm.Image, vm.Restored = image, image, true
+	vm.Home, vm.Image, vm.Restored, vm.Resumed = image, image, true, false
 	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
 	vm.ProtectSeq++
 	vm.SafeSeq = 0
+}
+
+// CanGoBackTo tells whether a part has a checkpoint that the VM can go back to: a standby that holds one, or the image of a recovery that is not
+// complete, to which it then goes back again.
+func (v *VM) CanGoBackTo(p *VMPart) bool {
+	return p.Standby && p.Holds || v.Restored && !v.Resumed && p.Part == v.Image && !p.Gone
+}
+
+// vmResumed takes home's word that a recovery is complete.
+func (f *FSM) vmResumed(c *VMResumed) *Fault {
+	vm := f.state.VM(c.VM)
+	if vm == nil || !vm.State.Active() || vm.Epoch != c.Epoch || !vm.Restored || vm.Resumed {
+		return faultf(CodeConflict, "vm %d does not wait to be resumed in its epoch %d", c.VM, c.Epoch)
+	}
+	vm.Resumed = true
+	f.emit(Event{Kind: EventVMRecovered, Subject: "vm " + vm.Spec.Name, Text: c.Text, Fields: c.Fields})
+	return nil
 }
 
 // image returns the standby that the VM can go back to, if it survives the loss of the parts in gone.
@@ -221,8 +259,8 @@ func (v *VM) image(gone []ident.Part) (ident.Part, bool) {
 	if v.State != VMRunning {
 		return 0, false
 	}
-	for _, p := range v.Parts {
-		if p.Standby && p.Holds && !slices.Contains(gone, p.Part) {
+	for i := range v.Parts {
+		if p := &v.Parts[i]; v.CanGoBackTo(p) && !slices.Contains(gone, p.Part) {
 			return p.Part, true
 		}
 	}

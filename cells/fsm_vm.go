@@ -162,11 +162,7 @@ func (f *FSM) partGone(c *PartGone) *Fault {
 		pid = fmt.Sprintf("pid %d", c.PID)
 	}
 	reason := fmt.Sprintf("worker of part %d on server %s (%s) is gone: %s", p.Part, p.ServerName, pid, c.Reason)
-	end := VMFailed
-	if vm.Spec.Protect == ProtectReplica {
-		end, reason = VMLost, reason+"; no standby was safe"
-	}
-	return f.losePart(vm, p, end, reason)
+	return f.losePart(vm, p, VMFailed, reason)
 }
 
 // losePart is the loss of one part while its server lives: a standby is replaced, a protected VM goes back to its replica, any other ends.
@@ -180,6 +176,9 @@ func (f *FSM) losePart(vm *VM, p *VMPart, end VMState, reason string) *Fault {
 	if image, ok := vm.image([]ident.Part{gone}); ok {
 		f.restore(vm, image, []ident.Part{gone}, reason, 0)
 		return nil
+	}
+	if vm.Spec.Protect == ProtectReplica && end == VMFailed {
+		end, reason = VMLost, reason+"; no standby was safe"
 	}
 	f.finish(vm, end, reason, 0)
 	return nil

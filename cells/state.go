@@ -168,6 +168,7 @@ type VM struct {
 	ProtectSeq uint64     `json:"protect_seq,omitempty"` // rises with every change of the ready standbys
 	SafeSeq    uint64     `json:"safe_seq,omitempty"`    // the last ProtectSeq that home reported complete
 	Restored   bool       `json:"restored,omitempty"`    // Epoch began from a replica, that of part Image
+	Resumed    bool       `json:"resumed,omitempty"`     // and all members have begun it: until then the image is still whole
 	Image      ident.Part `json:"image,omitempty"`
 	LastPart   ident.Part `json:"last_part,omitempty"` // the index given last
 	Recoveries uint64     `json:"recoveries,omitempty"`

@@ -87,8 +87,9 @@ func (container) Contain(loss cells.Loss, vm *cells.VM) cells.Outcome {
 		l.Servers = append(l.Servers, recovery.LostServer{Server: s.Server, Name: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, WholeCell: s.WholeCell})
 	}
 	v := recovery.VM{Running: vm.State == cells.VMRunning, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch && !vm.Restored, Home: vm.Home}
-	for _, p := range vm.Parts {
-		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone, Standby: p.Standby, Holds: p.Holds})
+	for i := range vm.Parts {
+		p := &vm.Parts[i]
+		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone, Cell: p.Cell, Standby: p.Standby, Holds: vm.CanGoBackTo(p)})
 	}
 	d := recovery.Contain(l, v)
 	kind := map[recovery.Fate]cells.OutcomeKind{

@@ -222,8 +222,8 @@ func (c *Core) workerRestored(e WorkerRestored) {
 		c.propose("", cells.Command{VMMoved: &cells.VMMoved{VM: e.VM, Epoch: r.Epoch, ResumeMicros: r.SinceMicros}})
 		return
 	}
-	c.propose("", cells.Command{Report: &cells.Report{
-		Kind: cells.EventVMRecovered, Subject: "vm " + vm.Spec.Name,
+	c.propose("", cells.Command{VMResumed: &cells.VMResumed{
+		VM: e.VM, Epoch: r.Epoch,
 		Text: fmt.Sprintf("vm %s runs again on %s from checkpoint %d: remap %d us, resume %d us", vm.Spec.Name, c.cfg.Info.Name, r.Checkpoint, r.RemapMicros, r.ResumeMicros),
 		Fields: map[string]string{"vm_epoch": fmt.Sprint(r.Epoch), "checkpoint": fmt.Sprint(r.Checkpoint),
 			"remap_us": fmt.Sprint(int64(r.RemapMicros)), "resume_us": fmt.Sprint(int64(r.ResumeMicros))},

@@ -36,9 +36,10 @@ type Part struct {
 	Part        ident.Part
 	Server      ident.ServerID
 	Incarnation ident.Incarnation
+	Cell        ident.CellName
 	Gone        bool // lost earlier
 	Standby     bool // holds a replica and runs nothing
-	Holds       bool // of a standby: the VM can go back to its checkpoint
+	Holds       bool // it has a checkpoint that the VM can go back to
 }
 
 // Fate is what becomes of a VM.
@@ -66,7 +67,7 @@ func Contain(loss Loss, vm VM) Decision {
 	var gone []ident.Part
 	var lost []LostServer
 	left, members := 0, 0
-	image := -1
+	image, doubtful := -1, false
 	for _, p := range vm.Parts {
 		if p.Gone {
 			continue
@@ -75,8 +76,10 @@ func Contain(loss Loss, vm VM) Decision {
 		if i < 0 {
 			if !p.Standby {
 				left++
-			} else if p.Holds && image < 0 {
-				image = int(p.Part)
+			}
+			if struck := slices.ContainsFunc(loss.Servers, func(l LostServer) bool { return l.Cell == p.Cell }); p.Holds && (image < 0 || doubtful && !struck) {
+				// A standby in a cell that has just lost a server may be gone as well, and not known to be: another is better.
+				image, doubtful = int(p.Part), struck
 			}
 			continue
 		}

@@ -40,7 +40,7 @@ func (w *Worker) device(v *vcpu, op deviceOp, value uint32) (uint32, error) {
 }
 
 // loadVCPU gives a vCPU the state that it begins its life with, which home knows.
-func (w *Worker) loadVCPU(v *vcpu) error {
+func (w *Worker) loadVCPU(v *vcpu, life uint64) error {
 	if w.linux != nil {
 		return w.beginLinux(v)
 	}
@@ -49,7 +49,7 @@ func (w *Worker) loadVCPU(v *vcpu) error {
 	if h := w.home.Load(); h != nil {
 		origin, err = h.origin(w.ctx, v.cpu.ID())
 	} else {
-		origin, err = w.askHome(v.life, deviceRequest{vcpu: v.cpu.ID(), op: opOrigin})
+		origin, err = w.askHome(life, deviceRequest{vcpu: v.cpu.ID(), op: opOrigin})
 	}
 	if err != nil {
 		return err
@@ -124,7 +124,7 @@ func (w *Worker) replyOrigin(h *home, vcpu ident.VCPU, req link.DeviceRequest) {
 	defer cancel()
 	origin, err := h.origin(ctx, vcpu)
 	switch {
-	case errors.Is(err, errEnded):
+	case errors.Is(err, errEnded), errors.Is(err, errNewLife):
 		req.Reply(wire.DeviceNotReady, nil)
 	case err != nil:
 		req.Reply(wire.DeviceBad, nil)

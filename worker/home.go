@@ -85,6 +85,8 @@ type home struct {
 	holding   bool
 	origins   [][]byte      // by vCPU; valid once loaded is closed
 	loaded    chan struct{} // closed when the image is in memory
+	asked     []bool        // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
+	gone      chan struct{} // closed by close
 	urgent    chan struct{} // has a token when a checkpoint should not wait: the guest's end is held back
 }
 
@@ -142,7 +144,7 @@ func (s *stream) end() int64 { return s.written + int64(len(s.held)) }
 
 // newHome opens the console and output files in dir, which it appends to.
 func newHome(dir string, vcpus int, onExit func(uint32)) (*home, error) {
-	h := &home{done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), urgent: make(chan struct{}, 1)}
+	h := &home{done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
 	var err error
 	if h.console, err = openStream(filepath.Join(dir, wire.WorkerConsoleFile)); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
@@ -165,8 +167,11 @@ func (h *home) setLoaded(origins [][]byte) {
 
 // origin waits until the image is loaded and returns what a vCPU begins with.
 func (h *home) origin(ctx context.Context, vcpu ident.VCPU) ([]byte, error) {
+	h.note(vcpu)
 	select {
 	case <-h.loaded:
+	case <-h.gone:
+		return nil, errNewLife
 	case <-ctx.Done():
 		return nil, errEnded
 	}
@@ -374,6 +379,7 @@ func (h *home) close() {
 		return
 	}
 	h.closed = true
+	close(h.gone)
 	h.console.file.Close()
 	h.output.file.Close()
 }

@@ -97,7 +97,7 @@ func (r *replicas) set(p wire.WorkerProtect) {
 			r.w.fail(err)
 		}
 	}
-	if r.w.atHome() {
+	if r.w.atHome() && p.Home == r.w.spec.Part { // else the VM has gone on elsewhere, and nothing may leave here
 		before, done := r.ended, make(chan struct{})
 		r.ended = done
 		go r.run(p, r.change, before, done)

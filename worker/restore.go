@@ -18,17 +18,16 @@ const restoreHoldWithin = 5 * time.Second
 // restore takes this part back to the last checkpoint of the VM: the standby takes over with what it holds, a surviving member drops all it has
 // and begins a new life.
 //
-//	every member drops its pages -> the epoch starts with the standby's image -> each vCPU asks the new home for its state -> running
+//	every member drops its pages -> the epoch starts with the standby's image -> every vCPU has asked the new home for its state -> running
+//
+// No vCPU gets its state before all have asked. So if another member dies meanwhile the image is still as it was, and the VM goes back to it
+// again, with one member less.
 func (w *Worker) restore(m wire.WorkerMembers) error {
 	began := time.Now()
 	var r *replica
 	if m.Image == w.spec.Part {
-		s := w.standby.Load()
-		if s == nil {
-			return fmt.Errorf("told to take over, but this part holds no replica")
-		}
 		var err error
-		if r, err = s.takeOver(); err != nil {
+		if r, err = w.image(m); err != nil {
 			return err
 		}
 	} else if err := w.giveUpLife(m); err != nil {
@@ -44,8 +43,41 @@ func (w *Worker) restore(m wire.WorkerMembers) error {
 		w.guard.release()
 		return nil
 	}
-	w.standby.Store(nil)
-	w.guard.start()
+	if w.standby.Swap(nil) != nil {
+		w.guard.start()
+	} else {
+		w.guard.restart()
+		w.guard.release()
+	}
+	go w.resume(m, r, began, remapped)
+	return nil
+}
+
+// image returns the replica that this part takes over with: as a standby, or again if not all members came.
+func (w *Worker) image(m wire.WorkerMembers) (*replica, error) {
+	if s := w.standby.Load(); s != nil {
+		r, err := s.takeOver()
+		w.taken = r
+		return r, err
+	}
+	h := w.home.Load()
+	if w.taken == nil || h == nil || h.isLoaded() {
+		return nil, fmt.Errorf("told to take over, but this part holds no replica")
+	}
+	return w.taken, w.giveUpLife(m)
+}
+
+// resume tells serve that the VM runs again, once it does.
+func (w *Worker) resume(m wire.WorkerMembers, r *replica, began, remapped time.Time) {
+	h := w.home.Load()
+	if h == nil {
+		return
+	}
+	select {
+	case <-h.loaded:
+	case <-h.gone:
+		return
+	}
 	done := &wire.WorkerRestored{Epoch: m.Epoch, Checkpoint: r.number,
 		RemapMicros: ident.Micros(remapped.Sub(began).Microseconds()), ResumeMicros: ident.Micros(time.Since(remapped).Microseconds()),
 		SinceMicros: ident.Micros(time.Since(r.at).Microseconds())}
@@ -54,7 +86,6 @@ func (w *Worker) restore(m wire.WorkerMembers) error {
 	w.mu.Unlock()
 	w.log.Info().Uint64("checkpoint", r.number).Dur("took", time.Since(began)).Msg("taken over")
 	w.control.send(wire.FromWorker{Restored: done})
-	return nil
 }
 
 // giveUpLife stops a surviving member's vCPUs for good in what they were doing, and its devices if it was home.
@@ -69,11 +100,11 @@ func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
 	if w.plane.fd != nil {
 		w.plane.letGo()
 	}
-	if !w.guard.hold(restoreHoldWithin) {
-		return fmt.Errorf("vCPUs did not stop within %v to go back to a checkpoint", restoreHoldWithin)
-	}
 	if h := w.home.Swap(nil); h != nil {
 		h.close()
+	}
+	if !w.guard.hold(restoreHoldWithin) {
+		return fmt.Errorf("vCPUs did not stop within %v to go back to a checkpoint", restoreHoldWithin)
 	}
 	return w.cutter.track(false)
 }
@@ -163,7 +194,7 @@ func readAheadOf(spec wire.WorkerSpec) int {
 	return mem.DefaultReadAhead
 }
 
-// setOrigins says what the vCPUs begin with after a checkpoint was taken over.
+// setOrigins says what the vCPUs begin with after a checkpoint was taken over, and when all have asked for it.
 func (h *home) setOrigins(vcpus map[ident.VCPU][]byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -173,7 +204,31 @@ func (h *home) setOrigins(vcpus map[ident.VCPU][]byte) {
 			h.origins[id] = origin
 		}
 	}
-	close(h.loaded)
+	h.asked = make([]bool, len(h.done))
+}
+
+// note takes notice that a vCPU wants to begin. When all do, they may.
+func (h *home) note(vcpu ident.VCPU) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if int(vcpu) >= len(h.asked) || h.closed {
+		return
+	}
+	h.asked[vcpu] = true
+	if !slices.Contains(h.asked, false) {
+		h.asked = nil
+		close(h.loaded)
+	}
+}
+
+// isLoaded tells whether vCPUs may have begun.
+func (h *home) isLoaded() bool {
+	select {
+	case <-h.loaded:
+		return true
+	default:
+		return false
+	}
 }
 
 // resume continues the numbers of a former home's checkpoints.

@@ -63,8 +63,9 @@ func (w *Worker) runVCPU(v *vcpu) {
 		}
 		var err error
 		if life != v.life {
-			v.life = life
-			err = w.loadVCPU(v)
+			if err = w.loadVCPU(v, life); err == nil {
+				v.life = life
+			}
 		} else {
 			err = w.runOnce(v)
 		}

@@ -59,6 +59,7 @@ type Worker struct {
 
 	protection *wire.WorkerProtected // protected by mu; the last word on it
 	restored   *wire.WorkerRestored  // protected by mu
+	taken      *replica              // that this part took over with; the control connection's reader's
 	switched   *wire.WorkerSwitched  // protected by mu
 }
 

@@ -1,0 +1,87 @@
+package recover
+
+import (
+	"fmt"
+
+	"github.com/cellvisor/cellvisor/cells"
+)
+
+// checkAll holds after every event.
+func (w *world) checkAll() error {
+	for i, x := range w.workers {
+		if !x.acts() {
+			continue
+		}
+		if e, out := w.Excluded(cells.Member{Server: x.server.ID, Incarnation: x.inc}); out {
+			return fmt.Errorf("vm %d part %d runs on server %d as incarnation %d, which epoch %d excluded", x.vm, x.part, x.server.ID, x.inc, e)
+		}
+		for _, y := range w.workers[:i] {
+			if y.vm == x.vm && y.epoch == x.epoch && y.home && x.home && y.acts() {
+				return fmt.Errorf("vm %d has two homes in epoch %d: part %d and part %d", x.vm, x.epoch, y.part, x.part)
+			}
+		}
+	}
+	return nil
+}
+
+// release lets the first n records of a home's log be seen.
+func (w *world) release(x *worker, n int) {
+	if n <= x.released {
+		return
+	}
+	x.released = n
+	seen := w.seen[x.vm]
+	for i := range min(n, len(seen)) {
+		if x.log[i] != seen[i] {
+			w.Fail(fmt.Errorf("vm %d part %d: the outside saw record %d as made in epoch %d, now it is one of epoch %d", x.vm, x.part, i, seen[i].epoch, x.log[i].epoch))
+			return
+		}
+	}
+	if n > len(seen) {
+		w.seen[x.vm] = append(seen, x.log[len(seen):n]...)
+	}
+}
+
+// unsettled says what keeps running VMs from being as safe as they are to be.
+func (w *world) unsettled() error {
+	st := w.Servers[0].Core.Peek()
+	for i := range st.VMs {
+		vm := &st.VMs[i]
+		if !vm.State.Active() {
+			continue
+		}
+		if vm.Protection() != "safe" {
+			return fmt.Errorf("vm %d is %s, protection %s", vm.ID, vm.State, vm.Protection())
+		}
+		for _, p := range vm.Parts {
+			x := w.find(w.Server(p.Server), vm.ID)
+			switch {
+			case x == nil || x.part != p.Part:
+				return fmt.Errorf("vm %d part %d has no worker", vm.ID, p.Part)
+			case !p.Standby && (x.epoch != vm.Epoch || !x.acts()):
+				return fmt.Errorf("the worker of vm %d part %d does not run in epoch %d", vm.ID, p.Part, vm.Epoch)
+			case x.home != (p.Part == vm.Home):
+				return fmt.Errorf("the worker of vm %d part %d takes itself for home: %v", vm.ID, p.Part, x.home)
+			case x.home && (len(w.seen[vm.ID]) == 0 || x.released < len(w.seen[vm.ID]) || w.seen[vm.ID][x.released-1].epoch != vm.Epoch):
+				return fmt.Errorf("vm %d has emitted nothing since its recovery", vm.ID)
+			}
+		}
+	}
+	return nil
+}
+
+// justified checks why VMs ended.
+func (w *world) justified() error {
+	st := w.Servers[0].Core.Peek()
+	for i := range st.VMs {
+		vm := &st.VMs[i]
+		switch {
+		case vm.State.Active():
+		case w.gentle:
+			return fmt.Errorf("vm %d is %s (%s), though one cell at a time was struck", vm.ID, vm.State, vm.Reason)
+		case vm.State != cells.VMLost || vm.Reason == "":
+			return fmt.Errorf("vm %d is %s, for %q", vm.ID, vm.State, vm.Reason)
+		}
+	}
+	return nil
+}

@@ -1,5 +1,5 @@
-// Package demo tells the main story on a real local cluster: two VMs, one of them spanning two cells, a cell killed with SIGKILL, and what
-// that did to whom, with the time of each stage.
+// Package demo tells the main story on a real local cluster: three VMs, one spanning two cells, one elsewhere, one protected by a replica; a cell
+// killed with SIGKILL, and what that did to whom, with the time of each stage.
 package demo
 
 import (
@@ -22,6 +22,7 @@ import (
 const (
 	spanning   = "alpha" // over cells a and b
 	bystander  = "gamma" // in cell c
+	protected  = "omega" // in the cell that dies, with a replica in another
 	killed     = "b"
 	vmMemory   = 64 * ident.MiB
 	recordRate = 500 // records a second that the bystander emits
@@ -50,7 +51,8 @@ type Demo struct {
 	dir     string
 	session *local.Session
 	client  *api.Client
-	watch   *watcher
+	watch   *watcher  // of the bystander
+	saved   *watcher  // of the protected VM
 	t0      time.Time // the kill
 }
 
@@ -61,6 +63,8 @@ type Result struct {
 	LostAfter               time.Duration // from the kill to the client's learning of it
 	LongestGap              time.Duration // between two records of the bystander, from half a second before the kill on
 	Records                 int           // of the bystander, all in order
+	SavedGap                time.Duration // likewise of the protected VM: it includes its recovery
+	SavedRecords            int           // of the protected VM, all in order
 	LeftOver                int           // processes after the end
 }
 
@@ -116,19 +120,28 @@ func (d *Demo) raise(ctx context.Context, _ *Result) error {
 
 // start runs both VMs and lets them be for a while.
 func (d *Demo) start(ctx context.Context, res *Result) error {
-	d.head("Two virtual machines")
+	d.head("Three virtual machines")
 	specs := []*api.VMSpec{
 		{Name: spanning, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: "100000000", Vcpus: 4, MemoryBytes: uint64(vmMemory), Span: []string{"a", killed}},
 		{Name: bystander, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: fmt.Sprintf("0 %d", recordRate), Vcpus: 1, MemoryBytes: uint64(vmMemory), Span: []string{"c"}},
+		{Name: protected, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: fmt.Sprintf("0 %d", recordRate), Vcpus: 1, MemoryBytes: uint64(vmMemory), Span: []string{killed},
+			Protect: "replica"},
 	}
 	for _, spec := range specs {
-		spec.OnLoss, spec.Protect = api.OnLoss_ON_LOSS_STOP, "none"
+		spec.OnLoss = api.OnLoss_ON_LOSS_STOP
+		if spec.Protect == "" {
+			spec.Protect = "none"
+		}
 		v, err := d.run(ctx, spec)
 		if err != nil {
 			return err
 		}
 		d.say("%-6s %d vCPUs in %s, payload %q, running", v.GetName(), v.GetVcpus(), places(v), v.GetPayload())
 	}
+	if err := d.awaitSafe(ctx); err != nil {
+		return err
+	}
+	d.saved = newWatcher(ctx, d.client, protected)
 	d.watch = newWatcher(ctx, d.client, bystander)
 	if err := d.watch.atLeast(ctx, recordRate/2, runPatience); err != nil {
 		return err
@@ -215,6 +228,9 @@ func (d *Demo) aftermath(ctx context.Context, res *Result) error {
 	if err := pause(ctx, after); err != nil {
 		return err
 	}
+	if err := d.survivor(ctx, res); err != nil {
+		return err
+	}
 	if v, err = d.vm(ctx, bystander); err != nil {
 		return err
 	}
@@ -228,6 +244,45 @@ func (d *Demo) aftermath(ctx context.Context, res *Result) error {
 	res.LongestGap, res.Records = gap, records
 	d.say("%-6s %s: %d records, each in its turn; longest gap around the kill %s (one record each %s)",
 		bystander, d.Style.Good("runs on"), records, ms(gap), ms(time.Second/recordRate))
+	return nil
+}
+
+// awaitSafe waits until the protected VM has its replica.
+func (d *Demo) awaitSafe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, runPatience)
+	defer cancel()
+	for {
+		v, err := d.vm(ctx, protected)
+		if err != nil {
+			return err
+		}
+		if v.GetProtection() == "safe" {
+			for _, w := range v.GetWorkers() {
+				if len(w.GetVcpus()) == 0 {
+					d.say("%-6s is protected: %s holds a replica, and output waits until the checkpoint after it is there", protected, w.GetServer())
+				}
+			}
+			return nil
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("VM %s does not become safe, it is %s: %w", protected, v.GetProtection(), err)
+		}
+	}
+}
+
+// survivor demands that the protected VM runs on elsewhere with its output unbroken.
+func (d *Demo) survivor(ctx context.Context, res *Result) error {
+	v, err := d.vm(ctx, protected)
+	if err != nil {
+		return err
+	}
+	if v.GetState() != api.VMState_VM_STATE_RUNNING || v.GetRecoveries() == 0 {
+		return fmt.Errorf("VM %s should run on from its replica, but is %s after %d recoveries: %s", protected, v.GetState().Word(), v.GetRecoveries(), v.GetReason())
+	}
+	if res.SavedGap, res.SavedRecords, err = d.saved.report(d.t0.Add(-500 * time.Millisecond)); err != nil {
+		return err
+	}
+	d.say("%-6s %s on %s: %d records, none missing, none twice; longest gap %s", protected, d.Style.Good("survived"), v.GetHome(), res.SavedRecords, ms(res.SavedGap))
 	return nil
 }
 
@@ -253,8 +308,10 @@ func (d *Demo) stages(ctx context.Context, res *Result) error {
 
 // curtain takes everything down and counts what is left.
 func (d *Demo) curtain() (left int, err error) {
-	if d.watch != nil {
-		d.watch.close()
+	for _, w := range []*watcher{d.watch, d.saved} {
+		if w != nil {
+			w.close()
+		}
 	}
 	if d.client != nil {
 		d.client.Close()
@@ -297,6 +354,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // watcher follows a VM's output records and notes when each came.
 type watcher struct {
+	vm     string
 	cancel context.CancelFunc
 	done   chan struct{}
 
@@ -308,10 +366,16 @@ type watcher struct {
 
 func newWatcher(ctx context.Context, c *api.Client, vm string) *watcher {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &watcher{cancel: cancel, done: make(chan struct{}), more: make(chan struct{}, 1)}
+	w := &watcher{vm: vm, cancel: cancel, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	go func() {
 		defer close(w.done)
-		err := c.Output(ctx, vm, 0, true, func(_ uint64, record uint32) error { return w.note(record) })
+		var err error
+		for ctx.Err() == nil { // while its home dies, nobody has the output for a moment
+			if err = c.Output(ctx, vm, uint64(w.count()), true, func(_ uint64, record uint32) error { return w.note(record) }); err == nil || w.broken() {
+				break
+			}
+			_ = pause(ctx, 5*time.Millisecond)
+		}
 		if ctx.Err() == nil && err != nil {
 			w.mu.Lock()
 			w.wrong = err
@@ -325,7 +389,8 @@ func (w *watcher) note(record uint32) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if want := len(w.times); int(record) != want {
-		return fmt.Errorf("record %d came where %d was due", record, want)
+		w.wrong = fmt.Errorf("record %d came where %d was due", record, want)
+		return w.wrong
 	}
 	w.times = append(w.times, time.Now())
 	select {
@@ -333,6 +398,12 @@ func (w *watcher) note(record uint32) error {
 	default:
 	}
 	return nil
+}
+
+func (w *watcher) broken() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wrong != nil
 }
 
 func (w *watcher) count() int {
@@ -351,9 +422,9 @@ func (w *watcher) atLeast(ctx context.Context, n int, patience time.Duration) er
 		case <-w.done:
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			return fmt.Errorf("following the output of VM %s ended early: %w", bystander, w.wrong)
+			return fmt.Errorf("following the output of VM %s ended early: %w", w.vm, w.wrong)
 		case <-late.C:
-			return fmt.Errorf("VM %s emitted %d records in %v, %d were due", bystander, w.count(), patience, n)
+			return fmt.Errorf("VM %s emitted %d records in %v, %d were due", w.vm, w.count(), patience, n)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -366,7 +437,7 @@ func (w *watcher) report(since time.Time) (gap time.Duration, records int, err e
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.wrong != nil {
-		return 0, 0, fmt.Errorf("the output of VM %s is not in order: %w", bystander, w.wrong)
+		return 0, 0, fmt.Errorf("the output of VM %s is not in order: %w", w.vm, w.wrong)
 	}
 	last := since
 	for _, t := range w.times {

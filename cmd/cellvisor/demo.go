@@ -15,8 +15,8 @@ func (a *app) demoCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "See a cell die and what that does to whom, in half a minute",
-		Long: `Starts three cells on this machine, a VM over two of them and a VM in the third, kills one cell with kill -9, and shows what stopped, what went on and
-how long each stage took. Everything is taken down at the end. On a machine that cannot run VMs the same story runs on the simulator.`,
+		Long: `Starts three cells on this machine, a VM over two of them, a VM in the third and one protected by a replica, kills one cell with kill -9, and shows
+what stopped, what went on, what survived, and how long each stage took. Everything is taken down at the end. On a machine that cannot run VMs the same story runs on the simulator.`,
 		Example: "  cellvisor demo\n  cellvisor demo --sim",
 		Args:    args(0, 0, ""),
 		RunE: a.does(func(ctx context.Context, _ []string) error {

@@ -19,6 +19,14 @@ import (
 // guest that idles a million times a second causes no message at all.
 const leavesGang = time.Millisecond
 
+// A note can be lost: serve's socket takes few datagrams at a time. So a part that is held although it has work says so again, and a vCPU
+// that leaves or comes back tries until the note is taken: it would only wait otherwise.
+const (
+	remindAfter  = 20 * ident.Millisecond
+	noteAttempts = 100
+	notePause    = time.Millisecond
+)
+
 // slicer carries out serve's orders: it lets this part's vCPUs run, on the CPUs of their slots, or holds them, to the microsecond as far as the
 // kernel's timers and scheduler allow. It has a thread of its own, ahead of all vCPUs.
 //
@@ -33,6 +41,7 @@ type slicer struct {
 
 	order   wire.SliceOrder   // carried out; the thread's
 	pending []wire.SliceOrder // for times to come, by time; the thread's
+	remind  ident.Micros      // when to say again that there is work; the thread's
 	in      [wire.SliceDatagramLimit]byte
 }
 
@@ -69,8 +78,21 @@ func (s *slicer) run() {
 			s.pending = nil
 			s.carryOut(wire.SliceOrder{})
 		}
+		s.remindServe()
 		s.sleep()
 	}
+}
+
+// remindServe says again that this part is held although it has work.
+func (s *slicer) remindServe() {
+	now := bootMicros()
+	if s.order.Mode != wire.SliceHold || now < s.remind {
+		return
+	}
+	if busy := s.busy(); busy > 0 {
+		s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: busy})
+	}
+	s.remind = now + remindAfter
 }
 
 // comeFirst puts the calling thread ahead of all vCPUs. It works for microseconds at a time, so it may be a real-time thread: nice values do not
@@ -91,6 +113,9 @@ func (s *slicer) sleep() {
 	}
 	if len(s.pending) > 0 && (until == 0 || s.pending[0].At < until) {
 		until = max(1, s.pending[0].At)
+	}
+	if s.order.Mode == wire.SliceHold && s.busy() > 0 {
+		until = min(until, s.remind)
 	}
 	if until != 0 {
 		ts := unix.NsecToTimespec(max(0, int64(until-bootMicros())*1000))
@@ -197,15 +222,19 @@ func (s *slicer) idles(v *vcpu, on bool) {
 	} else {
 		s.idle.Add(-1)
 	}
-	if s.mode.Load() != uint32(wire.SliceFree) {
-		s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()})
+	for range noteAttempts {
+		if s.mode.Load() == uint32(wire.SliceFree) || s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}) {
+			return
+		}
+		time.Sleep(notePause)
 	}
 }
 
-// send tells serve. If nobody listens there, nobody slices either.
-func (s *slicer) send(n wire.SliceNote) {
+// send tells serve; false means that its socket is full. If nobody listens there, nobody slices either.
+func (s *slicer) send(n wire.SliceNote) bool {
 	var buf [64]byte
-	_ = unix.Sendto(s.fd, wire.AppendSliceNote(buf[:0], &n), unix.MSG_DONTWAIT, &s.bell)
+	err := unix.Sendto(s.fd, wire.AppendSliceNote(buf[:0], &n), unix.MSG_DONTWAIT, &s.bell)
+	return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS)
 }
 
 // letGo frees the vCPUs because serve has gone away: until another one comes, nobody would end a hold. Any goroutine may call it.

@@ -154,16 +154,21 @@ func TestStandbyKeepsNewerPages(t *testing.T) {
 	}
 }
 
-// Taking over applies what is complete, and leaves out what is not.
-func TestTakeOverGoesToTheLastCompleteCheckpoint(t *testing.T) {
+// Taking over goes to the last checkpoint that was committed: of a later one, whole or not, no output has left.
+func TestTakeOverGoesToTheLastCommittedCheckpoint(t *testing.T) {
 	s, _ := testStandby(t)
 	s.mustTake(t, base(0, 0b11, 3, 'a'))
 	s.mustTake(t, base(1, 0b11, 4, 'b'))
-	for n, parts := range map[uint64][]ident.Part{5: {0, 1}, 6: {0, 1}, 7: {1}} {
+	for n, parts := range map[uint64][]ident.Part{5: {0, 1}, 6: {0, 1}, 7: {1}, 8: {0, 1}} {
 		for _, p := range parts {
 			sh := testShare(n, p, 0b11)
 			sh.add(recordPage, 10+uint64(p), filled('0'+byte(n)))
 			s.mustTake(t, sh)
+		}
+	}
+	for _, n := range []uint64{5, 6} {
+		if done, err := s.commit(n); !done || err != nil {
+			t.Fatalf("checkpoint %d was not committed: %v", n, err)
 		}
 	}
 	r, err := s.takeOver()
@@ -173,7 +178,7 @@ func TestTakeOverGoesToTheLastCompleteCheckpoint(t *testing.T) {
 	if a, b := s.page(t, 10), s.page(t, 11); a != '6' || b != '6' {
 		t.Errorf("pages hold %c and %c", a, b)
 	}
-	if err := s.take(chunksOf(testShareWithPage(8))[0]); err == nil {
+	if err := s.take(chunksOf(testShareWithPage(9))[0]); err == nil {
 		t.Error("a chunk was taken after the take-over")
 	}
 }

@@ -236,6 +236,7 @@ func (m *Machine) event(e platform.Event) {
 		m.end(Outcome{Kind: PoweredOff, Reason: "the guest switched the machine off"})
 	case e == platform.Reset && m.config.Restart:
 		m.gate.hold()
+		m.ended.Add(1) // Close waits for it as for the vCPUs
 		go m.restart()
 	case e == platform.Reset:
 		m.end(Outcome{Kind: WasReset, Reason: "the guest reset the machine"})
@@ -244,6 +245,7 @@ func (m *Machine) event(e platform.Event) {
 
 // restart makes the machine as new, once all its vCPUs are out of the guest.
 func (m *Machine) restart() {
+	defer m.ended.Done()
 	if !m.gate.waitHeld() {
 		return
 	}

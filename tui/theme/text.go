@@ -5,6 +5,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/charmbracelet/x/ansi"
 	"github.com/mattn/go-runewidth"
 )
 
@@ -51,7 +52,29 @@ func (t *Theme) Clean(s string) string {
 		}
 		i += size
 	}
+	return t.countable(b.String())
+}
+
+// countable returns s if its width is the sum of its runes' widths. Where runes join to one character (combining marks, flags, skin tones),
+// terminals and libraries disagree on how wide that is: then all beyond US-ASCII becomes dots.
+func (t *Theme) countable(s string) string {
+	if ansi.StringWidth(s) == widths.StringWidth(s) && !strings.ContainsFunc(s, joins) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if r <= 0x7e {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(t.Dot)
+		}
+	}
 	return b.String()
+}
+
+// joins tells whether a rune may join the one before it.
+func joins(r rune) bool {
+	return unicode.Is(unicode.M, r) || r >= 0x1f1e6 && r <= 0x1f1ff || r >= 0x1f3fb && r <= 0x1f3ff || r >= 0x1100 && r <= 0x11ff
 }
 
 // Fit pads or truncates cleaned text to exactly width cells. What is cut off is marked by an ellipsis.
@@ -106,7 +129,7 @@ func Skip(s string, cells int) string {
 		}
 		cells -= widths.RuneWidth(r)
 	}
-	return ""
+	return Spaces(-cells)
 }
 
 const blank = "                                                                                                                        "

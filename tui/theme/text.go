@@ -58,7 +58,11 @@ func (t *Theme) Clean(s string) string {
 // countable returns s if its width is the sum of its runes' widths. Where runes join to one character (combining marks, flags, skin tones),
 // terminals and libraries disagree on how wide that is: then all beyond US-ASCII becomes dots.
 func (t *Theme) countable(s string) string {
-	if ansi.StringWidth(s) == widths.StringWidth(s) && !strings.ContainsFunc(s, joins) {
+	sum := 0
+	for _, r := range s {
+		sum += widths.RuneWidth(r)
+	}
+	if ansi.StringWidth(s) == sum && widths.StringWidth(s) == sum && !strings.ContainsFunc(s, joins) {
 		return s
 	}
 	var b strings.Builder
@@ -74,7 +78,7 @@ func (t *Theme) countable(s string) string {
 
 // joins tells whether a rune may join the one before it.
 func joins(r rune) bool {
-	return unicode.Is(unicode.M, r) || r >= 0x1f1e6 && r <= 0x1f1ff || r >= 0x1f3fb && r <= 0x1f3ff || r >= 0x1100 && r <= 0x11ff
+	return unicode.Is(unicode.M, r) || r >= 0x1f1e6 && r <= 0x1f1ff || r >= 0x1f3fb && r <= 0x1f3ff || r >= 0x1100 && r <= 0x11ff || r == 0xff9e || r == 0xff9f
 }
 
 // Fit pads or truncates cleaned text to exactly width cells. What is cut off is marked by an ellipsis.

@@ -278,7 +278,7 @@ func checkCount(t *testing.T, v *testVM, n int) {
 }
 
 func TestLockOverThreeParts(t *testing.T) {
-	v := startVM(t, "lock", "20000", 16*ident.MiB, 2, 1, 1)
+	v := startVM(t, "lock", "2000", 16*ident.MiB, 2, 1, 1)
 	v.mustExit(2 * time.Minute)
 	t.Log(v.console())
 }
@@ -290,7 +290,7 @@ func TestWalkOverTwoParts(t *testing.T) {
 }
 
 func TestLitmusOverTwoParts(t *testing.T) {
-	v := startVM(t, "litmus", "20000", 32*ident.MiB, 2, 2)
+	v := startVM(t, "litmus", "5000", 32*ident.MiB, 2, 2)
 	v.mustExit(3 * time.Minute)
 	t.Log(v.console())
 }

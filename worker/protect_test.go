@@ -128,7 +128,7 @@ func (v *testVM) sendTo(part int, m wire.ToWorker) {
 func TestSpanningLockSurvivesTheLossOfAPart(t *testing.T) {
 	for _, lost := range []int{0, 1} {
 		t.Run(strconv.Itoa(lost), func(t *testing.T) {
-			const args = "60000"
+			const args = "8000"
 			v := startVM(t, "lock", args, 16*ident.MiB, 1, 2)
 			standby := v.addStandby(1, "lock", args, 16*ident.MiB, 3)
 			v.awaitProtected(0, 1)

@@ -149,10 +149,6 @@ func (j *journal) dropFaults(kind, server string) error {
 	return j.save()
 }
 
-func (j *journal) broken(kind, server string) bool {
-	return slices.ContainsFunc(j.Faults, func(f fault) bool { return f.Kind == kind && f.Server == server })
-}
-
 // brokenCells returns the cells with a fault, sorted. A witness counts as a cell of its own.
 func (j *journal) brokenCells() []string {
 	var out []string

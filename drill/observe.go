@@ -36,14 +36,6 @@ func (s *snapshot) vm(name string) *api.VM {
 	return s.vms[i]
 }
 
-func (s *snapshot) server(name string) *api.Server {
-	i := slices.IndexFunc(s.servers, func(v *api.Server) bool { return v.GetName() == name })
-	if i < 0 {
-		return nil
-	}
-	return s.servers[i]
-}
-
 // members returns the servers of a server's or cell's name.
 func (s *snapshot) members(name string) (out []*api.Server) {
 	for _, v := range s.servers {

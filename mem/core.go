@@ -254,6 +254,20 @@ func (c *Core) Holder(page ident.PageNo) (HolderInfo, bool) {
 // Held counts the pages that this part holds, by state.
 func (c *Core) Held() (shared, modified uint64) { return c.held[Shared], c.held[Modified] }
 
+// Holdings counts the pages from from up to to that this part holds, by state. Those of an image that nobody has asked for count as Modified if
+// present says that they have contents.
+func (c *Core) Holdings(from, to ident.PageNo, present func(ident.PageNo) bool) (shared, modified int) {
+	for page := from; page < to && uint64(page) < c.cfg.Pages; page++ {
+		switch state := c.Page(page); {
+		case state == Shared:
+			shared++
+		case state == Modified, c.Image(page) && present(page):
+			modified++
+		}
+	}
+	return shared, modified
+}
+
 // Outstanding counts the pages that this part has asked for, or is being given, and does not have yet.
 func (c *Core) Outstanding() int { return c.requests.n }
 

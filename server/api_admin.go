@@ -11,8 +11,24 @@ import (
 )
 
 // DebugCounters implements api.CellvisorServer.
-func (v *service) DebugCounters(context.Context, *api.DebugCountersRequest) (*api.DebugCountersResponse, error) {
-	s := v.s
+func (v *service) DebugCounters(ctx context.Context, req *api.DebugCountersRequest) (*api.DebugCountersResponse, error) {
+	if req.GetServer() != "" && req.GetServer() != string(v.s.cfg.Name) {
+		sv, err := v.server(v.s.board.now(), req.GetServer())
+		if err != nil {
+			return nil, err
+		}
+		client, err := v.at(ctx, sv)
+		if err != nil {
+			return nil, err
+		}
+		return client.DebugCounters(v.forward(ctx), req)
+	}
+	return &api.DebugCountersResponse{Server: string(v.s.cfg.Name), Counters: v.s.counters()}, nil
+}
+
+// counters collects all counters of this process and its workers by name.
+func (s *Server) counters() map[string]uint64 {
+	v := s.service
 	out := map[string]uint64{
 		"loop.inbox":             uint64(len(s.inbox)),
 		"loop.long_turns":        s.count.longTurns.Load(),
@@ -43,7 +59,7 @@ func (v *service) DebugCounters(context.Context, *api.DebugCountersRequest) (*ap
 	addCounters(out, "peers.", s.peers.Counters())
 	s.workers.addStats(out)
 	s.gangs.addStats(out)
-	return &api.DebugCountersResponse{Server: string(s.cfg.Name), Counters: out}, nil
+	return out
 }
 
 // addCounters adds all fields of a struct of counters under their names.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -9,6 +10,7 @@ import (
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // What the registry holds, in the words of the API.
@@ -89,6 +91,38 @@ func serverMessage(snap *snapshot, sv *cells.Server, l load) *api.Server {
 		out.Version = Version
 	}
 	return out
+}
+
+// serverMessages lists the servers by name.
+func serverMessages(snap *snapshot) []*api.Server {
+	byServer := loads(snap.state)
+	var out []*api.Server
+	for i := range snap.state.Servers {
+		sv := &snap.state.Servers[i]
+		out = append(out, serverMessage(snap, sv, byServer[sv.ID]))
+	}
+	slices.SortFunc(out, func(a, b *api.Server) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// vmMessages lists the VMs by name.
+func vmMessages(st *cells.State) []*api.VM {
+	var out []*api.VM
+	for i := range st.VMs {
+		out = append(out, vmMessage(st, &st.VMs[i]))
+	}
+	slices.SortFunc(out, func(a, b *api.VM) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// workerCounters puts what a worker says about itself into the words of the API.
+func workerCounters(s *wire.WorkerStats) *api.WorkerCounters {
+	return &api.WorkerCounters{
+		RemoteReads: s.RemoteReads, RemoteWrites: s.RemoteWrites, LocalFaults: s.LocalFaults, PagesIn: s.PagesIn, PagesOut: s.PagesOut,
+		ResidentBytes: uint64(s.ResidentBytes), VcpuExits: s.VCPUExits, RunMicros: uint64(s.RunMicros),
+		Checkpoints: s.Checkpoints, CheckpointPauseMicros: uint64(s.CutMicros), CheckpointEveryMicros: uint64(s.EveryMicros),
+		CheckpointLagMicros: uint64(s.LagMicros), HeldBytes: s.HeldBytes, DirtyPages: s.DirtyPages, SyncPermille: uint32(s.SyncPermille),
+	}
 }
 
 func cellMessages(state *cells.State) []*api.Cell {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"sort"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -50,15 +49,7 @@ func (v *service) Status(context.Context, *api.StatusRequest) (*api.StatusRespon
 
 // ListServers implements api.CellvisorServer.
 func (v *service) ListServers(context.Context, *api.ListServersRequest) (*api.ListServersResponse, error) {
-	snap := v.s.board.now()
-	byServer := loads(snap.state)
-	out := &api.ListServersResponse{}
-	for i := range snap.state.Servers {
-		sv := &snap.state.Servers[i]
-		out.Servers = append(out.Servers, serverMessage(snap, sv, byServer[sv.ID]))
-	}
-	sort.Slice(out.Servers, func(i, j int) bool { return out.Servers[i].Name < out.Servers[j].Name })
-	return out, nil
+	return &api.ListServersResponse{Servers: serverMessages(v.s.board.now())}, nil
 }
 
 // ListCells implements api.CellvisorServer.
@@ -68,13 +59,7 @@ func (v *service) ListCells(context.Context, *api.ListCellsRequest) (*api.ListCe
 
 // ListVMs implements api.CellvisorServer.
 func (v *service) ListVMs(context.Context, *api.ListVMsRequest) (*api.ListVMsResponse, error) {
-	st := v.s.board.now().state
-	out := &api.ListVMsResponse{}
-	for i := range st.VMs {
-		out.Vms = append(out.Vms, vmMessage(st, &st.VMs[i]))
-	}
-	sort.Slice(out.Vms, func(i, j int) bool { return out.Vms[i].Name < out.Vms[j].Name })
-	return out, nil
+	return &api.ListVMsResponse{Vms: vmMessages(v.s.board.now().state)}, nil
 }
 
 // GetVM implements api.CellvisorServer. It asks the other servers for the counters of their workers; those that do not answer at once are
@@ -99,10 +84,7 @@ func (v *service) addLocal(out *api.VM, vm *cells.VM) {
 		if p := &vm.Parts[i]; p.Server == self {
 			if w := v.s.workers.worker(vm.ID); w != nil {
 				if c := w.counters(); c != nil {
-					out.Workers[i].Counters = &api.WorkerCounters{
-						RemoteReads: c.RemoteReads, RemoteWrites: c.RemoteWrites, LocalFaults: c.LocalFaults, PagesIn: c.PagesIn,
-						PagesOut: c.PagesOut, ResidentBytes: uint64(c.ResidentBytes), VcpuExits: c.VCPUExits, RunMicros: uint64(c.RunMicros),
-					}
+					out.Workers[i].Counters = workerCounters(c)
 				}
 			}
 			if p.Part == vm.Home {

@@ -123,7 +123,9 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.log.Info().Uint64("vm", uint64(w.vm)).Bool("fenced", m.Fenced.On).Msg("worker's lease")
 	case m.Stats != nil:
 		w.mu.Lock()
-		w.stats = m.Stats
+		w.stats, w.statsAt = m.Stats, bootMicros()
 		w.mu.Unlock()
+	case m.PageMap != nil:
+		w.answered(m.PageMap)
 	}
 }

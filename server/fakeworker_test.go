@@ -77,6 +77,7 @@ func fakeWorker(dir string) error {
 		}
 		mu.Unlock()
 		_ = wire.WriteJSON(conn, wire.FromWorker{Ready: &ready})
+		_ = wire.WriteJSON(conn, wire.FromWorker{Stats: &wire.WorkerStats{RemoteReads: 17, LagMicros: 4000}})
 		go func() {
 			defer conn.Close()
 			for {
@@ -98,6 +99,11 @@ func fakeWorker(dir string) error {
 						note(dir, wire.WorkerOutputFile, "1\n2\n3\n")
 						_ = wire.WriteJSON(conn, wire.FromWorker{Ended: &wire.WorkerEnded{State: "exited", ExitStatus: 7, Reason: "the guest said so"}})
 					}
+				case m.PageMap != nil:
+					n := (m.PageMap.Pages + m.PageMap.PagesPerRegion - 1) / m.PageMap.PagesPerRegion
+					held := make([]uint32, n)
+					held[spec.Part] = 5
+					_ = wire.WriteJSON(conn, wire.FromWorker{PageMap: &wire.WorkerPageMap{Token: m.PageMap.Token, Shared: make([]uint32, n), Modified: held}})
 				case m.Lease != nil:
 					note(dir, "lease", fmt.Sprintln(int64(m.Lease.UntilBootMicros)))
 				case m.Stop != nil && spec.Args != "stubborn":

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"time"
 
@@ -45,6 +46,7 @@ type gangs struct {
 
 	vmDir  func(ident.VMID) string // the worker's directory, "" if there is none
 	now    func() *snapshot
+	turns  sliceLog
 	failed uint64 // orders that could not be delivered
 	busy   time.Duration
 }
@@ -175,6 +177,9 @@ func (g *gangs) follow(snap *snapshot) {
 	if !reflect.DeepEqual(v, g.view) {
 		g.view = v
 		g.core.Step(bootMicros(), v)
+		g.turns.follow(bootMicros(), func(vm ident.VMID) bool {
+			return slices.ContainsFunc(v.VMs, func(x gang.VM) bool { return x.ID == vm })
+		})
 	}
 }
 
@@ -215,6 +220,7 @@ const OptionWeight = "weight"
 // flush delivers what the core wants.
 func (g *gangs) flush() {
 	for _, o := range g.core.Orders() {
+		g.turns.order(bootMicros(), &o)
 		g.give(o)
 	}
 	for _, m := range g.core.Messages() {

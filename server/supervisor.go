@@ -1,11 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -345,6 +348,13 @@ func (s *supervisor) running() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.workers)
+}
+
+// all returns the workers, by VM.
+func (s *supervisor) all() []*worker {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.workers), func(a, b *worker) int { return cmp.Compare(a.vm, b.vm) })
 }
 
 // addStats adds up what the workers last said about themselves.

@@ -32,14 +32,17 @@ type worker struct {
 	done        chan struct{} // closed when the process is gone
 
 	mu      sync.Mutex
-	proc    *process            // protected by mu; nil before the start
-	lease   *wire.WorkerLease   // protected by mu; these four: what the worker is to know, the newest only
-	members *wire.WorkerMembers // protected by mu
-	protect *wire.WorkerProtect // protected by mu
-	swtch   *wire.WorkerSwitch  // protected by mu
-	stop    *wire.WorkerStop    // protected by mu
-	sent    sentMarks           // protected by mu; what this connection has carried
-	stats   *wire.WorkerStats   // protected by mu
+	proc    *process                            // protected by mu; nil before the start
+	lease   *wire.WorkerLease                   // protected by mu; these four: what the worker is to know, the newest only
+	members *wire.WorkerMembers                 // protected by mu
+	protect *wire.WorkerProtect                 // protected by mu
+	swtch   *wire.WorkerSwitch                  // protected by mu
+	stop    *wire.WorkerStop                    // protected by mu
+	sent    sentMarks                           // protected by mu; what this connection has carried
+	stats   *wire.WorkerStats                   // protected by mu
+	statsAt ident.Micros                        // protected by mu; when they came
+	asked   *wire.WorkerMapAsk                  // protected by mu; the newest question only
+	maps    map[uint64]chan *wire.WorkerPageMap // protected by mu; who waits for an answer, by token
 }
 
 type sentMarks struct {
@@ -48,6 +51,7 @@ type sentMarks struct {
 	protect *wire.WorkerProtect
 	swtch   *wire.WorkerSwitch
 	stop    *wire.WorkerStop
+	asked   *wire.WorkerMapAsk
 }
 
 // post changes what the worker is to know and wakes the sender.
@@ -93,7 +97,10 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.stop != w.sent.stop {
 		out = append(out, wire.ToWorker{Stop: w.stop})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop}
+	if w.asked != w.sent.asked {
+		out = append(out, wire.ToWorker{PageMap: w.asked})
+	}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.asked}
 	return out
 }
 

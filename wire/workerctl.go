@@ -57,6 +57,7 @@ type ToWorker struct {
 	Switch  *WorkerSwitch  `json:"switch,omitempty"`
 	Stop    *WorkerStop    `json:"stop,omitempty"`
 	Pause   *WorkerPause   `json:"pause,omitempty"`
+	PageMap *WorkerMapAsk  `json:"page_map,omitempty"`
 }
 
 // WorkerLease lets the worker run guests and answer page requests until the time on the host's CLOCK_BOOTTIME, in microseconds.
@@ -115,6 +116,7 @@ type FromWorker struct {
 	Restored  *WorkerRestored  `json:"restored,omitempty"`
 	Switched  *WorkerSwitched  `json:"switched,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
+	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
 }
 
 // WorkerReady is the first message on each connection: who the worker is, where its page plane listens, and the epoch it runs under
@@ -172,6 +174,23 @@ type WorkerFenced struct {
 	On bool `json:"on"`
 }
 
+// WorkerMapAsk asks which pages are held here, summed up by regions of so many pages.
+type WorkerMapAsk struct {
+	Token          uint64 `json:"token"` // comes back with the answer
+	Pages          uint64 `json:"pages"` // of the VM's memory
+	PagesPerRegion uint64 `json:"pages_per_region"`
+}
+
+// WorkerMapRegions bounds the regions of one WorkerPageMap.
+const WorkerMapRegions = 4096
+
+// WorkerPageMap is the answer. A part that holds all of the VM, or a replica of it, has all of its pages in Modified.
+type WorkerPageMap struct {
+	Token    uint64   `json:"token"`
+	Shared   []uint32 `json:"shared"`
+	Modified []uint32 `json:"modified"`
+}
+
 // WorkerStats are counters since the worker's start, sent about once a second.
 type WorkerStats struct {
 	RemoteReads   uint64       `json:"remote_reads"`
@@ -189,6 +208,7 @@ type WorkerStats struct {
 	CutMicrosSum  ident.Micros `json:"cut_micros_sum,omitempty"`    // of all cuts
 	DirtyPagesSum uint64       `json:"dirty_pages_sum,omitempty"`   // of all checkpoints, at this part
 	HeldBytes     uint64       `json:"held_bytes,omitempty"`        // output that waits for a checkpoint to be safe
+	LagMicros     ident.Micros `json:"lag_micros,omitempty"`        // since the cut of the last checkpoint that all standbys hold
 
 	RunMicros ident.Micros `json:"run_micros"` // summed over vCPUs
 }

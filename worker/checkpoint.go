@@ -26,6 +26,7 @@ type checkpoints struct {
 	usual     time.Duration // pause of a cut of late: a moving average
 	every     time.Duration // between the last two
 	at        time.Time
+	safeAt    time.Time // when the last one that all standbys hold was cut
 }
 
 // run is home's loop of checkpoints under one protection: full copies to the standbys that have none, then cut after cut. It begins when
@@ -263,6 +264,7 @@ func (c *checkpoints) commit(number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.committed = max(c.committed, number)
+	c.safeAt = c.at
 	c.made++
 }
 

@@ -43,6 +43,7 @@ type part struct {
 	ready wire.WorkerReady
 	ended chan wire.WorkerEnded
 	stats chan wire.WorkerStats
+	maps  chan wire.WorkerPageMap
 
 	protected chan wire.WorkerProtected
 	restored  chan wire.WorkerRestored
@@ -104,7 +105,7 @@ func startPart(t *testing.T, spec wire.WorkerSpec) *part {
 	if err := os.WriteFile(filepath.Join(dir, wire.WorkerSpecFile), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &part{t: t, dir: dir, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000),
+	p := &part{t: t, dir: dir, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000), maps: make(chan wire.WorkerPageMap, 100),
 		protected: make(chan wire.WorkerProtected, 100), restored: make(chan wire.WorkerRestored, 1)}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), workerDirVariable+"="+dir)
@@ -161,6 +162,8 @@ func (p *part) read(r *bufio.Reader) {
 			p.protected <- *m.Protected
 		case m.Restored != nil:
 			p.restored <- *m.Restored
+		case m.PageMap != nil:
+			p.maps <- *m.PageMap
 		case m.Stats != nil:
 			select {
 			case p.stats <- *m.Stats:

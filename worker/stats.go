@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"time"
+
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -50,4 +52,7 @@ func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 	defer c.mu.Unlock()
 	s.Checkpoints, s.CutMicros, s.CutMicrosSum = c.made, ident.Micros(c.pause.Microseconds()), ident.Micros(c.pauses.Microseconds())
 	s.EveryMicros = ident.Micros(c.every.Microseconds())
+	if !c.safeAt.IsZero() {
+		s.LagMicros = ident.Micros(time.Since(c.safeAt).Microseconds())
+	}
 }

@@ -249,6 +249,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		}
 	case m.Pause != nil:
 		w.guard.pause(m.Pause.On)
+	case m.PageMap != nil:
+		w.answerMap(*m.PageMap)
 	case m.Stop != nil:
 		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
 		if h := w.home.Load(); h != nil && m.Stop.Final {

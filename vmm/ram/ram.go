@@ -267,3 +267,16 @@ func (r *RAM) NextData(page ident.PageNo) (ident.PageNo, error) {
 	}
 	return ident.PageNo(off >> ident.PageShift), nil
 }
+
+// NextHole returns the first page from page on that has no contents, or Pages if there is none.
+func (r *RAM) NextHole(page ident.PageNo) (ident.PageNo, error) {
+	const seekHole = 4 // SEEK_HOLE
+	off, err := unix.Seek(r.fd, int64(page)<<ident.PageShift, seekHole)
+	if errors.Is(err, unix.ENXIO) {
+		return ident.PageNo(r.Pages()), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("find a hole in guest memory from page 0x%x on: %w", page, err)
+	}
+	return ident.PageNo(off >> ident.PageShift), nil
+}

@@ -14,6 +14,7 @@
 //	  sched       = "gang"       # or "host": leave vCPUs to Linux
 //	  cpus        = [0, 1]       # the slots' CPUs; default: those that the process may use
 //	  memory      = "16GiB"      # for guests; default: three quarters of what is available
+//	  idle_cpus   = "awake"      # while pages travel; or "sleep": save power, let remote page faults wait for CPUs to wake up
 //	  secret_file = "/etc/cellvisor/secret"
 //	  nice        = -10
 //	}
@@ -61,6 +62,15 @@ const (
 	SchedHost Sched = "host" // all is left to Linux
 )
 
+// IdleCPUs says what idle CPUs may do while pages travel between servers.
+type IdleCPUs string
+
+// What idle CPUs do meanwhile.
+const (
+	IdleAwake IdleCPUs = "awake" // poll, so that they wake at once
+	IdleSleep IdleCPUs = "sleep" // save power
+)
+
 // Server is a validated configuration of one serve process. All paths are absolute.
 type Server struct {
 	File string // where it was read from; for messages
@@ -77,6 +87,7 @@ type Server struct {
 	Slots       int         // vCPUs that may run at a time; 0 for a witness
 	MemoryBytes ident.Bytes // for guests; 0 for a witness
 	Sched       Sched       // how vCPUs share the slots
+	IdleCPUs    IdleCPUs    // while pages travel
 	CPUs        []int       // of the slots, in order; empty: those that the process may use
 	SecretFile  string      // empty: peers are not authenticated (refused unless all addresses are loopback)
 	Secret      []byte      // contents of SecretFile without surrounding white space

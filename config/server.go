@@ -69,7 +69,7 @@ func (p *parser) cluster(top *block, s *Server) {
 }
 
 // serverAttrs are the attributes of the block "server".
-var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "secret_file", "nice"}
+var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "idle_cpus", "secret_file", "nice"}
 
 func (p *parser) self(top *block, s *Server) {
 	c := top.one("server", true)
@@ -98,9 +98,10 @@ func (p *parser) self(top *block, s *Server) {
 	s.Slots = int(b.integer("slots", int64(runtime.NumCPU()), 1, maxSlots))
 	s.Sched = Sched(p.choice(b, "sched", string(SchedGang), string(SchedGang), string(SchedHost)))
 	s.CPUs = p.cpus(b, s.Slots)
+	s.IdleCPUs = IdleCPUs(p.choice(b, "idle_cpus", string(IdleAwake), string(IdleAwake), string(IdleSleep)))
 	s.MemoryBytes = p.memory(b, s.Role)
 	if s.Role == RoleWitness {
-		for _, name := range []string{"slots", "sched", "cpus", "memory"} {
+		for _, name := range []string{"slots", "sched", "cpus", "memory", "idle_cpus"} {
 			if a := b.attrs[name]; a != nil {
 				p.say(&a.Range, "a witness runs no VMs: remove "+name)
 			}

@@ -32,6 +32,9 @@ func Format(s *Server) []byte {
 			b.SetAttributeValue("cpus", cty.ListVal(vals))
 		}
 		setString(b, "memory", s.MemoryBytes.String())
+		if s.IdleCPUs == IdleSleep {
+			setString(b, "idle_cpus", string(s.IdleCPUs))
+		}
 	}
 	setString(b, "secret_file", s.SecretFile)
 	b.SetAttributeValue("nice", cty.NumberIntVal(int64(s.Nice)))

@@ -135,7 +135,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		return nil, err
 	}
 	spec := a.Spec
-	spec.ListenHost = s.listenHost
+	spec.ListenHost, spec.IdleSleep = s.listenHost, s.idleSleep
 	if path != "" {
 		spec.PayloadPath = path
 	}

@@ -65,7 +65,10 @@ func newGuard(kick func(), onFence func(bool)) *guard {
 func (g *guard) leased() bool { return int64(bootMicros()) < g.leaseUntil.Load() }
 
 // mayAct tells whether the part may answer peers at this moment. A part that has not started yet may: its directory serves others.
-func (g *guard) mayAct() bool { return g.leased() }
+func (g *guard) mayAct() bool { return g.mayActAt(bootMicros()) }
+
+// mayActAt is mayAct for a caller that has just read the clock.
+func (g *guard) mayActAt(now ident.Micros) bool { return int64(now) < g.leaseUntil.Load() }
 
 // join counts a vCPU thread; leave ends that.
 func (g *guard) join() {

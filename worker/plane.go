@@ -49,11 +49,12 @@ type plane struct {
 	pins    map[uint64]chan error // by token
 	token   uint64
 	closed  bool
+	awake   awake
 }
 
 // step takes one event through the core and carries out what it asks for. contents are those that came with a message. It requires mu.
-func (p *plane) step(ev mem.Event, contents []byte) {
-	p.core.Step(bootMicros(), ev)
+func (p *plane) step(now ident.Micros, ev mem.Event, contents []byte) {
+	p.core.Step(now, ev)
 	effects := p.core.Effects()
 	for i := range effects {
 		if err := p.execute(&effects[i], contents); err != nil {
@@ -150,7 +151,7 @@ func (p *plane) tick() {
 		p.timer.Reset(50 * time.Millisecond)
 		return
 	}
-	p.step(mem.Event{Kind: mem.EventTick}, nil)
+	p.step(bootMicros(), mem.Event{Kind: mem.EventTick}, nil)
 	p.settle()
 }
 
@@ -172,8 +173,10 @@ func (p *plane) serveFaults() {
 			continue
 		}
 		p.mu.Lock()
+		now := bootMicros()
+		p.awake.note(now)
 		for _, f := range faults[:n] {
-			p.step(mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
+			p.step(now, mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
 		}
 		p.settle()
 		p.mu.Unlock()
@@ -228,11 +231,13 @@ func (p *plane) HandlePages(_ ident.Part, _ ident.Epoch, items *wire.PageItems) 
 	if p.closed {
 		return nil
 	}
-	if !p.guard.mayAct() {
+	now := bootMicros()
+	if !p.guard.mayActAt(now) {
 		p.refusedLapsed.Add(1)
 		return nil
 	}
 	defer p.settle()
+	p.awake.note(now)
 	ev := mem.Event{Kind: mem.EventMessage}
 	for {
 		body, ok := items.Next(&ev.Msg)
@@ -240,7 +245,7 @@ func (p *plane) HandlePages(_ ident.Part, _ ident.Epoch, items *wire.PageItems) 
 			return nil
 		}
 		ev.Body = body
-		p.step(ev, body)
+		p.step(now, ev, body)
 	}
 }
 
@@ -260,7 +265,7 @@ func (p *plane) setMembers(m wire.WorkerMembers) error {
 		return nil
 	}
 	p.epoch = m.Epoch
-	p.step(mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh || m.Restore}, nil)
+	p.step(bootMicros(), mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh || m.Restore}, nil)
 	p.settle()
 	return nil
 }
@@ -277,7 +282,7 @@ func (p *plane) pin(page ident.PageNo, write bool) (token uint64, held <-chan er
 		return token, answer
 	}
 	p.pins[token] = answer
-	p.step(mem.Event{Kind: mem.EventPin, Page: page, Write: write, Token: token}, nil)
+	p.step(bootMicros(), mem.Event{Kind: mem.EventPin, Page: page, Write: write, Token: token}, nil)
 	p.settle()
 	return token, answer
 }
@@ -289,7 +294,7 @@ func (p *plane) unpin(page ident.PageNo, token uint64) {
 	if p.closed {
 		return
 	}
-	p.step(mem.Event{Kind: mem.EventUnpin, Page: page, Token: token}, nil)
+	p.step(bootMicros(), mem.Event{Kind: mem.EventUnpin, Page: page, Token: token}, nil)
 	p.settle()
 }
 

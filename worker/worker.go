@@ -18,6 +18,7 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/mem"
+	"github.com/cellvisor/cellvisor/vmm/cpuidle"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/vmm/uffd"
@@ -178,6 +179,9 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	}
 	p.outbox = p.pages.NewOutbox()
 	p.timer = time.AfterFunc(time.Hour, p.tick)
+	if latency, err := cpuidle.Open(); err == nil && !w.spec.IdleSleep { // else remote faults are as slow as CPUs wake up
+		p.keepAwake(latency)
+	}
 	if !w.spec.Standby && (len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.spec.Options["watch"] == "always") { // always: to measure a local fault
 		if err := p.watch(); err != nil {
 			return err

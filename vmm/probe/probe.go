@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/cpuidle"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/vmm/uffd"
@@ -45,7 +46,7 @@ func (c Check) String() string {
 
 // All does every check, in a fixed order. memory is what this server means to give to guests; 0 leaves that question out.
 func All(memory ident.Bytes) []Check {
-	return []Check{kernel(), device(), faults(), memfd(), capacity(memory), priority(), files()}
+	return []Check{kernel(), device(), faults(), memfd(), capacity(memory), priority(), wakeUps(), files()}
 }
 
 // Err returns an error that names every needed check that failed, nil if none did.
@@ -136,6 +137,18 @@ func faults() Check {
 		return c
 	}
 	c.OK, c.Detail = true, "missing, minor and write-protect faults on shared memory"
+	return c
+}
+
+// wakeUps looks whether CPUs can be kept awake while pages travel.
+func wakeUps() Check {
+	c := Check{Name: "wake-ups", OK: true, Detail: "idle CPUs can be kept awake while pages travel"}
+	latency, err := cpuidle.Open()
+	if err != nil {
+		c.OK, c.Detail = false, err.Error()
+		c.Fix = "run as root, or give access to it; until then remote page faults wait for sleeping CPUs"
+	}
+	latency.Close()
 	return c
 }
 

@@ -47,6 +47,7 @@ const (
 	Cellvisor_WaitVM_FullMethodName          = "/cellvisor.v1.Cellvisor/WaitVM"
 	Cellvisor_StopVM_FullMethodName          = "/cellvisor.v1.Cellvisor/StopVM"
 	Cellvisor_ProtectVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ProtectVM"
+	Cellvisor_ResetVM_FullMethodName         = "/cellvisor.v1.Cellvisor/ResetVM"
 	Cellvisor_RemoveVM_FullMethodName        = "/cellvisor.v1.Cellvisor/RemoveVM"
 	Cellvisor_Cordon_FullMethodName          = "/cellvisor.v1.Cellvisor/Cordon"
 	Cellvisor_StartOperation_FullMethodName  = "/cellvisor.v1.Cellvisor/StartOperation"
@@ -91,6 +92,9 @@ type CellvisorClient interface {
 	StopVM(ctx context.Context, in *StopVMRequest, opts ...grpc.CallOption) (*StopVMResponse, error)
 	// ProtectVM changes how a running VM is protected against the loss of cells.
 	ProtectVM(ctx context.Context, in *ProtectVMRequest, opts ...grpc.CallOption) (*ProtectVMResponse, error)
+	// ResetVM restarts the guest of a running VM in place: memory is zero again, the payload is loaded anew, every vCPU begins at its start. What the
+	// VM has put out stays. It answers when the restart is agreed on.
+	ResetVM(ctx context.Context, in *ResetVMRequest, opts ...grpc.CallOption) (*ResetVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(ctx context.Context, in *RemoveVMRequest, opts ...grpc.CallOption) (*RemoveVMResponse, error)
 	// Cordon keeps new VM parts off servers, or lets them on again.
@@ -232,6 +236,16 @@ func (c *cellvisorClient) ProtectVM(ctx context.Context, in *ProtectVMRequest, o
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ProtectVMResponse)
 	err := c.cc.Invoke(ctx, Cellvisor_ProtectVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) ResetVM(ctx context.Context, in *ResetVMRequest, opts ...grpc.CallOption) (*ResetVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResetVMResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_ResetVM_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -478,6 +492,9 @@ type CellvisorServer interface {
 	StopVM(context.Context, *StopVMRequest) (*StopVMResponse, error)
 	// ProtectVM changes how a running VM is protected against the loss of cells.
 	ProtectVM(context.Context, *ProtectVMRequest) (*ProtectVMResponse, error)
+	// ResetVM restarts the guest of a running VM in place: memory is zero again, the payload is loaded anew, every vCPU begins at its start. What the
+	// VM has put out stays. It answers when the restart is agreed on.
+	ResetVM(context.Context, *ResetVMRequest) (*ResetVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error)
 	// Cordon keeps new VM parts off servers, or lets them on again.
@@ -549,6 +566,9 @@ func (UnimplementedCellvisorServer) StopVM(context.Context, *StopVMRequest) (*St
 }
 func (UnimplementedCellvisorServer) ProtectVM(context.Context, *ProtectVMRequest) (*ProtectVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ProtectVM not implemented")
+}
+func (UnimplementedCellvisorServer) ResetVM(context.Context, *ResetVMRequest) (*ResetVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResetVM not implemented")
 }
 func (UnimplementedCellvisorServer) RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveVM not implemented")
@@ -762,6 +782,24 @@ func _Cellvisor_ProtectVM_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CellvisorServer).ProtectVM(ctx, req.(*ProtectVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_ResetVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResetVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).ResetVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_ResetVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).ResetVM(ctx, req.(*ResetVMRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1071,6 +1109,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ProtectVM",
 			Handler:    _Cellvisor_ProtectVM_Handler,
+		},
+		{
+			MethodName: "ResetVM",
+			Handler:    _Cellvisor_ResetVM_Handler,
 		},
 		{
 			MethodName: "RemoveVM",

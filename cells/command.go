@@ -41,6 +41,7 @@ type Command struct {
 	ProtectVM    *ProtectVM    `json:"protect_vm,omitempty"`
 	VMProtected  *VMProtected  `json:"vm_protected,omitempty"`
 	Report       *Report       `json:"report,omitempty"`
+	ResetVM      *ResetVM      `json:"reset_vm,omitempty"`
 
 	StartOperation *StartOperation `json:"start_operation,omitempty"`
 	EndOperation   *EndOperation   `json:"end_operation,omitempty"`
@@ -195,6 +196,17 @@ type EndVM struct {
 	Reason      string            `json:"reason,omitempty"`
 	Registers   string            `json:"registers,omitempty"`
 	Host        bool              `json:"host,omitempty"` // the worker or its host failed, not the guest
+
+	Crash    bool         `json:"crash,omitempty"`     // the guest failed by itself; it may be restarted in place
+	Booted   ident.Epoch  `json:"booted,omitempty"`    // of a crash: the boot that it ended
+	UpMicros ident.Micros `json:"up_micros,omitempty"` // of a crash: how long the guest had run since
+}
+
+// ResetVM restarts a VM's guest in place at an operator's wish. VM is used if nonzero, else Name.
+type ResetVM struct {
+	VM     ident.VMID `json:"vm,omitempty"`
+	Name   string     `json:"name,omitempty"`
+	Reason string     `json:"reason,omitempty"`
 }
 
 // VMResumed is home's word that all members of a VM that went back to a checkpoint have begun its new epoch.

@@ -181,6 +181,8 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 		return nil, f.endVM(c.EndVM)
 	case c.Report != nil:
 		return nil, f.report(c.Report)
+	case c.ResetVM != nil:
+		return nil, f.resetVM(c.ResetVM)
 	}
 	return f.dispatchOperation(c, index)
 }

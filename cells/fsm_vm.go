@@ -200,6 +200,9 @@ func (f *FSM) endVM(c *EndVM) *Fault {
 	if c.Host && c.State == VMFailed {
 		return f.losePart(vm, p, VMFailed, c.Reason)
 	}
+	if c.Crash && c.State == VMFailed {
+		return f.crashed(vm, p, c)
+	}
 	if c.State == VMExited && p.Part != vm.Home {
 		return faultf(CodeInvalid, "vm %s: only the home part can say that the guest exited", vm.Spec.Name)
 	}

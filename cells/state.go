@@ -127,6 +127,10 @@ type VMSpec struct {
 	Replicas         int `json:"replicas,omitempty"`          // with protect replica: copies in other cells, 0 means 1
 	CheckpointMillis int `json:"checkpoint_millis,omitempty"` // between cuts, 0 means adaptive
 
+	// RebootOnCrash restarts the guest in place when it crashes, until CrashLimit crashes in a row came within CrashWindow of their boot; 0 is no limit.
+	RebootOnCrash bool `json:"reboot_on_crash,omitempty"`
+	CrashLimit    int  `json:"crash_limit,omitempty"`
+
 	// Options are settings for tests and measurements, passed to the workers as they are.
 	Options map[string]string `json:"options,omitempty"`
 }
@@ -172,6 +176,10 @@ type VM struct {
 	Image      ident.Part `json:"image,omitempty"`
 	LastPart   ident.Part `json:"last_part,omitempty"` // the index given last
 	Recoveries uint64     `json:"recoveries,omitempty"`
+
+	Booted   ident.Epoch `json:"booted,omitempty"`   // VM epoch in which the guest was last restarted in place, 0 if never
+	Restarts uint64      `json:"restarts,omitempty"` // in place, by crashes and by operators
+	Crashes  int         `json:"crashes,omitempty"`  // in a row, each within CrashWindow of its boot
 
 	Move  *Move `json:"move,omitempty"` // the move that is under way
 	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
@@ -229,7 +237,8 @@ const (
 	EventVMMoving       EventKind = "vm-moving" // its parts are to go elsewhere: a copy is made there
 	EventVMMoved        EventKind = "vm-moved"  // it runs there
 	EventVMFailed       EventKind = "vm-failed"
-	EventVMDegraded     EventKind = "vm-degraded" // on-loss touch: goes on without some parts
+	EventVMRestarted    EventKind = "vm-restarted" // in place: its guest crashed, or an operator reset it
+	EventVMDegraded     EventKind = "vm-degraded"  // on-loss touch: goes on without some parts
 	EventVMRemoved      EventKind = "vm-removed"
 	EventRecoveryStages EventKind = "recovery-stages"
 	EventVotersChanged  EventKind = "voters-changed"

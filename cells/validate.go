@@ -78,6 +78,8 @@ func checkSpec(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: arguments of %d bytes; at most %d are allowed", spec.Name, len(spec.Args), MaxArgBytes)
 	case strings.ContainsRune(spec.Args, 0):
 		return faultf(CodeInvalid, "vm %s: arguments contain a NUL", spec.Name)
+	case spec.CrashLimit < 0 || spec.CrashLimit > MaxCrashLimit:
+		return faultf(CodeInvalid, "vm %s: a crash limit of %d; 0 (none) to %d are allowed", spec.Name, spec.CrashLimit, MaxCrashLimit)
 	case spec.OnLoss != OnLossStop && spec.OnLoss != OnLossTouch:
 		return faultf(CodeInvalid, "vm %s: on-loss %q is neither %q nor %q", spec.Name, clip(string(spec.OnLoss), 32), OnLossStop, OnLossTouch)
 	}

@@ -87,7 +87,7 @@ func (c *Core) workerReady(inc ident.Incarnation, r wire.WorkerReady) {
 }
 
 func (c *Core) workerEnded(e WorkerEnded) {
-	if w := c.workerOf(e.VM); w != nil && w.ended == nil {
+	if w := c.workerOf(e.VM); w != nil && (w.ended == nil || w.ended.Crash) {
 		ended := e.Ended
 		w.ended = &ended
 		c.dirty = true
@@ -149,7 +149,7 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 		c.reportGone(vm, p, p.PID, "it was not there when serve came back")
 	case w.up && w.ready.Part != p.Part:
 		c.replaceWorker(w)
-	case w.ended != nil:
+	case w.ended != nil && !(w.ended.Crash && w.ended.Booted < vm.BootEpoch()):
 		c.reportEnded(vm, p, w)
 	case w.gone:
 		c.reportGone(vm, p, w.ready.PID, w.reason)
@@ -266,7 +266,7 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 }
 
 func members(vm *cells.VM) wire.WorkerMembers {
-	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.Created, Home: vm.Home, Restore: vm.Restored, Image: vm.Image}
+	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.BootEpoch(), Booted: vm.BootEpoch(), Home: vm.Home, Restore: vm.Restored, Image: vm.Image}
 	for _, p := range vm.Parts {
 		if !p.Gone && !p.Standby {
 			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, VCPUs: slices.Clone(p.VCPUs)})
@@ -283,7 +283,8 @@ func (c *Core) reportGone(vm *cells.VM, p *cells.VMPart, pid int, reason string)
 func (c *Core) reportEnded(vm *cells.VM, p *cells.VMPart, w *worker) {
 	c.propose(fmt.Sprintf("end/%d", vm.ID), cells.Command{EndVM: &cells.EndVM{
 		VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, State: cells.VMState(w.ended.State),
-		ExitStatus: w.ended.ExitStatus, Reason: w.ended.Reason, Registers: w.ended.Registers, Host: w.ended.Host}})
+		ExitStatus: w.ended.ExitStatus, Reason: w.ended.Reason, Registers: w.ended.Registers, Host: w.ended.Host,
+		Crash: w.ended.Crash, Booted: w.ended.Booted, UpMicros: w.ended.UpMicros}})
 }
 
 func (c *Core) noteVMs() {

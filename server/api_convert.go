@@ -183,6 +183,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		Protection: vm.Protection(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,
 		CreatedAt: stamp(vm.CreatedMs), EndedAt: stamp(vm.EndedMs),
+		Restarts: vm.Restarts, RebootOnCrash: vm.Spec.RebootOnCrash, CrashLimit: uint32(vm.Spec.CrashLimit),
 	}
 	if vm.Spec.PayloadSHA256 != "" {
 		out.Payload = "sha256:" + vm.Spec.PayloadSHA256

@@ -70,7 +70,7 @@ type WorkerLease struct {
 // of the former: parts that are missing from it are gone for good.
 type WorkerMembers struct {
 	Epoch   ident.Epoch    `json:"epoch"`
-	Fresh   bool           `json:"fresh"` // Epoch is the VM's first: no page was ever granted
+	Fresh   bool           `json:"fresh"` // Epoch is the first since the guest booted: no page was ever granted
 	Home    ident.Part     `json:"home"`
 	Members []WorkerMember `json:"members"`
 
@@ -78,6 +78,10 @@ type WorkerMembers struct {
 	// member gives up what it has of the guest, and runs the vCPUs that Members gives it from their captured state.
 	Restore bool       `json:"restore,omitempty"`
 	Image   ident.Part `json:"image,omitempty"`
+
+	// Booted is the epoch in which the guest booted last. A part that runs an earlier boot gives up what it has of the guest: memory is Zero
+	// again, home loads the image anew, and every vCPU begins at the start. Console and output go on.
+	Booted ident.Epoch `json:"booted,omitempty"`
 }
 
 // WorkerProtect says which standby parts hold replicas of the VM from now on. None: the VM is unprotected, output leaves at once. Seq rises
@@ -139,6 +143,11 @@ type WorkerEnded struct {
 	Reason     string `json:"reason"`
 	Registers  string `json:"registers,omitempty"` // a dump for people, when the guest failed
 	Host       bool   `json:"host,omitempty"`      // the worker or its host failed, not the guest: a protected VM goes on elsewhere
+
+	// Crash says that the guest failed by itself. Then this is not the end before serve says Stop: members of a later boot start it again.
+	Crash    bool         `json:"crash,omitempty"`
+	Booted   ident.Epoch  `json:"booted,omitempty"`    // of a crash: the boot that it ended
+	UpMicros ident.Micros `json:"up_micros,omitempty"` // of a crash: how long this part's vCPUs had run since
 }
 
 // WorkerHint says that a peer part does not answer, or that its connection was reset. A hint decides nothing.

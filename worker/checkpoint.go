@@ -49,11 +49,7 @@ func (r *replicas) run(p wire.WorkerProtect, change, before <-chan struct{}, don
 			members = members.Set(m.Part)
 		}
 	}
-	select {
-	case <-h.loaded:
-	case <-change:
-		return
-	case <-r.w.ctx.Done():
+	if !r.awaitLoaded(h, change) {
 		return
 	}
 	// Standbys of an earlier protection may still be needed, so output goes on waiting for them. If there are none, it need not wait yet.
@@ -75,6 +71,25 @@ func (r *replicas) run(p wire.WorkerProtect, change, before <-chan struct{}, don
 	}
 }
 
+// awaitLoaded waits until the guest's image is in memory; it returns false when the protection has changed or the VM has ended.
+func (r *replicas) awaitLoaded(h *home, change <-chan struct{}) bool {
+	for {
+		loaded, gone := h.waits()
+		select {
+		case <-loaded:
+			return true
+		case <-gone: // it boots again
+			if !r.wait(change, time.Millisecond, nil) {
+				return false
+			}
+		case <-change:
+			return false
+		case <-r.w.ctx.Done():
+			return false
+		}
+	}
+}
+
 // loop is what home's loop of checkpoints under one protection needs to know.
 type loop struct {
 	r       *replicas
@@ -89,7 +104,9 @@ func (l *loop) every() time.Duration { return time.Duration(l.p.CheckpointMillis
 // copyTo gives standbys a full copy. If others are safe already, checkpoints go on meanwhile. It returns false when the protection has changed.
 func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
 	next := time.Now()
-	for !l.r.all(l.members, func(m ident.Part) error { return l.r.ask(m, l.p.Seq, replicaBase, l.p.Seq, uint64(fresh)) }) {
+	for !l.r.all(l.members, func(m ident.Part) error {
+		return l.r.ask(m, l.p.Seq, replicaBase, l.p.Seq, uint64(fresh), uint64(l.r.w.bootedNow()))
+	}) {
 		if !l.r.wait(l.change, 5*time.Millisecond, nil) {
 			return false
 		}
@@ -227,8 +244,8 @@ func (l *loop) cut(history bool) (number uint64, cut outputCut, ok bool) {
 	if history {
 		flags = cutHistory
 	}
-	began := time.Now()
-	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaHold, number, committed) })
+	began, booted := time.Now(), uint64(r.w.bootedNow())
+	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaHold, number, committed, booted) })
 	if ok {
 		cut = l.h.cutHere()
 		ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), flags) })

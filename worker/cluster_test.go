@@ -85,10 +85,14 @@ func startVM(t *testing.T, builtin, args string, memory ident.Bytes, vcpus ...in
 }
 
 func testSpec(part, vcpus int, builtin, args string, memory ident.Bytes) wire.WorkerSpec {
-	return wire.WorkerSpec{
+	spec := wire.WorkerSpec{
 		ClusterID: "test", Server: ident.ServerID(part + 1), ServerName: ident.ServerName(fmt.Sprintf("s-%d", part+1)), VM: 7, Name: "guest",
 		Part: ident.Part(part), VCPUs: vcpus, MemoryBytes: memory, Builtin: builtin, Args: args, ListenHost: "127.0.0.1", Secret: "00112233",
 	}
+	if filepath.IsAbs(builtin) { // a payload in a file
+		spec.Builtin, spec.PayloadPath = "", builtin
+	}
+	return spec
 }
 
 func startPart(t *testing.T, spec wire.WorkerSpec) *part {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -26,6 +27,7 @@ type cutter struct {
 	log   *kvm.DirtyLog
 	dirty *dirtyPages
 
+	of       atomic.Uint64 // ident.Epoch: the boot that this part runs; changed under mu
 	mu       sync.Mutex
 	tracking bool                      // protected by mu
 	held     uint64                    // protected by mu; the number of the cut that the part is held for, 0 if it is not held
@@ -51,7 +53,7 @@ func (c *cutter) track(on bool) error {
 
 // hold stops this part's vCPUs for cut number; the cuts up to committed are safe. It reports whether they are stopped and nothing is on its
 // way here. A hold for an earlier cut passes to this one: whoever asked for that does so no more.
-func (w *Worker) hold(number, committed uint64) bool {
+func (w *Worker) hold(number, committed uint64, booted ident.Epoch) bool {
 	c := &w.cutter
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,7 +65,13 @@ func (w *Worker) hold(number, committed uint64) bool {
 	if number < c.held || number == 0 {
 		return false
 	}
-	if c.held == 0 && (w.guard.restarting.Load() || !w.guard.hold(holdWithin)) {
+	if c.bootedNow() != booted || w.guard.restarting.Load() {
+		return false
+	}
+	if h := w.home.Load(); h != nil && !h.isLoaded() {
+		return false // there is no state to go back to yet
+	}
+	if c.held == 0 && !w.holdBegun() {
 		return false
 	}
 	if c.held != number {
@@ -72,6 +80,30 @@ func (w *Worker) hold(number, committed uint64) bool {
 	}
 	return w.plane.quiet(holdWithin)
 }
+
+// holdBegun holds the vCPUs, if all of them have begun the life that they are in and the guest has not crashed.
+func (w *Worker) holdBegun() bool {
+	if w.guard.isHalted() || !w.guard.hold(holdWithin) {
+		return false
+	}
+	life := w.guard.lifeNow.Load()
+	for _, v := range w.vcpus {
+		if v.life != life {
+			w.guard.release()
+			return false
+		}
+	}
+	if w.guard.isHalted() {
+		w.guard.release()
+		return false
+	}
+	return true
+}
+
+// bootedNow is the boot that this part runs.
+func (c *cutter) bootedNow() ident.Epoch { return ident.Epoch(c.of.Load()) }
+
+func (c *cutter) setBooted(booted ident.Epoch) { c.of.Store(uint64(booted)) }
 
 // release lets the vCPUs go on if they are held for cut number, or, if it is 0, for any. It tells whether they were.
 func (w *Worker) release(number uint64) bool {
@@ -113,7 +145,7 @@ func (w *Worker) cut(number uint64, members ident.PartSet, history bool) (*share
 	if c.held != number || !c.tracking {
 		return nil, errNotHeld
 	}
-	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part}}
+	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow()}}
 	if err := c.log.Read(c.dirty.add); err != nil {
 		return nil, err
 	}

@@ -21,8 +21,12 @@ func (w *Worker) fail(err error) {
 	go w.end(wire.WorkerEnded{State: "failed", Reason: fmt.Sprintf("%s: %v", w.spec.ServerName, err), Host: true})
 }
 
-// failGuest ends the VM because the guest cannot go on.
+// failGuest says that the guest cannot go on. A payload may boot again.
 func (w *Worker) failGuest(err error, registers string) {
+	if w.linux == nil {
+		w.crash(err, registers)
+		return
+	}
 	w.end(wire.WorkerEnded{State: "failed", Reason: err.Error(), Registers: registers})
 }
 

@@ -22,11 +22,11 @@ func bootMicros() ident.Micros {
 // A guard decides whether this part may act: run guest instructions, answer page requests, release output. It opens when the VM has
 // started, closes for good when it ends, and closes for a while when the part is paused or when the server's lease has lapsed.
 //
-//	closed --start--> open <--lease renewed / resume / release-- held
-//	                  open ---lease lapsed / pause / hold------> held
+//	closed --start--> open <--lease renewed / resume / release / restart-- held
+//	                  open ---lease lapsed / pause / hold / crash--------> held
 //	any ---stop---> stopped
 //
-// A VM that goes back to a checkpoint begins a new life (restart): enter tells each vCPU the number of the life it enters, so that it loads
+// A VM that goes back to a checkpoint, or boots again, begins a new life (restart): enter tells each vCPU the number of the life it enters, so that it loads
 // the state that it begins that life with.
 //
 // A vCPU asks enter before every entry into the guest. A stop signal forces each vCPU out of KVM_RUN, so a process that was stopped and
@@ -41,6 +41,7 @@ type guard struct {
 	changed *sync.Cond
 	started bool   // protected by mu
 	paused  bool   // protected by mu
+	halted  bool   // protected by mu; the guest crashed
 	held    int    // protected by mu; holds not yet released
 	slot    turn   // whether it is the gang's turn on the slots
 	stopped bool   // protected by mu
@@ -142,7 +143,9 @@ func (g *guard) awaitLife(life uint64) bool {
 }
 
 // mayRun requires mu.
-func (g *guard) mayRun() bool { return g.started && !g.paused && g.held == 0 && !g.stopped }
+func (g *guard) mayRun() bool {
+	return g.started && !g.paused && !g.halted && g.held == 0 && !g.stopped
+}
 
 // hold throws the vCPUs out of the guest and waits until all of them have parked, or for at most the given time. Each hold that returned
 // true must be released.
@@ -175,7 +178,7 @@ func (g *guard) release() { g.update(func() { g.held-- }) }
 
 // restart begins a new life. All vCPUs must be held.
 func (g *guard) restart() {
-	g.update(func() { g.life++ })
+	g.update(func() { g.life++; g.halted = false })
 	g.restarting.Store(false)
 }
 
@@ -215,6 +218,16 @@ func (g *guard) start() { g.update(func() { g.started, g.life = true, g.life+1 }
 
 // pause holds the vCPUs, or lets them go on.
 func (g *guard) pause(on bool) { g.update(func() { g.paused = on }) }
+
+// halt holds the vCPUs until the next life: the guest crashed.
+func (g *guard) halt() { g.update(func() { g.halted = true }) }
+
+// isHalted tells whether the guest crashed in this life.
+func (g *guard) isHalted() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.halted
+}
 
 // stop ends them.
 func (g *guard) stop() { g.update(func() { g.stopped = true }) }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -82,11 +81,12 @@ type home struct {
 	exited    bool          // the guest has asked for the end
 	status    uint32
 	closed    bool
+	down      bool // the guest boots again: requests of the former boot are refused
 	holding   bool
 	origins   [][]byte      // by vCPU; valid once loaded is closed
-	loaded    chan struct{} // closed when the image is in memory
+	loaded    chan struct{} // of this boot; closed when the image is in memory
 	asked     []bool        // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
-	gone      chan struct{} // closed by close
+	gone      chan struct{} // of this boot; closed when it ends
 	urgent    chan struct{} // has a token when a checkpoint should not wait: the guest's end is held back
 }
 
@@ -95,52 +95,6 @@ type doneRequest struct {
 	Seq   uint64 `json:"seq"`
 	Value uint32 `json:"value"`
 }
-
-// stream is one kind of output: a file of what has left, and behind it what is held back.
-type stream struct {
-	file    *os.File
-	written int64  // bytes in the file
-	held    []byte // the bytes after those
-}
-
-func openStream(path string) (stream, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return stream{}, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return stream{}, err
-	}
-	return stream{file: f, written: info.Size()}, nil
-}
-
-// put adds output, which leaves at once unless hold.
-func (s *stream) put(b []byte, hold bool) error {
-	if hold {
-		s.held = append(s.held, b...)
-		return nil
-	}
-	n, err := s.file.WriteAt(b, s.written)
-	s.written += int64(n)
-	return err
-}
-
-// release lets output up to the given offset of the whole leave.
-func (s *stream) release(upTo int64) error {
-	n := min(upTo-s.written, int64(len(s.held)))
-	if n <= 0 {
-		return nil
-	}
-	if err := s.put(s.held[:n], false); err != nil {
-		return err
-	}
-	s.held = append(s.held[:0], s.held[n:]...)
-	return nil
-}
-
-func (s *stream) end() int64 { return s.written + int64(len(s.held)) }
 
 // newHome opens the console and output files in dir, which it appends to.
 func newHome(dir string, vcpus int, onExit func(uint32)) (*home, error) {
@@ -168,12 +122,23 @@ func (h *home) setLoaded(origins [][]byte) {
 // origin waits until the image is loaded and returns what a vCPU begins with.
 func (h *home) origin(ctx context.Context, vcpu ident.VCPU) ([]byte, error) {
 	h.note(vcpu)
+	loaded, gone := h.waits()
 	select {
-	case <-h.loaded:
-	case <-h.gone:
+	case <-gone:
+		return nil, errNewLife
+	default:
+	}
+	select {
+	case <-loaded:
+	case <-gone:
 		return nil, errNewLife
 	case <-ctx.Done():
 		return nil, errEnded
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.down {
+		return nil, errNewLife
 	}
 	if int(vcpu) >= len(h.origins) {
 		return nil, fmt.Errorf("%w: origin of vCPU %d of %d", errBadRequest, vcpu, len(h.origins))
@@ -189,6 +154,9 @@ func (h *home) do(r deviceRequest) (uint32, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.down {
+		return 0, errEnded
+	}
 	last := &h.done[r.vcpu]
 	if r.seq == last.Seq {
 		return last.Value, nil
@@ -379,7 +347,9 @@ func (h *home) close() {
 		return
 	}
 	h.closed = true
-	close(h.gone)
+	if !h.down {
+		close(h.gone)
+	}
 	h.console.file.Close()
 	h.output.file.Close()
 }

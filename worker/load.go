@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -24,6 +25,9 @@ func (w *Worker) load() {
 	layout, err := w.layout()
 	if err == nil {
 		err = layout.Write(deviceMemory{w})
+	}
+	if errors.Is(err, errNewLife) {
+		return // the guest boots again, or goes back to a checkpoint
 	}
 	if err != nil {
 		w.fail(fmt.Errorf("load payload: %w", err))
@@ -57,6 +61,7 @@ type deviceMemory struct{ w *Worker }
 func (d deviceMemory) WriteAt(b []byte, off int64) (int, error) {
 	p := d.w.plane
 	if !d.w.spans() {
+		defer d.mark(b, off)
 		return p.ram.WriteAt(b, off)
 	}
 	done := 0
@@ -93,6 +98,17 @@ func (d deviceMemory) writeBatch(b []byte, off int64) error {
 			return err
 		}
 	}
+	defer d.mark(b, off) // before the pages may leave
 	_, err := p.ram.WriteAt(b, off)
 	return err
+}
+
+// mark notes the pages for the next checkpoint: a device's writes are not in KVM's log.
+func (d deviceMemory) mark(b []byte, off int64) {
+	if len(b) == 0 {
+		return
+	}
+	for page := off >> ident.PageShift; page <= (off+int64(len(b))-1)>>ident.PageShift; page++ {
+		d.w.plane.dirty.mark(ident.PageNo(page))
+	}
 }

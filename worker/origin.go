@@ -61,17 +61,16 @@ func (v *vcpu) begin(origin []byte) error {
 		if err != nil {
 			return err
 		}
-		v.deviceSeq = 0
-		if err := v.cpu.Complete(); err != nil {
-			return err
-		}
-		return v.cpu.Start(start)
+		return v.start(start)
 	}
 	if len(origin) < 9 || origin[0] != originState {
 		return fmt.Errorf("no origin of a vCPU: %d bytes", len(origin))
 	}
 	var state kvm.VCPUState
 	if err := state.UnmarshalBinary(origin[9:]); err != nil {
+		return err
+	}
+	if err := v.keepReset(); err != nil {
 		return err
 	}
 	v.deviceSeq = binary.LittleEndian.Uint64(origin[1:])

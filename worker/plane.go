@@ -39,17 +39,18 @@ type plane struct {
 	anything      atomic.Bool   // every fault is answered with whatever is there: the vCPUs' states are about to be discarded
 	dirty         *dirtyPages
 
-	mu      sync.Mutex
-	core    *mem.Core
-	epoch   ident.Epoch
-	outbox  *link.Outbox
-	page    [ident.PageSize]byte
-	timer   *time.Timer
-	timerAt ident.Micros
-	pins    map[uint64]chan error // by token
-	token   uint64
-	closed  bool
-	awake   awake
+	mu       sync.Mutex
+	core     *mem.Core
+	epoch    ident.Epoch
+	outbox   *link.Outbox
+	page     [ident.PageSize]byte
+	timer    *time.Timer
+	timerAt  ident.Micros
+	pins     map[uint64]chan error // by token
+	token    uint64
+	closed   bool
+	awake    awake
+	refusing bool // the VM boots again: pins of the former boot are refused
 }
 
 // step takes one event through the core and carries out what it asks for. contents are those that came with a message. It requires mu.
@@ -221,6 +222,7 @@ func (p *plane) reset(image ident.Part, self ident.Part, cfg mem.Config) error {
 	cfg.Image = ident.PartSet(0).Set(image)
 	p.core, p.epoch, p.timerAt = mem.New(cfg), 0, 0
 	p.anything.Store(false)
+	p.refusing = false
 	return nil
 }
 
@@ -281,6 +283,10 @@ func (p *plane) pin(page ident.PageNo, write bool) (token uint64, held <-chan er
 		answer <- errEnded
 		return token, answer
 	}
+	if p.refusing {
+		answer <- errNewLife
+		return token, answer
+	}
 	p.pins[token] = answer
 	p.step(bootMicros(), mem.Event{Kind: mem.EventPin, Page: page, Write: write, Token: token}, nil)
 	p.settle()
@@ -291,7 +297,7 @@ func (p *plane) unpin(page ident.PageNo, token uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pins, token)
-	if p.closed {
+	if p.closed || p.refusing {
 		return
 	}
 	p.step(bootMicros(), mem.Event{Kind: mem.EventUnpin, Page: page, Token: token}, nil)

@@ -23,8 +23,8 @@ import (
 type replicaOp uint8
 
 const (
-	replicaHold    replicaOp = iota + 1 // number of the checkpoint, and of the last one committed
-	replicaBase                         // number of the protection, standbys that want a full copy; OK once it is sent
+	replicaHold    replicaOp = iota + 1 // number of the checkpoint, and of the last one committed; the boot that it is of
+	replicaBase                         // number of the protection, standbys that want a full copy, the boot that it is of; OK once it is sent
 	replicaCut                          // number of the checkpoint, members, flags
 	replicaRelease                      // number of the checkpoint
 	replicaChunk                        // a chunk
@@ -49,6 +49,7 @@ type replicas struct {
 	change  chan struct{}      // protected by mu; closed when protect changes
 	ended   chan struct{}      // protected by mu; closed when home's latest loop has ended
 	base    uint64             // protected by mu; number of the protection whose full copy was begun by this part
+	baseOf  ident.Epoch        // protected by mu; the boot that it is of
 	based   bool               // protected by mu; and is sent
 	synced  uint64             // protected by mu; permille of it
 	swtch   uint64             // protected by mu; the number of the protection under which a switchover is asked for
@@ -152,15 +153,15 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 	w := r.w
 	switch op {
 	case replicaHold:
-		return w.hold(v[0], v[1])
+		return w.hold(v[0], v[1], ident.Epoch(v[2]))
 	case replicaFreeze:
-		return w.freeze(v[0], v[1])
+		return w.freeze(v[0], v[1], ident.Epoch(v[2]))
 	case replicaCut:
 		return r.cutAndShip(v[0], ident.PartSet(v[1]), v[2]&cutHistory != 0)
 	case replicaRelease:
 		return v[0] != 0 && w.release(v[0])
 	case replicaBase:
-		return r.sendBase(v[0], ident.PartSet(v[1]))
+		return r.sendBase(v[0], ident.PartSet(v[1]), ident.Epoch(v[2]))
 	case replicaCommit:
 		s := w.standby.Load()
 		if s == nil {
@@ -209,23 +210,23 @@ func (r *replicas) ship(s *share, to ident.Part, seq uint64, change <-chan struc
 }
 
 // sendBase sends a full copy of what this part holds, in the background; it tells whether it is all there.
-func (r *replicas) sendBase(seq uint64, to ident.PartSet) bool {
+func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bool {
 	p, change := r.current()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.Seq != seq {
+	if p.Seq != seq || r.w.cutter.bootedNow() != booted {
 		return false
 	}
-	if r.base != seq {
-		r.base, r.based, r.synced = seq, false, 0
+	if r.base != seq || r.baseOf != booted {
+		r.base, r.baseOf, r.based, r.synced = seq, booted, false, 0
 		if err := r.w.cutter.track(true); err != nil {
 			r.w.fail(err)
 			return false
 		}
 		go func() {
-			if r.copyAll(seq, to, p, change) {
+			if r.copyAll(seq, to, p, booted, change) {
 				r.mu.Lock()
-				r.based = r.base == seq
+				r.based = r.base == seq && r.baseOf == booted
 				r.mu.Unlock()
 			}
 		}()
@@ -234,12 +235,12 @@ func (r *replicas) sendBase(seq uint64, to ident.PartSet) bool {
 }
 
 // copyAll sends every page that this part holds. What the guest writes meanwhile is in the next checkpoint.
-func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, change <-chan struct{}) bool {
+func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, booted ident.Epoch, change <-chan struct{}) bool {
 	var members ident.PartSet
 	for _, m := range p.Members {
 		members = members.Set(m.Part)
 	}
-	s := &share{header: chunkHeader{number: seq, members: members, part: r.w.spec.Part, flags: chunkBase}}
+	s := &share{header: chunkHeader{number: seq, members: members, part: r.w.spec.Part, flags: chunkBase, booted: booted}}
 	index := 0
 	flush := func(all bool) bool { // what is collected so far leaves in full chunks; all: the rest too
 		for len(s.chunks) > 1 || all && len(s.chunks) > 0 {
@@ -265,10 +266,14 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, c
 			break
 		}
 		plane.mu.Lock()
-		if plane.holds(page) {
+		same := r.w.cutter.bootedNow() == booted
+		if same && plane.holds(page) {
 			err = plane.capturePage(s, page)
 		}
 		plane.mu.Unlock()
+		if !same {
+			return false // home asks for a copy of the new boot
+		}
 		if err != nil {
 			r.w.fail(err)
 			return false

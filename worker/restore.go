@@ -73,9 +73,10 @@ func (w *Worker) resume(m wire.WorkerMembers, r *replica, began, remapped time.T
 	if h == nil {
 		return
 	}
+	loaded, gone := h.waits()
 	select {
-	case <-h.loaded:
-	case <-h.gone:
+	case <-loaded:
+	case <-gone:
 		return
 	}
 	done := &wire.WorkerRestored{Epoch: m.Epoch, Checkpoint: r.number,
@@ -90,27 +91,19 @@ func (w *Worker) resume(m wire.WorkerMembers, r *replica, began, remapped time.T
 
 // giveUpLife stops a surviving member's vCPUs for good in what they were doing, and its devices if it was home.
 func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
-	w.guard.restarting.Store(true)
-	for _, old := range w.members.Load().Members { // vCPUs that wait for an answer from one of those give up now
-		if !slices.ContainsFunc(m.Members, func(n wire.WorkerMember) bool { return n.Part == old.Part }) {
-			w.plane.pages.Forget(old.Part)
-		}
-	}
-	w.release(0) // of a cut that was under way
-	if w.plane.fd != nil {
-		w.plane.letGo()
-	}
 	if h := w.home.Swap(nil); h != nil {
 		h.close()
 	}
-	if !w.guard.hold(restoreHoldWithin) {
-		return fmt.Errorf("vCPUs did not stop within %v to go back to a checkpoint", restoreHoldWithin)
+	if err := w.quitLife(m); err != nil {
+		return err
 	}
 	return w.cutter.track(false)
 }
 
 // rewire starts the page protocol of the new epoch; r is what this part took over, nil at the others.
 func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
+	w.cutter.setBooted(m.Booted)
+	w.bootedAt.Store(int64(bootMicros()))
 	if err := w.addVCPUs(m); err != nil {
 		return err
 	}
@@ -223,8 +216,9 @@ func (h *home) note(vcpu ident.VCPU) {
 
 // isLoaded tells whether vCPUs may have begun.
 func (h *home) isLoaded() bool {
+	loaded, _ := h.waits()
 	select {
-	case <-h.loaded:
+	case <-loaded:
 		return true
 	default:
 		return false

@@ -17,7 +17,7 @@ import (
 //	syncing --base of every member, and a checkpoint after it--> complete --takeOver--> taken
 //
 // A checkpoint is staged until every member's share is here, then applied at once, so that the memory of a complete replica is always that of
-// one cut. Checkpoints may come while the base does. A page of the base is skipped if a checkpoint has brought it already: either that is newer,
+// one cut. A checkpoint or base of a later boot of the guest begins with all memory Zero. Checkpoints may come while the base does. A page of the base is skipped if a checkpoint has brought it already: either that is newer,
 // or the page has changed since and comes with the next one.
 type standby struct {
 	ram *ram.RAM
@@ -25,6 +25,8 @@ type standby struct {
 	mu       sync.Mutex // protects all below
 	bases    map[ident.Part]*staged
 	seq      uint64            // of the protection whose base is being received
+	seqOf    ident.Epoch       // and the boot that it is of
+	booted   ident.Epoch       // the guest's boot that the memory is of
 	shares   map[uint64]*cutIn // by number of the checkpoint
 	applied  uint64            // the last checkpoint applied, 0 if none
 	members  ident.PartSet     // that it is of
@@ -41,6 +43,7 @@ type standby struct {
 // cutIn is a checkpoint that is arriving.
 type cutIn struct {
 	members ident.PartSet
+	booted  ident.Epoch
 	parts   map[ident.Part]*staged
 }
 
@@ -85,7 +88,7 @@ func (s *standby) take(b []byte) error {
 	}
 	c := s.shares[h.number]
 	if c == nil {
-		c = &cutIn{members: h.members, parts: map[ident.Part]*staged{}}
+		c = &cutIn{members: h.members, booted: h.booted, parts: map[ident.Part]*staged{}}
 		s.shares[h.number] = c
 	}
 	c.stage(h, records)
@@ -106,12 +109,15 @@ func (c *cutIn) stage(h chunkHeader, records []byte) {
 
 // takeBase requires mu.
 func (s *standby) takeBase(h chunkHeader, records []byte) error {
-	if h.number < s.seq {
+	if h.number < s.seq || h.booted < s.booted {
 		return nil
 	}
-	if h.number > s.seq { // the protection has changed meanwhile: a new full copy
-		s.seq = h.number
+	if h.number > s.seq || h.booted > s.seqOf { // the protection has changed meanwhile, or the guest booted again: a new full copy
+		s.seq, s.seqOf = h.number, h.booted
 		clear(s.bases)
+	}
+	if err := s.enterBoot(h.booted); err != nil {
+		return err
 	}
 	p := s.bases[h.part]
 	if p == nil {
@@ -126,6 +132,16 @@ func (s *standby) takeBase(h chunkHeader, records []byte) error {
 		p.total = h.index + 1
 	}
 	return nil
+}
+
+// enterBoot makes memory Zero when what arrives is of a later boot than what is here. It requires mu.
+func (s *standby) enterBoot(booted ident.Epoch) error {
+	if booted <= s.booted {
+		return nil
+	}
+	s.booted = booted
+	clear(s.brought)
+	return s.ram.Zero(0, s.ram.Pages())
 }
 
 // commit applies checkpoint number if all of it is here, and tells whether it, or a later one, is applied.
@@ -146,6 +162,9 @@ func (s *standby) commit(number uint64) (bool, error) {
 	c.members.Each(func(p ident.Part) { whole = whole && c.parts[p].complete() })
 	if !whole {
 		return false, nil
+	}
+	if err := s.enterBoot(c.booted); err != nil {
+		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
 	}
 	for part := range ident.Part(ident.MaxParts) {
 		p := c.parts[part]

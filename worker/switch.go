@@ -15,8 +15,8 @@ import (
 // moved away) or for a new protection (it stays). So the guest runs at one place only, however late the word comes.
 
 // freeze is hold, with nothing but a release, a new protection or a new life to end it.
-func (w *Worker) freeze(number, committed uint64) bool {
-	if !w.hold(number, committed) {
+func (w *Worker) freeze(number, committed uint64, booted ident.Epoch) bool {
+	if !w.hold(number, committed, booted) {
 		return false
 	}
 	c := &w.cutter
@@ -71,8 +71,8 @@ func (r *replicas) switchAsked(seq uint64) bool {
 func (l *loop) switchover() bool {
 	r := l.r
 	number, committed := r.w.checkpoints.begin()
-	began := time.Now()
-	ok := r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaFreeze, number, committed) })
+	began, booted := time.Now(), uint64(r.w.bootedNow())
+	ok := r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaFreeze, number, committed, booted) })
 	cut := l.h.cutHere()
 	ok = ok && r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), 0) })
 	if !ok {

@@ -29,8 +29,9 @@ type vcpu struct {
 	wake      chan struct{} // ends an idle early: the vCPU was kicked
 	exits     atomic.Uint64
 	runMicros atomic.Int64
-	idle      atomic.Bool // has left the gang
-	pinned    int         // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
+	idle      atomic.Bool    // has left the gang
+	reset     *kvm.VCPUState // before its first instruction; its thread's
+	pinned    int            // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
 
 // errNewLife ends what a vCPU is doing because the VM goes back to a checkpoint.
@@ -77,7 +78,9 @@ func (w *Worker) runVCPU(v *vcpu) {
 			}
 		default:
 			w.failGuest(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
-			return
+			if !w.guard.awaitLife(v.life) { // it may boot again
+				return
+			}
 		}
 	}
 }

@@ -49,6 +49,8 @@ type Worker struct {
 
 	checkpoints checkpoints
 	members     atomic.Pointer[wire.WorkerMembers]
+	loading     chan struct{}   // closed when the image is written, or will not be; nil before; the control connection's reader's
+	bootedAt    atomic.Int64    // ident.Micros of CLOCK_BOOTTIME, when the guest booted last
 	ctx         context.Context // done when the VM has ended here
 	cancel      context.CancelFunc
 	stopped     chan struct{} // closed when serve has said stop
@@ -278,6 +280,8 @@ func (w *Worker) takeMembers(m wire.WorkerMembers) {
 	switch {
 	case m.Restore:
 		err = w.restore(m)
+	case before != nil && m.Booted > before.Booted:
+		err = w.reboot(m)
 	case before != nil:
 		w.members.Store(&m)
 		err = w.plane.setMembers(m)
@@ -305,8 +309,10 @@ func (w *Worker) begin(m wire.WorkerMembers) error {
 		}
 	}
 	if w.atHome() {
-		go w.load()
+		w.startLoad()
 	}
+	w.cutter.setBooted(m.Booted)
+	w.bootedAt.Store(int64(bootMicros()))
 	for _, v := range w.vcpus {
 		w.launch(v)
 	}

@@ -113,6 +113,9 @@ type VM struct {
 	Protection    string     `json:"protection"`
 	CheckpointMs  uint32     `json:"checkpoint_ms"`
 	Recoveries    uint64     `json:"recoveries"`
+	Restarts      uint64     `json:"restarts"`
+	RebootOnCrash bool       `json:"reboot_on_crash"`
+	CrashLimit    uint32     `json:"crash_limit"`
 	Workers       []Worker   `json:"workers"`
 	ID            uint64     `json:"id"`
 	Payload       string     `json:"payload"`
@@ -164,6 +167,7 @@ func OfVM(v *api.VM) VM {
 		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(),
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
 		Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
+		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
 	}
 	if out.Protection == "" {
 		out.Protection = "none"

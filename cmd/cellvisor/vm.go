@@ -15,7 +15,7 @@ import (
 
 func (a *app) vmCmd() *cobra.Command {
 	return a.noun("vm", "Virtual machines",
-		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmMigrateCmd(), a.vmStopCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
+		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmMigrateCmd(), a.vmStopCmd(), a.vmResetCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
 }
 
 func (a *app) vmLsCmd() *cobra.Command {
@@ -145,6 +145,7 @@ func (a *app) printVM(v *api.VM) error {
 		"on loss", v.GetOnLoss().Word(),
 		"protect", view.OfVM(v).Protect,
 		"protection", view.OfVM(v).Protection,
+		"restarts", fmt.Sprintf("%d; %s", v.GetRestarts(), crashRule(v)),
 		"ID, epoch", fmt.Sprintf("%d, %d", v.GetId(), v.GetEpoch()),
 		"console", fmt.Sprintf("%d bytes", v.GetConsoleBytes()),
 		"output", fmt.Sprintf("%d records", v.GetOutputRecords()),

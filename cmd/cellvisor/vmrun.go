@@ -15,6 +15,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/api/view"
+	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/gang"
 	"github.com/cellvisor/cellvisor/payload"
@@ -32,6 +33,8 @@ type runFlags struct {
 	options                       map[string]string
 	protect                       string
 	checkpoint                    time.Duration
+	rebootOnCrash                 bool
+	crashLimit                    uint32
 }
 
 func (a *app) vmRunCmd() *cobra.Command {
@@ -68,6 +71,8 @@ Built-in payloads:
 	fl.StringVar(&f.onLoss, "on-loss", "stop", "when a cell of the VM dies: stop it at once, or when it touches a lost page (stop|touch)")
 	fl.StringVar(&f.protect, "protect", "none", "survive the loss of a cell, or of K, by replicas in other cells (none|replica|replica:K)")
 	fl.DurationVar(&f.checkpoint, "checkpoint", 0, "time between checkpoints of a protected VM; output waits for one (default adaptive, 20ms to 200ms)")
+	fl.BoolVar(&f.rebootOnCrash, "reboot-on-crash", true, "restart the guest in place when it crashes")
+	fl.Uint32Var(&f.crashLimit, "crash-limit", cells.DefaultCrashLimit, "end the VM at so many crashes in a row, each within 10s of its boot (0 = no limit)")
 	fl.BoolVar(&f.wait, "wait", false, "wait until the guest has ended")
 	fl.DurationVar(&f.timeout, "timeout", 0, "longest wait; the VM goes on (exit code 4)")
 	fl.StringToStringVar(&f.options, "option", nil, "setting for tests, NAME=VALUE")
@@ -137,6 +142,7 @@ func (f *runFlags) spec(name string) (*api.VMSpec, *os.File, error) {
 	spec := &api.VMSpec{
 		Name: name, Args: f.args, Vcpus: f.vcpus, MemoryBytes: uint64(size), Span: f.span,
 		OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: f.protect, CheckpointMs: uint32(f.checkpoint.Milliseconds()), Options: f.options,
+		RebootOnCrash: &f.rebootOnCrash, CrashLimit: &f.crashLimit,
 	}
 	if f.weight != gang.DefaultWeight {
 		spec.Options = maps.Clone(f.options)

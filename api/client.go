@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 )
@@ -55,6 +57,7 @@ func ParseAddrs(list string) ([]string, error) {
 // Client talks to a cluster through one of its servers, the current one. It is safe for concurrent use.
 type Client struct {
 	addrs []string
+	tls   *tls.Config // for addresses on TCP; nil: Unix sockets only
 
 	mu      sync.Mutex // protects what follows
 	conns   map[string]*grpc.ClientConn
@@ -62,13 +65,16 @@ type Client struct {
 }
 
 // Dial chooses a server among those of a comma-separated list (see ParseAddrs): the first that answers and has a quorum, else the first that
-// answers. The error has code UNAVAILABLE if none does.
-func Dial(ctx context.Context, list string) (*Client, error) {
+// answers. The error has code UNAVAILABLE if none does. It reaches Unix sockets only: see DialTLS.
+func Dial(ctx context.Context, list string) (*Client, error) { return DialTLS(ctx, list, nil) }
+
+// DialTLS is Dial with a certificate to show on TCP, where no server talks to a client without one.
+func DialTLS(ctx context.Context, list string, cfg *tls.Config) (*Client, error) {
 	addrs, err := ParseAddrs(list)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{addrs: addrs, conns: make(map[string]*grpc.ClientConn)}
+	c := &Client{addrs: addrs, tls: cfg, conns: make(map[string]*grpc.ClientConn)}
 	if err := c.choose(ctx, ""); err != nil {
 		c.Close()
 		return nil, err
@@ -114,20 +120,24 @@ func (c *Client) conn(addr string) (*grpc.ClientConn, error) {
 	if conn := c.conns[addr]; conn != nil {
 		return conn, nil
 	}
-	conn, err := connect(addr)
+	conn, err := connect(addr, c.tls)
 	if err == nil {
 		c.conns[addr] = conn
 	}
 	return conn, err
 }
 
-func connect(addr string) (*grpc.ClientConn, error) {
-	target := addr
+func connect(addr string, cfg *tls.Config) (*grpc.ClientConn, error) {
+	target, creds := addr, insecure.NewCredentials()
 	if !strings.HasPrefix(addr, "unix:") {
-		target = "passthrough:///" + addr
+		if cfg == nil {
+			return nil, status.Errorf(codes.Unauthenticated,
+				"%s asks for a certificate: name yours with --context FILE, or with --ca, --cert and --key; `cellvisor ca issue NAME --role operator` makes one", addr)
+		}
+		target, creds = "passthrough:///"+addr, credentials.NewTLS(cfg)
 	}
 	return grpc.NewClient(target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithNoProxy(),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
@@ -205,9 +215,23 @@ func (c *Client) unreachable(ctx context.Context, cause error) error {
 	}
 	why := "no answer"
 	if cause != nil && status.Code(cause) != codes.DeadlineExceeded {
-		why = Message(cause)
+		why = certificateTrouble(Message(cause))
+		if status.Code(cause) == codes.Unauthenticated {
+			return cause
+		}
 	}
 	return status.Errorf(codes.Unavailable, "no server of the cluster answers at %s (%s)", strings.Join(c.addrs, ", "), why)
+}
+
+// certificateTrouble puts into words what the two sides of a failed TLS handshake say.
+func certificateTrouble(text string) string {
+	switch {
+	case strings.Contains(text, "remote error: tls:"):
+		return "the server refuses this certificate: it has expired, is of another cluster, or its authority is not trusted there; " + text
+	case strings.Contains(text, "certificate refused:"):
+		return "this client refuses the server's certificate: " + text
+	}
+	return text
 }
 
 func (c *Client) setCurrent(addr string) {

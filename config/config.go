@@ -32,6 +32,17 @@
 //	  gossip = "10.0.0.1:7702"
 //	}
 //	join = ["10.0.0.1:7701"]     # instead of initial blocks, for a server that is added later
+//	tls {                        # needed off loopback, see `cellvisor ca`
+//	  ca   = "/etc/cellvisor/tls/ca.crt"
+//	  cert = "/etc/cellvisor/tls/a-1.crt"
+//	  key  = "/etc/cellvisor/tls/a-1.key"
+//	}
+//	security {
+//	  page_encryption = "on"     # or "off": page traffic is authenticated only
+//	  jail            = "on"     # or "off": workers run with all that serve may do
+//	  worker_user     = "cellvisor" # whom workers run as if serve is root; default: cellvisor if there is one, else nobody
+//	  worker_cgroup   = ""       # directory of a cgroup v2 group in which each worker gets one of its own, with limits
+//	}
 //	log {
 //	  format = "json"            # "text" or "json"; default: text on a terminal, json otherwise
 //	  level  = "info"
@@ -93,11 +104,22 @@ type Server struct {
 	Secret      []byte      // contents of SecretFile without surrounding white space
 	Nice        int         // of the serve process; failing to set it is no error
 
+	TLS            TLS    // who this server is to others; empty: nobody can tell (refused unless all addresses are loopback)
+	PageEncryption bool   // of page traffic between workers
+	Jail           bool   // workers may do only what workers do
+	WorkerUser     string // whom workers run as, if serve is root; empty: DefaultWorkerUser
+	WorkerCgroup   string // cgroup v2 directory for workers; empty: none
+
 	Listen  Listen
 	Initial []Peer   // the servers that the cluster begins with, this one included, by rising ID; empty if it joins
 	Join    []string // peer addresses of a running cluster, tried in turn; empty if it is an initial server
 	Log     Log
 	Timing  Timing
+}
+
+// TLS names the files of a server's certificate.
+type TLS struct {
+	CA, Cert, Key string
 }
 
 // Listen holds the addresses that a server listens on. Host:port, except where said.

@@ -122,6 +122,9 @@ func TestParseErrors(t *testing.T) {
 		{"both ways", `initial "witness-1" {`, "join = [\"127.0.0.1:1\"]\ninitial \"witness-1\" {", "not both"},
 		{"no secret", secret, short, "holds 3 bytes, at least 16 are needed"},
 		{"missing secret", secret, "/nonexistent/secret", "f.hcl:11:17: secret_file:"},
+		{"half a certificate", `listen {`, "tls {\n ca = \"ca.crt\"\n cert = \"a-1.crt\"\n}\nlisten {", `block "tls": key is missing`},
+		{"switch", `listen {`, "security {\n jail = \"maybe\"\n}\nlisten {", `f.hcl:14:9: jail "maybe" must be one of off`},
+		{"API without certificates", `listen {`, "listen {\n  api_tcp = \"127.0.0.1:7700\"", `the block "tls" is missing: api_tcp asks`},
 		{"second block", `listen {`, "cluster {\n id = \"x\"\n}\nlisten {", `a second block "cluster"; the first is in line 1`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -147,7 +150,7 @@ func TestSecretOffLoopback(t *testing.T) {
 		t.Errorf("on loopback: %v", err)
 	}
 	src = strings.ReplaceAll(src, `"127.0.0.1:7701"`, `"10.0.0.1:7701"`)
-	if _, err := Parse("f.hcl", []byte(src)); err == nil || !strings.Contains(err.Error(), "secret_file is missing") {
+	if _, err := Parse("f.hcl", []byte(src)); err == nil || !strings.Contains(err.Error(), "secret_file is missing") || !strings.Contains(err.Error(), `block "tls" is missing`) {
 		t.Errorf("off loopback: %v", err)
 	}
 }
@@ -160,6 +163,8 @@ func TestFormatRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Timing.LeaseLength *= 2
+	want.TLS = TLS{CA: "/t/ca.crt", Cert: "/t/a-1.crt", Key: "/t/a-1.key"}
+	want.PageEncryption, want.Jail, want.WorkerUser = false, false, "kvm-workers"
 	got, err := Parse("/etc/cv/server.hcl", Format(want))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, Format(want))

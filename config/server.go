@@ -34,7 +34,7 @@ var (
 )
 
 var topBlocks = []hcl.BlockHeaderSchema{
-	{Type: "cluster"}, {Type: "server"}, {Type: "listen"}, {Type: "log"}, {Type: "timing"},
+	{Type: "cluster"}, {Type: "server"}, {Type: "listen"}, {Type: "log"}, {Type: "timing"}, {Type: "tls"}, {Type: "security"},
 	{Type: "initial", LabelNames: []string{"name"}},
 }
 
@@ -49,6 +49,8 @@ func (p *parser) server(body hcl.Body) *Server {
 	p.timing(top, s)
 	p.initial(top, s)
 	p.join(top, s)
+	p.tls(top, s)
+	p.security(top, s)
 	p.secret(top, s)
 	return s
 }

@@ -46,6 +46,7 @@ func Format(s *Server) []byte {
 	setString(b, "api", "unix://"+s.Listen.APIUnix)
 	setString(b, "api_tcp", s.Listen.APITCP)
 
+	formatSecurity(f, s)
 	formatInitial(f, s.Initial)
 	if len(s.Join) > 0 {
 		var vals []cty.Value
@@ -67,6 +68,27 @@ func Format(s *Server) []byte {
 		setString(b, "election_min", s.Timing.ElectionMin.String())
 	}
 	return f.Bytes()
+}
+
+func formatSecurity(f *hclwrite.File, s *Server) {
+	if s.TLS != (TLS{}) {
+		b := f.Body().AppendNewBlock("tls", nil).Body()
+		setString(b, "ca", s.TLS.CA)
+		setString(b, "cert", s.TLS.Cert)
+		setString(b, "key", s.TLS.Key)
+	}
+	if s.PageEncryption && s.Jail && s.WorkerUser == "" && s.WorkerCgroup == "" {
+		return
+	}
+	b := f.Body().AppendNewBlock("security", nil).Body()
+	if !s.PageEncryption {
+		setString(b, "page_encryption", "off")
+	}
+	if !s.Jail {
+		setString(b, "jail", "off")
+	}
+	setString(b, "worker_user", s.WorkerUser)
+	setString(b, "worker_cgroup", s.WorkerCgroup)
 }
 
 // formatInitial writes a block for each server that the cluster begins with.

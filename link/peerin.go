@@ -9,6 +9,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -51,7 +52,8 @@ func (p *Peers) accept(conn net.Conn, known func()) {
 	var who wire.Identity
 	if err == nil {
 		hs := wire.NewHandshake(p.identity(), p.cfg.Secret, newNonce())
-		who, err = admit(wrapped, monitorHello{}, hs, time.Now().Add(p.cfg.HandshakeTimeout), p.mayEnter)
+		who, err = admit(wrapped, monitorHello{}, hs, time.Now().Add(p.cfg.HandshakeTimeout),
+			func(who wire.Identity) error { return p.mayEnter(wrapped, who) })
 	}
 	known()
 	if err != nil {
@@ -77,7 +79,10 @@ var errCut = errors.New("cut off")
 
 // mayEnter decides on a dialer that has proved that it knows the cluster's secret. Whether it is in the view is for the handler to
 // say, envelope by envelope: a server that wants to join is not, and has no id yet.
-func (p *Peers) mayEnter(who wire.Identity) error {
+func (p *Peers) mayEnter(conn net.Conn, who wire.Identity) error {
+	if err := p.vouch(conn, who.Server); err != nil {
+		return err
+	}
 	if p.cfg.Self == 0 {
 		return fmt.Errorf("link: this server has not joined yet: %w", wire.ErrHandshake)
 	}
@@ -88,6 +93,25 @@ func (p *Peers) mayEnter(who wire.Identity) error {
 		return errCut
 	}
 	return nil
+}
+
+// vouch asks whether the other side is who it says.
+func (p *Peers) vouch(conn net.Conn, who ident.ServerID) error {
+	if p.cfg.Vouch == nil {
+		return nil
+	}
+	if err := p.cfg.Vouch(conn, who); err != nil {
+		return fmt.Errorf("link: server %d: %w: %w", who, err, wire.ErrHandshake)
+	}
+	return nil
+}
+
+type connKey struct{}
+
+// RequestConn returns the connection, as Wrap made it, that a request came on, from the context of HandleRequest.
+func RequestConn(ctx context.Context) net.Conn {
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	return conn
 }
 
 // errServed ends the connection of a Call. However it ended, that says nothing about the server that called.
@@ -139,7 +163,7 @@ func (p *Peers) answer(conn net.Conn, r io.Reader, e wire.Envelope) error {
 		_, _ = io.Copy(io.Discard, io.LimitReader(r, 1)) // until the requester closes, or we do
 		cancel()
 	})
-	kind, body, err := p.cfg.Handler.HandleRequest(ctx, e)
+	kind, body, err := p.cfg.Handler.HandleRequest(context.WithValue(ctx, connKey{}, conn), e)
 	if err == nil && len(body) > wire.EnvelopeBodyLimit {
 		err = fmt.Errorf("the answer has %d bytes: %w", len(body), wire.ErrTooLarge)
 	}

@@ -228,7 +228,10 @@ func (p *Peers) dialHeld(ctx context.Context, addr string, want ident.ServerID, 
 	wrapped, err := wrapConn(p.cfg.Wrap, conn, true)
 	if err == nil {
 		hs := wire.NewHandshake(p.identity(), p.cfg.Secret, newNonce())
-		_, err = offer(wrapped, monitorHello{}, hs, hs.Hello(want, 0), deadline)
+		var who wire.Identity
+		if who, err = offer(wrapped, monitorHello{}, hs, hs.Hello(want, 0), deadline); err == nil {
+			err = p.vouch(wrapped, who.Server)
+		}
 	}
 	if !endWatch() && err == nil {
 		err = context.Cause(ctx)

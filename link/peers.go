@@ -48,6 +48,10 @@ type PeersConfig struct {
 	// Wrap, if set, takes a fresh connection, before the handshake, to put encryption around it.
 	Wrap func(conn net.Conn, dialer bool) (net.Conn, error)
 
+	// Vouch, if set, says whether the holder of what Wrap returned may be the server that it has proved to know the secret as; 0 is one
+	// that has no number yet. An error ends the connection.
+	Vouch func(conn net.Conn, who ident.ServerID) error
+
 	HandshakeTimeout   time.Duration // 0: DefaultHandshakeTimeout
 	DialTimeout        time.Duration // 0: DefaultDialTimeout
 	QueueBytes         int           // 0: DefaultQueueBytes; per peer, the oldest envelope is dropped beyond it

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/trust"
 )
 
 // Cluster is what cluster.json holds.
@@ -36,6 +38,7 @@ type Server struct {
 	Log     string  `json:"log"`
 	DataDir string  `json:"data_dir"`
 	API     string  `json:"api"`
+	APITCP  string  `json:"api_tcp,omitempty"` // asks for a certificate
 	Peer    string  `json:"peer"`
 	Process Process `json:"process"` // as last started
 }
@@ -133,6 +136,15 @@ func (c *Cluster) Addrs() string {
 		out = append(out, s.API)
 	}
 	return strings.Join(out, ",")
+}
+
+// OperatorFiles are the files of the certificate that acts on the cluster over TCP; empty for a cluster without certificates.
+func (c *Cluster) OperatorFiles() trust.Files {
+	f := (&trust.Authority{Dir: filepath.Join(c.Dir, tlsDir)}).Files(operatorName)
+	if _, err := os.Stat(f.Cert); err != nil {
+		return trust.Files{}
+	}
+	return f
 }
 
 // Server returns the server of that name, or nil.

@@ -10,12 +10,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/trust"
 )
 
 // Bounds of a local cluster.
@@ -34,6 +37,9 @@ type Shape struct {
 	Slots   int
 	Sched   config.Sched // "" is gang
 	Memory  ident.Bytes  // of each server
+
+	PlainPages bool // a new cluster's page traffic is not encrypted
+	NoJail     bool // a new cluster's workers are not jailed
 }
 
 // open returns the stopped cluster in dir, made anew if there is none. It refuses a directory that is not ours, holds other things, or whose
@@ -114,7 +120,7 @@ func (c *Cluster) agrees(want Shape) error {
 	return nil
 }
 
-// create lays out a new cluster: names, addresses, secret, configurations.
+// create lays out a new cluster: names, addresses, secret, certificates, configurations.
 func create(dir string, want Shape) (*Cluster, error) {
 	want = want.withDefaults()
 	c := &Cluster{
@@ -128,9 +134,17 @@ func create(dir string, want Shape) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	apis, err := freePorts(len(peers), peers)
+	if err != nil {
+		return nil, err
+	}
+	authority, err := trust.Create(filepath.Join(dir, tlsDir), c.ID, trust.DefaultAuthorityValidity)
+	if err != nil {
+		return nil, err
+	}
 	for i, p := range peers {
 		s := Server{
-			Name: string(p.Name), Cell: string(p.Cell), Role: string(p.Role), Peer: p.Peer,
+			Name: string(p.Name), Cell: string(p.Cell), Role: string(p.Role), Peer: p.Peer, APITCP: loopbackAddr(apis[i]),
 			Config:  filepath.Join(dir, string(p.Name)+".hcl"),
 			Log:     filepath.Join(dir, string(p.Name)+".log"),
 			DataDir: filepath.Join(dir, string(p.Name)),
@@ -138,12 +152,18 @@ func create(dir string, want Shape) (*Cluster, error) {
 		cfg := &config.Server{
 			ClusterID: c.ID, ClusterName: c.Name, Name: p.Name, Cell: p.Cell, Role: p.Role,
 			DataDir: s.DataDir, Slots: want.Slots, Sched: want.Sched, CPUs: slotCPUs(i, want.Slots), MemoryBytes: want.Memory, Nice: -10,
-			SecretFile: filepath.Join(dir, "secret"),
-			Listen:     config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock")},
-			Initial:    peers,
-			Timing:     config.DefaultTiming(),
-			Log:        config.Log{Format: "text", Level: "info"},
+			SecretFile: filepath.Join(dir, "secret"), PageEncryption: !want.PlainPages, Jail: !want.NoJail,
+			Listen: config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock"),
+				APITCP: s.APITCP},
+			Initial: peers,
+			Timing:  config.DefaultTiming(),
+			Log:     config.Log{Format: "text", Level: "info"},
 		}
+		files, err := authority.Issue(trust.RoleServer, s.Name, trust.DefaultAuthorityValidity, false)
+		if err != nil {
+			return nil, err
+		}
+		cfg.TLS = config.TLS(files)
 		s.API = "unix://" + cfg.Listen.APIUnix
 		if err := os.MkdirAll(s.DataDir, 0o700); err != nil {
 			return nil, err
@@ -153,7 +173,36 @@ func create(dir string, want Shape) (*Cluster, error) {
 		}
 		c.Servers = append(c.Servers, s)
 	}
+	if err := c.issueClients(authority); err != nil {
+		return nil, err
+	}
 	return c, c.save()
+}
+
+// Names in a cluster's directory: of that with the certificates, and of those that clients can use over TCP.
+const (
+	tlsDir       = "tls"
+	operatorName = "operator"
+	viewerName   = "viewer"
+)
+
+// issueClients makes a certificate for each of a client's roles, with a context that uses it.
+func (c *Cluster) issueClients(authority *trust.Authority) error {
+	var addrs []string
+	for _, s := range c.Servers {
+		addrs = append(addrs, s.APITCP)
+	}
+	for name, role := range map[string]trust.Role{operatorName: trust.RoleOperator, viewerName: trust.RoleViewer} {
+		files, err := authority.Issue(role, name, trust.DefaultAuthorityValidity, false)
+		if err != nil {
+			return err
+		}
+		text := config.FormatContext(&config.Context{Addr: strings.Join(addrs, ","), TLS: config.TLS(files)})
+		if err := os.WriteFile(filepath.Join(authority.Dir, name+".hcl"), text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // slotCPUs gives the slots of the i-th server on this machine CPUs, so that servers share as few as possible. Where a server has more slots than
@@ -212,13 +261,12 @@ func layout(want Shape) ([]config.Peer, error) {
 		add("witness-1", "", config.RoleWitness)
 	}
 	giveVotes(peers, want)
-	ports, err := freePorts(2 * len(peers))
+	ports, err := freePorts(2*len(peers), nil)
 	if err != nil {
 		return nil, err
 	}
 	for i := range peers {
-		peers[i].Peer = fmt.Sprintf("127.0.0.1:%d", ports[2*i])
-		peers[i].Gossip = fmt.Sprintf("127.0.0.1:%d", ports[2*i+1])
+		peers[i].Peer, peers[i].Gossip = loopbackAddr(ports[2*i]), loopbackAddr(ports[2*i+1])
 	}
 	return peers, nil
 }
@@ -244,11 +292,20 @@ func giveVotes(peers []config.Peer, want Shape) {
 	}
 }
 
-// freePorts returns ports that nobody on the loopback interface uses, TCP or UDP. They lie below the range from which the kernel gives
+func loopbackAddr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+// freePorts returns ports that nobody on the loopback interface uses, TCP or UDP, nor any of the peers will. They lie below the range from which the kernel gives
 // ports to outgoing connections, so that none is lost between this look and the server's start.
-func freePorts(n int) ([]int, error) {
+func freePorts(n int, peers []config.Peer) ([]int, error) {
 	const low, high, tries = 10000, 32000, 2000
 	seen := make(map[int]bool)
+	for _, p := range peers {
+		for _, addr := range []string{p.Peer, p.Gossip} {
+			_, port, _ := net.SplitHostPort(addr)
+			n, _ := strconv.Atoi(port)
+			seen[n] = true
+		}
+	}
 	var out []int
 	for range tries {
 		if len(out) == n {

@@ -119,6 +119,9 @@ func Purge(dir string) error {
 			}
 		}
 	}
+	if err := os.RemoveAll(filepath.Join(dir, tlsDir)); err != nil {
+		return err
+	}
 	for _, name := range []string{"secret", clusterFile, lockFile} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

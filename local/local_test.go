@@ -238,7 +238,7 @@ func TestDirectoriesThatAreRefused(t *testing.T) {
 }
 
 func TestFreePorts(t *testing.T) {
-	ports, err := freePorts(20)
+	ports, err := freePorts(20, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/api"
@@ -30,6 +31,9 @@ const (
 	catchUpPatience = 500 * time.Millisecond
 	catchUpPoll     = 5 * time.Millisecond
 	forwardedKey    = "cellvisor-forwarded-by"
+	behalfKey       = "cellvisor-on-behalf-of"
+
+	handshakePatience = 5 * time.Second // for a client to say who it is
 )
 
 // service is the control API. Its methods read the board, propose commands, or forward to the server that has what is asked for; they are
@@ -43,6 +47,7 @@ type service struct {
 	calls     atomic.Uint64
 	forwards  atomic.Uint64
 	panics    atomic.Uint64
+	access    accessCounts
 	quit      chan struct{} // closed when the server stops: ends the streams that follow
 
 	mu     sync.Mutex
@@ -59,9 +64,9 @@ func listenAPI(s *Server) (*service, error) {
 	}
 	v.listeners = append(v.listeners, l)
 	if addr := s.cfg.Listen.APITCP; addr != "" {
-		if !loopback(addr) {
+		if s.keys == nil {
 			v.Close()
-			return nil, fmt.Errorf("api_tcp %s: the API is not encrypted yet, so it listens on loopback addresses only", addr)
+			return nil, fmt.Errorf("api_tcp %s: without a certificate of its own this server's API is on the Unix socket only: see `cellvisor ca`", addr)
 		}
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
@@ -70,9 +75,14 @@ func listenAPI(s *Server) (*service, error) {
 		}
 		v.listeners = append(v.listeners, l)
 	}
+	refused := func(from net.Addr, err error) {
+		s.log.Info().Err(err).Stringer("from", from).Msg("a stranger at the API is refused")
+	}
 	v.grpc = grpc.NewServer(grpc.UnaryInterceptor(v.unary), grpc.StreamInterceptor(v.stream),
+		grpc.Creds(newAPICredentials(s.keys, &v.access, refused)), grpc.ConnectionTimeout(handshakePatience),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
 	api.RegisterCellvisorServer(v.grpc, v)
+	reflection.Register(v.grpc)
 	return v, nil
 }
 
@@ -135,18 +145,35 @@ func (v *service) Close() {
 	v.tasks.Wait()
 }
 
-// unary counts a call and turns a panic into an error: whatever a client sends must not end the server.
+// unary admits a call, counts it and turns a panic into an error: whatever a client sends must not end the server.
 func (v *service) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	v.calls.Add(1)
 	defer v.recover(info.FullMethod, &err)
+	ctx, _, err = v.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
 	return handle(ctx, req)
 }
 
 func (v *service) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	v.calls.Add(1)
 	defer v.recover(info.FullMethod, &err)
-	return handle(srv, ss)
+	ctx, _, err := v.admit(ss.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return handle(srv, admittedStream{ss, ctx})
 }
+
+// admittedStream is a stream whose context says who makes the call.
+type admittedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements grpc.ServerStream.
+func (s admittedStream) Context() context.Context { return s.ctx }
 
 func (v *service) recover(method string, err *error) {
 	if r := recover(); r != nil {
@@ -162,10 +189,10 @@ func forwarded(ctx context.Context) bool {
 	return len(md.Get(forwardedKey)) > 0
 }
 
-// forward marks a call to another server as coming from this one.
+// forward marks a call to another server as coming from this one, in the name of whoever made it here.
 func (v *service) forward(ctx context.Context) context.Context {
 	v.forwards.Add(1)
-	return metadata.AppendToOutgoingContext(ctx, forwardedKey, string(v.s.cfg.Name))
+	return metadata.AppendToOutgoingContext(ctx, forwardedKey, string(v.s.cfg.Name), behalfKey, callerOf(ctx).name)
 }
 
 // vm finds a VM by name in the newest snapshot. Before it says that there is none it makes sure that the snapshot is not merely late: the

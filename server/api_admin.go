@@ -41,6 +41,8 @@ func (s *Server) counters() map[string]uint64 {
 		"api.calls":              v.calls.Load(),
 		"api.forwards":           v.forwards.Load(),
 		"api.panics":             v.panics.Load(),
+		"api.strangers":          v.access.strangers.Load(),
+		"api.denied":             v.access.denied.Load(),
 		"workers.started":        s.workers.counts.started.Load(),
 		"workers.adopted":        s.workers.counts.adopted.Load(),
 		"workers.gone":           s.workers.counts.gone.Load(),

@@ -58,6 +58,12 @@ func freeAddr(t testing.TB) string {
 // newCluster configures n servers, each in a cell of its own, and starts them.
 func newCluster(t testing.TB, n int) *testCluster {
 	t.Helper()
+	return newClusterWith(t, n, func(*config.Server) {})
+}
+
+// newClusterWith is newCluster with something changed in every server's configuration.
+func newClusterWith(t testing.TB, n int, change func(*config.Server)) *testCluster {
+	t.Helper()
 	c := &testCluster{t: t}
 	dir, err := os.MkdirTemp("", "cv") // short: the API sockets are in it
 	if err != nil {
@@ -73,6 +79,7 @@ func newCluster(t testing.TB, n int) *testCluster {
 	for i := range n {
 		s := &testServer{t: t, cfg: testConfig(dir, initial[i])}
 		s.cfg.ID, s.cfg.Initial = initial[i].ID, initial
+		change(s.cfg)
 		c.servers = append(c.servers, s)
 	}
 	for _, s := range c.servers {

@@ -84,11 +84,11 @@ func (s *Server) join(ctx context.Context) (monitor.JoinReply, error) {
 		return monitor.JoinReply{}, err
 	}
 	// A plane of our own for the question: the real one needs the number that the answer brings.
-	peers, err := link.ListenPeers(link.PeersConfig{
+	peers, err := link.ListenPeers(s.secured(link.PeersConfig{
 		ClusterID: s.cfg.ClusterID, Secret: s.cfg.Secret, ListenAddr: s.cfg.Listen.Peer, Handler: nobody{},
 		Stamp: func() (ident.Incarnation, ident.Epoch) { return 0, 0 },
 		Logf:  func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
-	})
+	}))
 	if err != nil {
 		return monitor.JoinReply{}, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/trust"
 )
 
 // alive tells whether the worker's process runs.
@@ -166,17 +167,25 @@ func TestRefusesToStart(t *testing.T) {
 	}
 
 	used := fresh()
+	used.Listen.APITCP = ""
 	used.DataDir = running.DataDir
 	if err := runAlone(t, used); !errors.Is(err, disk.ErrInUse) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
 		t.Errorf("data directory in use: %v", err)
 	}
 	socket := fresh()
+	socket.Listen.APITCP = ""
 	socket.Listen.APIUnix = running.Listen.APIUnix
 	if err := runAlone(t, socket); err == nil || !strings.Contains(err.Error(), "in use by another server") {
 		t.Errorf("API socket in use: %v", err)
 	}
+	authority, err := trust.Create(filepath.Join(t.TempDir(), "tls"), running.ClusterID, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := config.TLS(issued(t, authority, trust.RoleServer, string(running.Name)))
 	for _, what := range []string{"peer", "gossip", "api"} {
 		cfg := fresh()
+		cfg.TLS = keys
 		addr := map[string]*string{"peer": &cfg.Listen.Peer, "gossip": &cfg.Listen.Gossip, "api": &cfg.Listen.APITCP}[what]
 		l, err := net.Listen("tcp", *addr)
 		if err != nil {
@@ -187,16 +196,19 @@ func TestRefusesToStart(t *testing.T) {
 		}
 		l.Close()
 	}
-	open := fresh()
-	open.Listen.APITCP = "0.0.0.0:1"
-	if err := runAlone(t, open); err == nil || !strings.Contains(err.Error(), "loopback") {
-		t.Errorf("API for everyone: %v", err)
+	if err := runAlone(t, fresh()); err == nil || !strings.Contains(err.Error(), "without a certificate") {
+		t.Errorf("API on TCP without a certificate: %v", err)
+	}
+	other := fresh()
+	other.TLS = config.TLS(issued(t, authority, trust.RoleServer, "z-9"))
+	if err := runAlone(t, other); err == nil || !strings.Contains(err.Error(), "is that of server z-9") {
+		t.Errorf("another server's certificate: %v", err)
 	}
 
 	c.servers[0].stop()
-	other := *running
-	other.ClusterID = strings.Repeat("d2", 16)
-	if err := runAlone(t, &other); !errors.Is(err, disk.ErrOtherCluster) {
+	moved := *running
+	moved.ClusterID = strings.Repeat("d2", 16)
+	if err := runAlone(t, &moved); !errors.Is(err, disk.ErrOtherCluster) {
 		t.Errorf("data directory of another cluster: %v", err)
 	}
 	db := filepath.Join(running.DataDir, "raft.db")

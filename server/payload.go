@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
@@ -127,12 +128,15 @@ func (v *service) peer(sv *cells.Server) (api.CellvisorClient, error) {
 	}
 	conn := v.peers[sv.Addrs.API]
 	if conn == nil {
-		target := sv.Addrs.API
+		target, creds := sv.Addrs.API, insecure.NewCredentials()
 		if len(target) < 5 || target[:5] != "unix:" {
-			target = "passthrough:///" + target
+			if v.s.keys == nil {
+				return nil, status.Errorf(codes.Unavailable, "API of server %s at %s: this server has no certificate to show there: see `cellvisor ca`", sv.Name, target)
+			}
+			target, creds = "passthrough:///"+target, credentials.NewTLS(v.s.clientTLS())
 		}
 		var err error
-		conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
+		conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(),
 			grpc.WithConnectParams(grpc.ConnectParams{ // a serve process that was restarted is back within a moment
 				Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 200 * time.Millisecond},
 				MinConnectTimeout: time.Second,

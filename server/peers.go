@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/monitor"
+	"github.com/cellvisor/cellvisor/trust"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -30,6 +33,9 @@ func (h peerHandler) HandleRequest(ctx context.Context, e wire.Envelope) (wire.E
 	if e.Kind != wire.EnvelopeJoin {
 		return 0, nil, fmt.Errorf("request of kind %d is not known here", e.Kind)
 	}
+	if err := h.s.vouchJoin(link.RequestConn(ctx), e.Body); err != nil {
+		return 0, nil, err
+	}
 	conn := h.s.proposals.Add(1)
 	answer := make(chan []byte, 1)
 	h.s.joins.Store(conn, answer)
@@ -43,6 +49,61 @@ func (h peerHandler) HandleRequest(ctx context.Context, e wire.Envelope) (wire.E
 	case <-h.s.loopDone:
 		return 0, nil, errors.New("this server is stopping")
 	}
+}
+
+// secured adds to a monitor plane what a server with a certificate does: TLS, and a look at who is at the other end.
+func (s *Server) secured(cfg link.PeersConfig) link.PeersConfig {
+	if s.keys != nil {
+		cfg.Wrap, cfg.Vouch = s.keys.Wrap, s.vouch
+	}
+	return cfg
+}
+
+// vouch says whether the certificate at the other end is that of the server with this number. Of one that this server does not know yet only
+// the certificate is checked, which TLS did: the log says later who it is, and until then nothing that it sends is taken.
+func (s *Server) vouch(conn net.Conn, who ident.ServerID) error {
+	name, err := trust.ServerName(conn)
+	if err != nil || who == 0 {
+		return err
+	}
+	known := s.nameOf(who)
+	if known != "" && string(known) != name {
+		return fmt.Errorf("the certificate is that of server %s, number %d is %s", name, who, known)
+	}
+	return nil
+}
+
+func (s *Server) nameOf(id ident.ServerID) ident.ServerName {
+	if snap := s.board.now(); snap != nil && snap.state != nil {
+		if sv := snap.state.Server(id); sv != nil {
+			return sv.Name
+		}
+	}
+	for _, p := range s.cfg.Initial {
+		if p.ID == id {
+			return p.Name
+		}
+	}
+	return ""
+}
+
+// vouchJoin says whether a server that wants to be taken in shows the certificate of its name.
+func (s *Server) vouchJoin(conn net.Conn, request []byte) error {
+	if s.keys == nil {
+		return nil
+	}
+	name, err := trust.ServerName(conn)
+	if err != nil {
+		return err
+	}
+	r, err := monitor.DecodeJoin(request)
+	if err != nil {
+		return err
+	}
+	if string(r.Info.Name) != name {
+		return fmt.Errorf("server %s shows the certificate of server %s", r.Info.Name, name)
+	}
+	return nil
 }
 
 // PeerUp implements link.PeersHandler.

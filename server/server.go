@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"net"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -21,6 +21,7 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/monitor"
+	"github.com/cellvisor/cellvisor/trust"
 	"github.com/cellvisor/cellvisor/vmm/probe"
 )
 
@@ -43,6 +44,7 @@ type Server struct {
 	host  string
 	unfit string // why this host cannot run VMs; "" if it can
 
+	keys    *trust.Credentials // nil: all is on the loopback interface, and nobody proves who it is by a certificate
 	store   *disk.Store
 	core    *monitor.Core // owned by the loop
 	peers   *link.Peers
@@ -96,6 +98,9 @@ func RunWith(ctx context.Context, cfg *config.Server, opt Options) error {
 // open acquires everything that can be refused, before anything is told to the cluster. What it acquired, close gives back.
 func (s *Server) open(ctx context.Context) (err error) {
 	s.checkHost()
+	if err := s.loadKeys(); err != nil {
+		return err
+	}
 	known, err := s.openStore(ctx)
 	if err != nil {
 		return err
@@ -125,10 +130,10 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.gangs, err = startGangs(s); err != nil {
 		return err
 	}
-	s.peers, err = link.ListenPeers(link.PeersConfig{
+	s.peers, err = link.ListenPeers(s.secured(link.PeersConfig{
 		ClusterID: id.ClusterID, Self: id.Server, Secret: s.cfg.Secret, ListenAddr: s.cfg.Listen.Peer, Handler: peerHandler{s}, Stamp: s.stamp,
 		Logf: func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
-	})
+	}))
 	if err != nil {
 		return err
 	}
@@ -248,6 +253,22 @@ func (s *Server) checkHost() {
 	}
 }
 
+// loadKeys reads this server's certificate, which must be its own.
+func (s *Server) loadKeys() (err error) {
+	if s.cfg.TLS == (config.TLS{}) {
+		return nil
+	}
+	if s.keys, err = trust.Load(trust.Files(s.cfg.TLS)); err != nil {
+		return err
+	}
+	want := trust.Identity{Cluster: s.cfg.ClusterID, Role: trust.RoleServer, Name: string(s.cfg.Name)}
+	if is := s.keys.Identity(); is != want {
+		return fmt.Errorf("certificate %s is that of %s of cluster %s; this is %s of cluster %s: `cellvisor ca issue %s --role server` makes the right one",
+			s.cfg.TLS.Cert, is, is.Cluster, want, want.Cluster, want.Name)
+	}
+	return nil
+}
+
 func (s *Server) workerCommand() []string {
 	if s.opt.WorkerCommand != nil {
 		return s.opt.WorkerCommand
@@ -329,14 +350,4 @@ func randomSeed() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:])
 	return binary.LittleEndian.Uint64(b[:])
-}
-
-// loopback tells whether an address can be reached from this host only.
-func loopback(addr string) bool {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

@@ -2,6 +2,7 @@ package tui
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,8 @@ import (
 type Options struct {
 	// Addr is a list of addresses as api.Dial takes it. Further servers are learned from the cluster.
 	Addr string
+	// TLS has the certificate to show to servers on TCP; nil means that only Unix sockets can be reached.
+	TLS *tls.Config
 	// Client, if set, is used instead of Addr, and there is no going over to other servers.
 	Client api.CellvisorClient
 	// ReadOnly refuses everything that changes the cluster.
@@ -85,7 +88,7 @@ func show(ctx context.Context, app *App, o Options) error {
 }
 
 func feedConfig(o Options) (feed.Config, error) {
-	c := feed.Config{Interval: o.Interval, Dial: dial}
+	c := feed.Config{Interval: o.Interval, Dial: dial(o.TLS)}
 	if c.Interval > 0 && c.Interval < feed.MinInterval {
 		c.Interval = feed.MinInterval
 	}
@@ -105,15 +108,17 @@ func feedConfig(o Options) (feed.Config, error) {
 // dialPatience bounds the search for one server: it answers Status in milliseconds, or it is as good as stopped.
 const dialPatience = 2 * time.Second
 
-// dial connects to the server at one address.
-func dial(addr string) (api.CellvisorClient, io.Closer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), dialPatience)
-	defer cancel()
-	c, err := api.Dial(ctx, addr)
-	if err != nil {
-		return nil, nil, err
+// dial returns what connects to the server at one address.
+func dial(keys *tls.Config) func(string) (api.CellvisorClient, io.Closer, error) {
+	return func(addr string) (api.CellvisorClient, io.Closer, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), dialPatience)
+		defer cancel()
+		c, err := api.DialTLS(ctx, addr, keys)
+		if err != nil {
+			return nil, nil, err
+		}
+		return c.API(), closer(c.Close), nil
 	}
-	return c.API(), closer(c.Close), nil
 }
 
 // closer makes an io.Closer of a function that cannot fail.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/local"
 )
 
@@ -21,6 +22,8 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	addr     string
+	context  string
+	tls      config.TLS
 	format   string
 	ran      bool // a command's own code began: errors from here on are not the command line's
 }
@@ -85,6 +88,10 @@ several servers and cells as one machine with one coherent memory. When a cell f
 		Args: cobra.ArbitraryArgs,
 	}
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "cluster to talk to: unix:///PATH or HOST:PORT, several separated by commas (default $CELLVISOR_ADDR, else the local cluster)")
+	root.PersistentFlags().StringVar(&a.context, "context", "", "file that names a cluster's address and your certificate (default $CELLVISOR_CONTEXT)")
+	root.PersistentFlags().StringVar(&a.tls.CA, "ca", "", "authorities to trust, for an --addr on TCP (default $CELLVISOR_CA)")
+	root.PersistentFlags().StringVar(&a.tls.Cert, "cert", "", "your certificate, for an --addr on TCP (default $CELLVISOR_CERT)")
+	root.PersistentFlags().StringVar(&a.tls.Key, "key", "", "your private key, for an --addr on TCP (default $CELLVISOR_KEY)")
 	root.PersistentFlags().StringVarP(&a.format, "output", "o", "table", "output format: table, wide, json or name")
 	root.AddGroup(&cobra.Group{ID: "use", Title: "Using a cluster:"}, &cobra.Group{ID: "run", Title: "Running a cluster:"},
 		&cobra.Group{ID: "try", Title: "Trying and measuring:"})
@@ -95,7 +102,7 @@ several servers and cells as one machine with one coherent memory. When a cell f
 		}
 	}
 	add("use", a.statusCmd(), a.cellCmd(), a.serverCmd(), a.vmCmd(), a.opCmd(), a.eventsCmd(), a.topCmd())
-	add("run", a.upCmd(), a.downCmd(), a.serveCmd(), a.doctorCmd())
+	add("run", a.upCmd(), a.downCmd(), a.serveCmd(), a.caCmd(), a.doctorCmd())
 	add("try", a.demoCmd(), a.drillCmd(), a.simCmd(), a.benchCmd())
 	root.AddCommand(a.workerCmd(), a.versionCmd())
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
@@ -142,39 +149,6 @@ func (a *app) withClient(f func(ctx context.Context, c *api.Client, args []strin
 		defer c.Close()
 		return f(ctx, c, args)
 	})
-}
-
-func (a *app) dial(ctx context.Context) (*api.Client, error) {
-	addr, err := a.address()
-	if err != nil {
-		return nil, err
-	}
-	return api.Dial(ctx, addr)
-}
-
-// address finds the cluster: --addr, CELLVISOR_ADDR, the local cluster in CELLVISOR_DIR, the one in the default directory.
-func (a *app) address() (string, error) {
-	if a.addr == "" {
-		a.addr = os.Getenv("CELLVISOR_ADDR")
-	}
-	if a.addr != "" {
-		if _, err := api.ParseAddrs(a.addr); err != nil {
-			return "", usageError{err}
-		}
-		return a.addr, nil
-	}
-	dir, err := a.dir("")
-	if err != nil {
-		return "", err
-	}
-	c, err := local.Load(dir)
-	if errors.Is(err, local.ErrNoCluster) {
-		return "", fmt.Errorf("no cluster is named by --addr or CELLVISOR_ADDR, and there is no local one in %s; `cellvisor up` starts one", dir)
-	}
-	if err != nil {
-		return "", err
-	}
-	return c.Addrs(), nil
 }
 
 // dir returns the local cluster's directory: the flag's value, CELLVISOR_DIR, or the default.

@@ -26,8 +26,12 @@ prints lines as "status --watch" does.`,
 			if err != nil {
 				return err
 			}
+			keys, err := a.clientTLS()
+			if err != nil {
+				return err
+			}
 			err = tui.Run(ctx, tui.Options{
-				Addr: addr, ReadOnly: readOnly, ASCII: ascii, NoColor: os.Getenv("NO_COLOR") != "", Interval: every, In: a.in, Out: a.out,
+				Addr: addr, TLS: keys, ReadOnly: readOnly, ASCII: ascii, NoColor: os.Getenv("NO_COLOR") != "", Interval: every, In: a.in, Out: a.out,
 			})
 			if errors.Is(err, context.Canceled) {
 				return nil

@@ -22,6 +22,7 @@ type upFlags struct {
 	cells, servers, slots int
 	memory, dir, sched    string
 	detach, respawn, keep bool
+	plainPages, noJail    bool
 	timeout               time.Duration
 }
 
@@ -70,6 +71,8 @@ A directory that holds a stopped cluster is started again as it was.`,
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when all servers are live")
 	fl.BoolVar(&f.respawn, "respawn", false, "start servers again that end")
 	fl.BoolVar(&f.keep, "keep", false, "with -- CMD and without --dir: keep the directory")
+	fl.BoolVar(&f.plainPages, "plain-pages", false, "do not encrypt page traffic; it is authenticated all the same")
+	fl.BoolVar(&f.noJail, "no-jail", false, "let workers do all that you may")
 	fl.DurationVar(&f.timeout, "timeout", time.Minute, "how long the servers may take to come alive")
 	return cmd
 }
@@ -96,6 +99,7 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 			return opt, usagef("--memory: %w", err)
 		}
 	}
+	opt.Shape.PlainPages, opt.Shape.NoJail = f.plainPages, f.noJail
 	if given("cells") {
 		opt.Shape.Cells = f.cells
 	}

@@ -25,7 +25,7 @@ var floors = map[string]int{
 	"wire":  1,
 	"cells": 2, "mem": 2, "gang": 2, "balancer": 2, "recovery": 2,
 	"monitor": 3,
-	"link":    4, "vmm": 4, "payload": 4, "disk": 4, "api": 4, "config": 4, "drills": 4,
+	"link":    4, "vmm": 4, "payload": 4, "disk": 4, "api": 4, "config": 4, "drills": 4, "trust": 4, "audit": 4, "jail": 4,
 	"server": 5, "worker": 5,
 	"sim": 6, "tui": 6, "drill": 6, "local": 6,
 	"demo": 7, "bench": 7,

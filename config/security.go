@@ -1,0 +1,47 @@
+package config
+
+import (
+	"fmt"
+
+	"github.com/hashicorp/hcl/v2"
+)
+
+// tls reads the block "tls", and refuses to do without one beyond the loopback interface, or with an API on TCP.
+func (p *parser) tls(top *block, s *Server) {
+	c := top.one("tls", false)
+	if c == nil {
+		switch addr := s.offLoopback(); {
+		case addr != "":
+			p.say(nil, fmt.Sprintf("the block \"tls\" is missing: without one, nobody can tell servers from strangers, which is allowed on loopback addresses only, "+
+				"and %s is none; `cellvisor ca init` and `cellvisor ca issue` make its files", addr))
+		case s.Listen.APITCP != "":
+			p.say(nil, "the block \"tls\" is missing: api_tcp asks everyone for a certificate; `cellvisor ca init` and `cellvisor ca issue` make its files")
+		}
+		return
+	}
+	b := p.open(c.Body, `block "tls"`, "", c.DefRange, []string{"ca", "cert", "key"}, nil)
+	for name, to := range map[string]*string{"ca": &s.TLS.CA, "cert": &s.TLS.Cert, "key": &s.TLS.Key} {
+		path, _ := b.need(name)
+		*to = p.absolute(path)
+	}
+}
+
+// security reads the block "security".
+func (p *parser) security(top *block, s *Server) {
+	s.PageEncryption, s.Jail = true, true
+	c := top.one("security", false)
+	if c == nil {
+		return
+	}
+	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user", "worker_cgroup"}, nil)
+	s.PageEncryption = p.onOff(b, "page_encryption")
+	s.Jail = p.onOff(b, "jail")
+	s.WorkerUser, _ = b.str("worker_user", "")
+	var at *hcl.Range
+	if s.WorkerCgroup, at = b.file("worker_cgroup"); s.WorkerCgroup != "" && !s.Jail {
+		p.say(at, "worker_cgroup needs jail = \"on\"")
+	}
+}
+
+// onOff reads a switch that is on unless it says otherwise.
+func (p *parser) onOff(b *block, name string) bool { return p.choice(b, name, "on", "off") == "on" }

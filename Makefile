@@ -16,11 +16,12 @@ export REQUIRE_KVM ?= $(shell { : <>/dev/kvm; } 2>/dev/null && echo 1)
 PURE       := ./ident/... ./wire/... ./cells/... ./mem/... ./balancer/... ./recovery/... ./monitor/...
 SEEDS      ?= 1..2000
 CANARY_SEEDS ?= 1..2000
+DRILL_SEEDS ?= 1..1000
 FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-pure test-race test-plain e2e chaos failover demo bench sim fuzz lint fmt generate payloads install clean
+.PHONY: help build test test-pure test-race test-plain e2e chaos failover demo bench sim drills-sim fuzz lint fmt generate payloads install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ bench: build ## Measure remote page faults against their floor
 sim: build ## Run the simulator over SEEDS=1..2000, and check that every planted bug is found
 	$(BIN) sim --seeds $(SEEDS)
 	$(BIN) sim --canaries --seeds $(CANARY_SEEDS)
+
+drills-sim: build ## Run every ready drill on the simulator over DRILL_SEEDS=1..1000
+	for d in $$($(BIN) drill ls -o name); do $(BIN) drill run $$d --sim --seeds $(DRILL_SEEDS) || exit 1; done
 
 fuzz: ## Run every fuzz target for FUZZTIME=30s
 	@set -e; for pkg in $$($(GO) list ./...); do \

@@ -324,6 +324,70 @@ func (OnLoss) EnumDescriptor() ([]byte, []int) {
 	return file_api_cellvisor_proto_rawDescGZIP(), []int{4}
 }
 
+// FaultKind says what is broken.
+type FaultKind int32
+
+const (
+	FaultKind_FAULT_KIND_UNSPECIFIED FaultKind = 0
+	// The connections with a peer carry nothing.
+	FaultKind_FAULT_KIND_CUT FaultKind = 1
+	// The connections with a peer are slow, or lose segments, which TCP sends again.
+	FaultKind_FAULT_KIND_SHAPE FaultKind = 2
+	// Writes of the server's own state fail: no space is left.
+	FaultKind_FAULT_KIND_DISK_FULL FaultKind = 3
+	// Writes of the server's own state fail: an input/output error.
+	FaultKind_FAULT_KIND_DISK_ERROR FaultKind = 4
+	// What other servers send is not handled.
+	FaultKind_FAULT_KIND_WEDGE FaultKind = 5
+)
+
+// Enum value maps for FaultKind.
+var (
+	FaultKind_name = map[int32]string{
+		0: "FAULT_KIND_UNSPECIFIED",
+		1: "FAULT_KIND_CUT",
+		2: "FAULT_KIND_SHAPE",
+		3: "FAULT_KIND_DISK_FULL",
+		4: "FAULT_KIND_DISK_ERROR",
+		5: "FAULT_KIND_WEDGE",
+	}
+	FaultKind_value = map[string]int32{
+		"FAULT_KIND_UNSPECIFIED": 0,
+		"FAULT_KIND_CUT":         1,
+		"FAULT_KIND_SHAPE":       2,
+		"FAULT_KIND_DISK_FULL":   3,
+		"FAULT_KIND_DISK_ERROR":  4,
+		"FAULT_KIND_WEDGE":       5,
+	}
+)
+
+func (x FaultKind) Enum() *FaultKind {
+	p := new(FaultKind)
+	*p = x
+	return p
+}
+
+func (x FaultKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FaultKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_cellvisor_proto_enumTypes[5].Descriptor()
+}
+
+func (FaultKind) Type() protoreflect.EnumType {
+	return &file_api_cellvisor_proto_enumTypes[5]
+}
+
+func (x FaultKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FaultKind.Descriptor instead.
+func (FaultKind) EnumDescriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{5}
+}
+
 // OperationKind is what an operation is to bring about.
 type OperationKind int32
 
@@ -364,11 +428,11 @@ func (x OperationKind) String() string {
 }
 
 func (OperationKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_cellvisor_proto_enumTypes[5].Descriptor()
+	return file_api_cellvisor_proto_enumTypes[6].Descriptor()
 }
 
 func (OperationKind) Type() protoreflect.EnumType {
-	return &file_api_cellvisor_proto_enumTypes[5]
+	return &file_api_cellvisor_proto_enumTypes[6]
 }
 
 func (x OperationKind) Number() protoreflect.EnumNumber {
@@ -377,7 +441,7 @@ func (x OperationKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OperationKind.Descriptor instead.
 func (OperationKind) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{5}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{6}
 }
 
 // OperationState is the life of an operation: RUNNING -> DONE | FAILED | CANCELLED.
@@ -420,11 +484,11 @@ func (x OperationState) String() string {
 }
 
 func (OperationState) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_cellvisor_proto_enumTypes[6].Descriptor()
+	return file_api_cellvisor_proto_enumTypes[7].Descriptor()
 }
 
 func (OperationState) Type() protoreflect.EnumType {
-	return &file_api_cellvisor_proto_enumTypes[6]
+	return &file_api_cellvisor_proto_enumTypes[7]
 }
 
 func (x OperationState) Number() protoreflect.EnumNumber {
@@ -433,7 +497,7 @@ func (x OperationState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OperationState.Descriptor instead.
 func (OperationState) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{6}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{7}
 }
 
 type WaitVMRequest_Until int32
@@ -468,11 +532,11 @@ func (x WaitVMRequest_Until) String() string {
 }
 
 func (WaitVMRequest_Until) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_cellvisor_proto_enumTypes[7].Descriptor()
+	return file_api_cellvisor_proto_enumTypes[8].Descriptor()
 }
 
 func (WaitVMRequest_Until) Type() protoreflect.EnumType {
-	return &file_api_cellvisor_proto_enumTypes[7]
+	return &file_api_cellvisor_proto_enumTypes[8]
 }
 
 func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
@@ -4231,6 +4295,305 @@ func (x *DebugCountersResponse) GetCounters() map[string]uint64 {
 	return nil
 }
 
+// Fault is one thing that is broken on purpose.
+type Fault struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  FaultKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=cellvisor.v1.FaultKind" json:"kind,omitempty"`
+	// Server at the other end, of a link's fault.
+	Peer         string `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	DelayMs      uint32 `protobuf:"varint,3,opt,name=delay_ms,json=delayMs,proto3" json:"delay_ms,omitempty"`
+	JitterMs     uint32 `protobuf:"varint,4,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
+	LossPermille uint32 `protobuf:"varint,5,opt,name=loss_permille,json=lossPermille,proto3" json:"loss_permille,omitempty"`
+	// Ends by itself after this long, however often it is set again; 0: it lasts as long as its lease.
+	LastsMs       uint32 `protobuf:"varint,6,opt,name=lasts_ms,json=lastsMs,proto3" json:"lasts_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fault) Reset() {
+	*x = Fault{}
+	mi := &file_api_cellvisor_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fault) ProtoMessage() {}
+
+func (x *Fault) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fault.ProtoReflect.Descriptor instead.
+func (*Fault) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Fault) GetKind() FaultKind {
+	if x != nil {
+		return x.Kind
+	}
+	return FaultKind_FAULT_KIND_UNSPECIFIED
+}
+
+func (x *Fault) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Fault) GetDelayMs() uint32 {
+	if x != nil {
+		return x.DelayMs
+	}
+	return 0
+}
+
+func (x *Fault) GetJitterMs() uint32 {
+	if x != nil {
+		return x.JitterMs
+	}
+	return 0
+}
+
+func (x *Fault) GetLossPermille() uint32 {
+	if x != nil {
+		return x.LossPermille
+	}
+	return 0
+}
+
+func (x *Fault) GetLastsMs() uint32 {
+	if x != nil {
+		return x.LastsMs
+	}
+	return 0
+}
+
+type SetFaultsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without it, nothing is changed.
+	Set    bool     `protobuf:"varint,1,opt,name=set,proto3" json:"set,omitempty"`
+	Faults []*Fault `protobuf:"bytes,2,rep,name=faults,proto3" json:"faults,omitempty"`
+	// How long the faults last unless they are set again, 1 to 60000.
+	LeaseMs uint32 `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	// Of what is left to chance.
+	Seed          uint64 `protobuf:"varint,4,opt,name=seed,proto3" json:"seed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFaultsRequest) Reset() {
+	*x = SetFaultsRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFaultsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFaultsRequest) ProtoMessage() {}
+
+func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
+func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *SetFaultsRequest) GetSet() bool {
+	if x != nil {
+		return x.Set
+	}
+	return false
+}
+
+func (x *SetFaultsRequest) GetFaults() []*Fault {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+func (x *SetFaultsRequest) GetLeaseMs() uint32 {
+	if x != nil {
+		return x.LeaseMs
+	}
+	return 0
+}
+
+func (x *SetFaultsRequest) GetSeed() uint64 {
+	if x != nil {
+		return x.Seed
+	}
+	return 0
+}
+
+type SetFaultsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// The server's configuration allows drills.
+	Allowed       bool     `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Faults        []*Fault `protobuf:"bytes,3,rep,name=faults,proto3" json:"faults,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFaultsResponse) Reset() {
+	*x = SetFaultsResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFaultsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFaultsResponse) ProtoMessage() {}
+
+func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
+func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SetFaultsResponse) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SetFaultsResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *SetFaultsResponse) GetFaults() []*Fault {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+type CrashGuestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashGuestRequest) Reset() {
+	*x = CrashGuestRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashGuestRequest) ProtoMessage() {}
+
+func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
+func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *CrashGuestRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CrashGuestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashGuestResponse) Reset() {
+	*x = CrashGuestResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashGuestResponse) ProtoMessage() {}
+
+func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
+func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+}
+
 type StopServerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4239,7 +4602,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4251,7 +4614,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4264,7 +4627,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 type StopServerResponse struct {
@@ -4275,7 +4638,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4650,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4663,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 type CordonRequest struct {
@@ -4315,7 +4678,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4327,7 +4690,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4340,7 +4703,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -4372,7 +4735,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4384,7 +4747,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4397,7 +4760,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 type StartOperationRequest struct {
@@ -4429,7 +4792,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4441,7 +4804,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4454,7 +4817,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -4558,7 +4921,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4570,7 +4933,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4583,7 +4946,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -4616,7 +4979,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +4991,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +5004,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -4751,7 +5114,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4763,7 +5126,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4776,7 +5139,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -4850,7 +5213,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4862,7 +5225,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4875,7 +5238,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 type ListOperationsResponse struct {
@@ -4887,7 +5250,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4899,7 +5262,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4912,7 +5275,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -4931,7 +5294,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4943,7 +5306,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4956,7 +5319,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -4975,7 +5338,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4987,7 +5350,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5000,7 +5363,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -5021,7 +5384,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5033,7 +5396,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5046,7 +5409,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -5072,7 +5435,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5084,7 +5447,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5097,7 +5460,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -5117,7 +5480,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5129,7 +5492,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5142,7 +5505,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -5170,7 +5533,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5182,7 +5545,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5195,7 +5558,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -5538,7 +5901,26 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\bcounters\x18\x02 \x03(\v21.cellvisor.v1.DebugCountersResponse.CountersEntryR\bcounters\x1a;\n" +
 	"\rCountersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x13\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc0\x01\n" +
+	"\x05Fault\x12+\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x17.cellvisor.v1.FaultKindR\x04kind\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x19\n" +
+	"\bdelay_ms\x18\x03 \x01(\rR\adelayMs\x12\x1b\n" +
+	"\tjitter_ms\x18\x04 \x01(\rR\bjitterMs\x12#\n" +
+	"\rloss_permille\x18\x05 \x01(\rR\flossPermille\x12\x19\n" +
+	"\blasts_ms\x18\x06 \x01(\rR\alastsMs\"\x80\x01\n" +
+	"\x10SetFaultsRequest\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\bR\x03set\x12+\n" +
+	"\x06faults\x18\x02 \x03(\v2\x13.cellvisor.v1.FaultR\x06faults\x12\x19\n" +
+	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\x12\x12\n" +
+	"\x04seed\x18\x04 \x01(\x04R\x04seed\"r\n" +
+	"\x11SetFaultsResponse\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\bR\aallowed\x12+\n" +
+	"\x06faults\x18\x03 \x03(\v2\x13.cellvisor.v1.FaultR\x06faults\"'\n" +
+	"\x11CrashGuestRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
+	"\x12CrashGuestResponse\"\x13\n" +
 	"\x11StopServerRequest\"\x14\n" +
 	"\x12StopServerResponse\"O\n" +
 	"\rCordonRequest\x12\x14\n" +
@@ -5639,7 +6021,14 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x06OnLoss\x12\x17\n" +
 	"\x13ON_LOSS_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fON_LOSS_STOP\x10\x01\x12\x11\n" +
-	"\rON_LOSS_TOUCH\x10\x02*\x81\x01\n" +
+	"\rON_LOSS_TOUCH\x10\x02*\x9c\x01\n" +
+	"\tFaultKind\x12\x1a\n" +
+	"\x16FAULT_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eFAULT_KIND_CUT\x10\x01\x12\x14\n" +
+	"\x10FAULT_KIND_SHAPE\x10\x02\x12\x18\n" +
+	"\x14FAULT_KIND_DISK_FULL\x10\x03\x12\x19\n" +
+	"\x15FAULT_KIND_DISK_ERROR\x10\x04\x12\x14\n" +
+	"\x10FAULT_KIND_WEDGE\x10\x05*\x81\x01\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16OPERATION_KIND_MIGRATE\x10\x01\x12\x18\n" +
@@ -5650,7 +6039,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x042\xb2\x10\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\xd1\x11\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -5678,7 +6067,10 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\aPageMap\x12\x1c.cellvisor.v1.PageMapRequest\x1a\x1d.cellvisor.v1.PageMapResponse\x12C\n" +
 	"\x06Slices\x12\x1b.cellvisor.v1.SlicesRequest\x1a\x1c.cellvisor.v1.SlicesResponse\x12H\n" +
 	"\aGetBlob\x12\x1c.cellvisor.v1.GetBlobRequest\x1a\x1d.cellvisor.v1.GetBlobResponse0\x01\x12X\n" +
-	"\rDebugCounters\x12\".cellvisor.v1.DebugCountersRequest\x1a#.cellvisor.v1.DebugCountersResponse\x12O\n" +
+	"\rDebugCounters\x12\".cellvisor.v1.DebugCountersRequest\x1a#.cellvisor.v1.DebugCountersResponse\x12L\n" +
+	"\tSetFaults\x12\x1e.cellvisor.v1.SetFaultsRequest\x1a\x1f.cellvisor.v1.SetFaultsResponse\x12O\n" +
+	"\n" +
+	"CrashGuest\x12\x1f.cellvisor.v1.CrashGuestRequest\x1a .cellvisor.v1.CrashGuestResponse\x12O\n" +
 	"\n" +
 	"StopServer\x12\x1f.cellvisor.v1.StopServerRequest\x1a .cellvisor.v1.StopServerResponseB(Z&github.com/cellvisor/cellvisor/api;apib\x06proto3"
 
@@ -5694,200 +6086,213 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 	return file_api_cellvisor_proto_rawDescData
 }
 
-var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
 	(CellState)(0),                  // 2: cellvisor.v1.CellState
 	(VMState)(0),                    // 3: cellvisor.v1.VMState
 	(OnLoss)(0),                     // 4: cellvisor.v1.OnLoss
-	(OperationKind)(0),              // 5: cellvisor.v1.OperationKind
-	(OperationState)(0),             // 6: cellvisor.v1.OperationState
-	(WaitVMRequest_Until)(0),        // 7: cellvisor.v1.WaitVMRequest.Until
-	(*StatusRequest)(nil),           // 8: cellvisor.v1.StatusRequest
-	(*StatusResponse)(nil),          // 9: cellvisor.v1.StatusResponse
-	(*ListServersRequest)(nil),      // 10: cellvisor.v1.ListServersRequest
-	(*ListServersResponse)(nil),     // 11: cellvisor.v1.ListServersResponse
-	(*Server)(nil),                  // 12: cellvisor.v1.Server
-	(*ListCellsRequest)(nil),        // 13: cellvisor.v1.ListCellsRequest
-	(*ListCellsResponse)(nil),       // 14: cellvisor.v1.ListCellsResponse
-	(*Cell)(nil),                    // 15: cellvisor.v1.Cell
-	(*VMSpec)(nil),                  // 16: cellvisor.v1.VMSpec
-	(*PayloadFile)(nil),             // 17: cellvisor.v1.PayloadFile
-	(*RunVMRequest)(nil),            // 18: cellvisor.v1.RunVMRequest
-	(*ProtectVMRequest)(nil),        // 19: cellvisor.v1.ProtectVMRequest
-	(*ProtectVMResponse)(nil),       // 20: cellvisor.v1.ProtectVMResponse
-	(*ResetVMRequest)(nil),          // 21: cellvisor.v1.ResetVMRequest
-	(*ResetVMResponse)(nil),         // 22: cellvisor.v1.ResetVMResponse
-	(*RunVMResponse)(nil),           // 23: cellvisor.v1.RunVMResponse
-	(*VM)(nil),                      // 24: cellvisor.v1.VM
-	(*Worker)(nil),                  // 25: cellvisor.v1.Worker
-	(*WorkerCounters)(nil),          // 26: cellvisor.v1.WorkerCounters
-	(*WatchRequest)(nil),            // 27: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 28: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 29: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 30: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 31: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 32: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 33: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 34: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 35: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 36: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 37: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 38: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 39: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 40: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 41: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 42: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 43: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 44: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 45: cellvisor.v1.StopVMResponse
-	(*RemoveVMRequest)(nil),         // 46: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 47: cellvisor.v1.RemoveVMResponse
-	(*ConsoleVMRequest)(nil),        // 48: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 49: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 50: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 51: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 52: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 53: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 54: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 55: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 56: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 57: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 58: cellvisor.v1.DebugCountersResponse
-	(*StopServerRequest)(nil),       // 59: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 60: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 61: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 62: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 63: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 64: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 65: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 66: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 67: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 68: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 69: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 70: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 71: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 72: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 73: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 74: cellvisor.v1.SafeToStopResponse
-	nil,                             // 75: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 76: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 77: cellvisor.v1.DebugCountersResponse.CountersEntry
-	(*timestamppb.Timestamp)(nil),   // 78: google.protobuf.Timestamp
+	(FaultKind)(0),                  // 5: cellvisor.v1.FaultKind
+	(OperationKind)(0),              // 6: cellvisor.v1.OperationKind
+	(OperationState)(0),             // 7: cellvisor.v1.OperationState
+	(WaitVMRequest_Until)(0),        // 8: cellvisor.v1.WaitVMRequest.Until
+	(*StatusRequest)(nil),           // 9: cellvisor.v1.StatusRequest
+	(*StatusResponse)(nil),          // 10: cellvisor.v1.StatusResponse
+	(*ListServersRequest)(nil),      // 11: cellvisor.v1.ListServersRequest
+	(*ListServersResponse)(nil),     // 12: cellvisor.v1.ListServersResponse
+	(*Server)(nil),                  // 13: cellvisor.v1.Server
+	(*ListCellsRequest)(nil),        // 14: cellvisor.v1.ListCellsRequest
+	(*ListCellsResponse)(nil),       // 15: cellvisor.v1.ListCellsResponse
+	(*Cell)(nil),                    // 16: cellvisor.v1.Cell
+	(*VMSpec)(nil),                  // 17: cellvisor.v1.VMSpec
+	(*PayloadFile)(nil),             // 18: cellvisor.v1.PayloadFile
+	(*RunVMRequest)(nil),            // 19: cellvisor.v1.RunVMRequest
+	(*ProtectVMRequest)(nil),        // 20: cellvisor.v1.ProtectVMRequest
+	(*ProtectVMResponse)(nil),       // 21: cellvisor.v1.ProtectVMResponse
+	(*ResetVMRequest)(nil),          // 22: cellvisor.v1.ResetVMRequest
+	(*ResetVMResponse)(nil),         // 23: cellvisor.v1.ResetVMResponse
+	(*RunVMResponse)(nil),           // 24: cellvisor.v1.RunVMResponse
+	(*VM)(nil),                      // 25: cellvisor.v1.VM
+	(*Worker)(nil),                  // 26: cellvisor.v1.Worker
+	(*WorkerCounters)(nil),          // 27: cellvisor.v1.WorkerCounters
+	(*WatchRequest)(nil),            // 28: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 29: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 30: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 31: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 32: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 33: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 34: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 35: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 36: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 37: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 38: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 39: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 40: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 41: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 42: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 43: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 44: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 45: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 46: cellvisor.v1.StopVMResponse
+	(*RemoveVMRequest)(nil),         // 47: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 48: cellvisor.v1.RemoveVMResponse
+	(*ConsoleVMRequest)(nil),        // 49: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 50: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 51: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 52: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 53: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 54: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 55: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 56: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 57: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 58: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 59: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 60: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 61: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 62: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 63: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 64: cellvisor.v1.CrashGuestResponse
+	(*StopServerRequest)(nil),       // 65: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 66: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 67: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 68: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 69: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 70: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 71: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 72: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 73: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 74: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 75: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 76: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 77: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 78: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 79: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 80: cellvisor.v1.SafeToStopResponse
+	nil,                             // 81: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 82: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 83: cellvisor.v1.DebugCountersResponse.CountersEntry
+	(*timestamppb.Timestamp)(nil),   // 84: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
-	12, // 1: cellvisor.v1.ListServersResponse.servers:type_name -> cellvisor.v1.Server
+	13, // 1: cellvisor.v1.ListServersResponse.servers:type_name -> cellvisor.v1.Server
 	0,  // 2: cellvisor.v1.Server.role:type_name -> cellvisor.v1.ServerRole
 	1,  // 3: cellvisor.v1.Server.state:type_name -> cellvisor.v1.ServerState
-	15, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
+	16, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
 	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
-	17, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
+	18, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
 	4,  // 7: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	75, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
-	16, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
-	24, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
-	24, // 11: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
-	24, // 12: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
+	81, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	17, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
+	25, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
+	25, // 11: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
+	25, // 12: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
 	3,  // 13: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
-	25, // 14: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
+	26, // 14: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,  // 15: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	78, // 16: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	78, // 17: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	78, // 18: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
-	26, // 19: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	9,  // 20: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	12, // 21: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	15, // 22: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	24, // 23: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	65, // 24: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	54, // 25: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	31, // 26: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	31, // 27: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	26, // 28: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	34, // 29: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	37, // 30: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	24, // 31: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	24, // 32: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	7,  // 33: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	24, // 34: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	24, // 35: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	54, // 36: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	78, // 37: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	76, // 38: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	77, // 39: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,  // 40: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	65, // 41: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	5,  // 42: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	6,  // 43: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	66, // 44: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	78, // 45: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	78, // 46: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	78, // 47: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	65, // 48: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	65, // 49: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	65, // 50: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	8,  // 51: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	10, // 52: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	13, // 53: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	18, // 54: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	38, // 55: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	40, // 56: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	42, // 57: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	44, // 58: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	19, // 59: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	21, // 60: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	46, // 61: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	61, // 62: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	63, // 63: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	67, // 64: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	69, // 65: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	71, // 66: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	73, // 67: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	48, // 68: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	50, // 69: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	52, // 70: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	27, // 71: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	29, // 72: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	32, // 73: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	35, // 74: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	55, // 75: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	57, // 76: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	59, // 77: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	9,  // 78: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	11, // 79: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	14, // 80: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	23, // 81: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	39, // 82: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	41, // 83: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	43, // 84: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	45, // 85: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	20, // 86: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	22, // 87: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	47, // 88: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	62, // 89: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	64, // 90: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	68, // 91: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	70, // 92: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	72, // 93: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	74, // 94: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	49, // 95: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	51, // 96: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	53, // 97: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	28, // 98: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	30, // 99: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	33, // 100: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	36, // 101: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	56, // 102: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	58, // 103: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	60, // 104: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	78, // [78:105] is the sub-list for method output_type
-	51, // [51:78] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	84, // 16: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	84, // 17: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	84, // 18: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	27, // 19: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
+	10, // 20: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13, // 21: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16, // 22: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	25, // 23: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	71, // 24: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	55, // 25: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	32, // 26: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	32, // 27: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	27, // 28: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	35, // 29: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	38, // 30: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	25, // 31: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	25, // 32: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,  // 33: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	25, // 34: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	25, // 35: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	55, // 36: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	84, // 37: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	82, // 38: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	83, // 39: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,  // 40: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	60, // 41: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	60, // 42: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	6,  // 43: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	71, // 44: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,  // 45: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,  // 46: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	72, // 47: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	84, // 48: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	84, // 49: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	84, // 50: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	71, // 51: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	71, // 52: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	71, // 53: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	9,  // 54: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11, // 55: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14, // 56: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	19, // 57: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	39, // 58: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	41, // 59: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	43, // 60: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	45, // 61: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	20, // 62: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	22, // 63: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	47, // 64: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	67, // 65: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	69, // 66: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	73, // 67: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	75, // 68: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	77, // 69: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	79, // 70: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	49, // 71: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	51, // 72: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	53, // 73: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	28, // 74: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	30, // 75: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	33, // 76: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	36, // 77: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	56, // 78: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	58, // 79: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	61, // 80: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	63, // 81: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	65, // 82: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10, // 83: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12, // 84: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15, // 85: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	24, // 86: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	40, // 87: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	42, // 88: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	44, // 89: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	46, // 90: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	21, // 91: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	23, // 92: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	48, // 93: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	68, // 94: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	70, // 95: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	74, // 96: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	76, // 97: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	78, // 98: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	80, // 99: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	50, // 100: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	52, // 101: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	54, // 102: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	29, // 103: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	31, // 104: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	34, // 105: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	37, // 106: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	57, // 107: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	59, // 108: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	62, // 109: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	64, // 110: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	66, // 111: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	83, // [83:112] is the sub-list for method output_type
+	54, // [54:83] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -5908,8 +6313,8 @@ func file_api_cellvisor_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
-			NumEnums:      8,
-			NumMessages:   70,
+			NumEnums:      9,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -64,6 +64,8 @@ const (
 	Cellvisor_Slices_FullMethodName          = "/cellvisor.v1.Cellvisor/Slices"
 	Cellvisor_GetBlob_FullMethodName         = "/cellvisor.v1.Cellvisor/GetBlob"
 	Cellvisor_DebugCounters_FullMethodName   = "/cellvisor.v1.Cellvisor/DebugCounters"
+	Cellvisor_SetFaults_FullMethodName       = "/cellvisor.v1.Cellvisor/SetFaults"
+	Cellvisor_CrashGuest_FullMethodName      = "/cellvisor.v1.Cellvisor/CrashGuest"
 	Cellvisor_StopServer_FullMethodName      = "/cellvisor.v1.Cellvisor/StopServer"
 )
 
@@ -128,6 +130,11 @@ type CellvisorClient interface {
 	GetBlob(ctx context.Context, in *GetBlobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetBlobResponse], error)
 	// DebugCounters returns a server's counters, its workers' included. Names and meaning may change in any release.
 	DebugCounters(ctx context.Context, in *DebugCountersRequest, opts ...grpc.CallOption) (*DebugCountersResponse, error)
+	// SetFaults breaks the asked server for a rehearsal, in place of the faults that were in force, or tells which are. FAILED_PRECONDITION unless the
+	// server's configuration allows drills. Faults end by themselves when their lease runs out.
+	SetFaults(ctx context.Context, in *SetFaultsRequest, opts ...grpc.CallOption) (*SetFaultsResponse, error)
+	// CrashGuest lets a VM's guest crash, for a rehearsal. FAILED_PRECONDITION unless the configuration of its home allows drills.
+	CrashGuest(ctx context.Context, in *CrashGuestRequest, opts ...grpc.CallOption) (*CrashGuestResponse, error)
 	// StopServer ends the asked server's process in good order: its VM parts are stopped as in a loss of this server, then serve exits.
 	StopServer(ctx context.Context, in *StopServerRequest, opts ...grpc.CallOption) (*StopServerResponse, error)
 }
@@ -457,6 +464,26 @@ func (c *cellvisorClient) DebugCounters(ctx context.Context, in *DebugCountersRe
 	return out, nil
 }
 
+func (c *cellvisorClient) SetFaults(ctx context.Context, in *SetFaultsRequest, opts ...grpc.CallOption) (*SetFaultsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetFaultsResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_SetFaults_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) CrashGuest(ctx context.Context, in *CrashGuestRequest, opts ...grpc.CallOption) (*CrashGuestResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CrashGuestResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_CrashGuest_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cellvisorClient) StopServer(ctx context.Context, in *StopServerRequest, opts ...grpc.CallOption) (*StopServerResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StopServerResponse)
@@ -528,6 +555,11 @@ type CellvisorServer interface {
 	GetBlob(*GetBlobRequest, grpc.ServerStreamingServer[GetBlobResponse]) error
 	// DebugCounters returns a server's counters, its workers' included. Names and meaning may change in any release.
 	DebugCounters(context.Context, *DebugCountersRequest) (*DebugCountersResponse, error)
+	// SetFaults breaks the asked server for a rehearsal, in place of the faults that were in force, or tells which are. FAILED_PRECONDITION unless the
+	// server's configuration allows drills. Faults end by themselves when their lease runs out.
+	SetFaults(context.Context, *SetFaultsRequest) (*SetFaultsResponse, error)
+	// CrashGuest lets a VM's guest crash, for a rehearsal. FAILED_PRECONDITION unless the configuration of its home allows drills.
+	CrashGuest(context.Context, *CrashGuestRequest) (*CrashGuestResponse, error)
 	// StopServer ends the asked server's process in good order: its VM parts are stopped as in a loss of this server, then serve exits.
 	StopServer(context.Context, *StopServerRequest) (*StopServerResponse, error)
 	mustEmbedUnimplementedCellvisorServer()
@@ -617,6 +649,12 @@ func (UnimplementedCellvisorServer) GetBlob(*GetBlobRequest, grpc.ServerStreamin
 }
 func (UnimplementedCellvisorServer) DebugCounters(context.Context, *DebugCountersRequest) (*DebugCountersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DebugCounters not implemented")
+}
+func (UnimplementedCellvisorServer) SetFaults(context.Context, *SetFaultsRequest) (*SetFaultsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetFaults not implemented")
+}
+func (UnimplementedCellvisorServer) CrashGuest(context.Context, *CrashGuestRequest) (*CrashGuestResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CrashGuest not implemented")
 }
 func (UnimplementedCellvisorServer) StopServer(context.Context, *StopServerRequest) (*StopServerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopServer not implemented")
@@ -1057,6 +1095,42 @@ func _Cellvisor_DebugCounters_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_SetFaults_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetFaultsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).SetFaults(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_SetFaults_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).SetFaults(ctx, req.(*SetFaultsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_CrashGuest_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CrashGuestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).CrashGuest(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_CrashGuest_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).CrashGuest(ctx, req.(*CrashGuestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_StopServer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StopServerRequest)
 	if err := dec(in); err != nil {
@@ -1157,6 +1231,14 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DebugCounters",
 			Handler:    _Cellvisor_DebugCounters_Handler,
+		},
+		{
+			MethodName: "SetFaults",
+			Handler:    _Cellvisor_SetFaults_Handler,
+		},
+		{
+			MethodName: "CrashGuest",
+			Handler:    _Cellvisor_CrashGuest_Handler,
 		},
 		{
 			MethodName: "StopServer",

@@ -16,15 +16,20 @@ import (
 func (r *run) conclude(err error) {
 	rep := r.report
 	rep.Verdict, rep.Why = verdict(err)
-	rep.TookMs = r.since(time.Now())
+	rep.TookMs = r.since(r.clock.Now())
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), healPatience+30*time.Second)
 	defer cancel()
+	for _, name := range r.order {
+		if r.clock.Stepped() {
+			_ = r.followers[name].poll(ctx, r.cluster)
+		}
+	}
 	last := r.obs.look(ctx)
 	r.obs.publish(last)
 	r.outputs()
 	r.losses(last)
 	r.step("undo", "healing")
-	rep.Healing = heal(ctx, r.host, r.journal, func(context.Context) (Cluster, func(), error) { return r.cluster, func() {}, nil })
+	rep.Healing = heal(ctx, r.clock, r.host, r.journal, func(context.Context) (Cluster, func(), error) { return r.cluster, func() {}, nil })
 	if !rep.Healing.OK {
 		why := "the healing failed: " + rep.Healing.Problem + "; `cellvisor drill heal` tries again"
 		if rep.Verdict == Passed {

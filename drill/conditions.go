@@ -70,7 +70,7 @@ func (r *run) checkWatched() error {
 		if ok != w.abort {
 			continue
 		}
-		line.OK, line.BrokenMs, line.Instead = false, r.since(time.Now()), instead
+		line.OK, line.BrokenMs, line.Instead = false, r.since(r.clock.Now()), instead
 		if w.abort {
 			return abortedError{fmt.Sprintf("abort_if %s: %s", w.cond.name, instead)}
 		}

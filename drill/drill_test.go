@@ -177,7 +177,7 @@ def drill():
 // A runner that dies leaves its journal: nobody else begins, and heal undoes what it lists.
 func TestHealAfterCrash(t *testing.T) {
 	f := newFake(t)
-	j, err := openJournal(f, "gone")
+	j, err := openJournal(f, "gone", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

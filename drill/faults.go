@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"go.starlark.net/starlark"
 
@@ -87,7 +86,7 @@ func doKill(r *run, _ *starlark.Thread, c call) (starlark.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, finish(r.host, hit)
+	return nil, finish(r.clock, r.host, hit)
 }
 
 func doStopProcess(r *run, _ *starlark.Thread, c call) (starlark.Value, error) {
@@ -126,7 +125,7 @@ func (r *run) inject(kind, text string, servers []HostServer, sig syscall.Signal
 	}
 	r.step("fault", "%s (processes %v)", text, pids(hit))
 	err = r.host.Signal(sig, hit...)
-	r.acted = time.Now()
+	r.acted = r.clock.Now()
 	return hit, err
 }
 
@@ -172,7 +171,7 @@ func doRestart(r *run, t *starlark.Thread, c call) (starlark.Value, error) {
 // undone waits until the servers are live and takes their faults out of the journal. Without waiting the journal keeps them: healing looks
 // after them again.
 func (r *run) undone(t *starlark.Thread, kind string, servers []HostServer, wait bool, within starlark.Value) error {
-	r.acted = time.Now()
+	r.acted = r.clock.Now()
 	if !wait {
 		return nil
 	}
@@ -221,7 +220,7 @@ func doKillWorker(r *run, _ *starlark.Thread, c call) (starlark.Value, error) {
 	}
 	p := Process{PID: int(w.GetPid()), StartTicks: w.GetPidStartTicks(), Server: server, Worker: true}
 	r.step("fault", "kill -9 of VM %s's worker on %s (process %d)", name, server, p.PID)
-	err = finish(r.host, []Process{p})
-	r.acted = time.Now()
+	err = finish(r.clock, r.host, []Process{p})
+	r.acted = r.clock.Now()
 	return nil, err
 }

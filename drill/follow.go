@@ -13,7 +13,8 @@ const maxKept = 1 << 20
 
 // follower reads a VM's output log as it is released, and goes on elsewhere when the server that it reads from dies.
 type follower struct {
-	vm string
+	vm    string
+	clock Clock
 
 	mu      sync.Mutex // protects what follows
 	records []uint32
@@ -24,11 +25,14 @@ type follower struct {
 	wrong   string        // the first record that is not its own index, in words
 }
 
-func follow(ctx context.Context, c Cluster, vm string) *follower {
-	f := &follower{vm: vm, last: time.Now()}
+func follow(ctx context.Context, clock Clock, c Cluster, vm string) *follower {
+	f := &follower{vm: vm, clock: clock, last: clock.Now()}
+	if clock.Stepped() {
+		return f
+	}
 	go func() {
 		for ctx.Err() == nil {
-			if err := c.Output(ctx, vm, f.length(), f.note); err == nil {
+			if err := f.poll(ctx, c); err == nil {
 				return // the VM has ended, and all of its output was read
 			}
 			select {
@@ -40,10 +44,15 @@ func follow(ctx context.Context, c Cluster, vm string) *follower {
 	return f
 }
 
+// poll reads what is there; where time passes by itself it goes on until the VM has ended.
+func (f *follower) poll(ctx context.Context, c Cluster) error {
+	return c.Output(ctx, f.vm, f.length(), f.note)
+}
+
 func (f *follower) note(index uint64, record uint32) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := time.Now()
+	now := f.clock.Now()
 	if gap := now.Sub(f.last); f.count > 0 && gap > f.longest {
 		f.longest, f.gapAt = gap, now
 	}
@@ -78,7 +87,7 @@ func (f *follower) kept() []uint32 {
 func (f *follower) counting() (wrong string, silent time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.wrong, time.Since(f.last)
+	return f.wrong, f.clock.Now().Sub(f.last)
 }
 
 // summary returns the number of records, the longest gap between two, and when it ended.

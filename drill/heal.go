@@ -37,18 +37,16 @@ func HealAt(ctx context.Context, host Host, dial Dialer) (Healing, error) {
 	if host.Alive(j.Runner) && j.Runner != host.Self() {
 		return Healing{}, fmt.Errorf("drill %s is still running, as process %d: Ctrl-C there makes it heal", j.Drill, j.Runner.PID)
 	}
-	return heal(ctx, host, j, dial), nil
+	return heal(ctx, wallClock{}, host, j, dial), nil
 }
 
 // heal undoes everything in the journal, checks that it worked, and removes the journal then. It may be repeated.
-func heal(ctx context.Context, host Host, j *journal, dial Dialer) (h Healing) {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, healPatience)
-	defer cancel()
+func heal(ctx context.Context, clock Clock, host Host, j *journal, dial Dialer) (h Healing) {
+	began := clock.Now()
 	h.Actions = []string{}
-	err := healProcesses(host, j, &h)
+	err := healProcesses(clock, host, j, &h)
 	if err == nil {
-		err = healCluster(ctx, host, j, dial, &h)
+		err = healCluster(ctx, clock, host, j, dial, &h)
 	}
 	if err == nil {
 		err = j.close()
@@ -57,30 +55,29 @@ func heal(ctx context.Context, host Host, j *journal, dial Dialer) (h Healing) {
 		h.Problem = api.Message(err)
 	}
 	h.OK = err == nil
-	h.TookMs = time.Since(began).Milliseconds()
+	h.TookMs = clock.Now().Sub(began).Milliseconds()
 	return h
 }
 
 // healCluster waits until the cluster is whole and removes the drill's VMs from it.
-func healCluster(ctx context.Context, host Host, j *journal, dial Dialer, h *Healing) error {
+func healCluster(ctx context.Context, clock Clock, host Host, j *journal, dial Dialer, h *Healing) error {
+	deadline := clock.Now().Add(healPatience)
 	c, hangUp, err := dial(ctx)
 	for err != nil { // servers that were just started take a moment
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(200 * time.Millisecond):
+		if perr := clock.Pause(ctx, 200*time.Millisecond, nil); perr != nil || ctx.Err() != nil || clock.Now().After(deadline) {
+			return errors.Join(err, perr)
 		}
 		c, hangUp, err = dial(ctx)
 	}
 	defer hangUp()
-	if err := awaitWhole(ctx, c, host); err != nil {
+	if err := awaitWhole(ctx, clock, deadline.Sub(clock.Now()), c, host); err != nil {
 		return err
 	}
 	return removeVMs(ctx, c, j, h)
 }
 
 // healProcesses continues what was stopped and starts what was killed.
-func healProcesses(host Host, j *journal, h *Healing) error {
+func healProcesses(clock Clock, host Host, j *journal, h *Healing) error {
 	for _, f := range j.Faults {
 		if f.Kind != faultStop {
 			continue
@@ -95,7 +92,7 @@ func healProcesses(host Host, j *journal, h *Healing) error {
 			continue
 		}
 		// The runner may have died between journal and signal, or between two signals: what was meant to die is dead before it starts anew.
-		if err := finish(host, f.Processes); err != nil {
+		if err := finish(clock, host, f.Processes); err != nil {
 			return err
 		}
 		started, err := startIfDead(host, f.Server)
@@ -110,15 +107,17 @@ func healProcesses(host Host, j *journal, h *Healing) error {
 }
 
 // finish kills what is left of processes that were to be killed, and waits until they are gone.
-func finish(host Host, list []Process) error {
+func finish(clock Clock, host Host, list []Process) error {
 	if err := host.Signal(syscall.SIGKILL, list...); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(5 * time.Second); slices.ContainsFunc(list, host.Alive); {
-		if time.Now().After(deadline) {
+	for deadline := clock.Now().Add(5 * time.Second); slices.ContainsFunc(list, host.Alive); {
+		if clock.Now().After(deadline) {
 			return fmt.Errorf("processes %v do not end on SIGKILL", pids(list))
 		}
-		time.Sleep(2 * time.Millisecond)
+		if err := clock.Pause(context.Background(), 2*time.Millisecond, nil); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -135,18 +134,17 @@ func startIfDead(host Host, server string) (started bool, err error) {
 }
 
 // awaitWhole waits until every server is live and the cluster has a quorum.
-func awaitWhole(ctx context.Context, c Cluster, host Host) error {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
+func awaitWhole(ctx context.Context, clock Clock, atMost time.Duration, c Cluster, host Host) error {
+	for deadline := clock.Now().Add(atMost); ; {
 		why := notWhole(ctx, c, host)
 		if why == nil {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if err := clock.Pause(ctx, 100*time.Millisecond, nil); err != nil {
+			return err
+		}
+		if ctx.Err() != nil || clock.Now().After(deadline) {
 			return fmt.Errorf("the cluster is not whole again: %s", api.Message(why))
-		case <-tick.C:
 		}
 	}
 }

@@ -44,7 +44,7 @@ type journal struct {
 	Faults    []fault     `json:"faults"`
 	VMs       []journalVM `json:"vms"`
 
-	path string
+	path string // "": nothing outlasts the runner, as on the simulator
 }
 
 // ErrNoJournal says that there is nothing to heal.
@@ -54,8 +54,12 @@ var ErrNoJournal = errors.New("nothing to heal")
 type errBusy struct{ error }
 
 // openJournal begins a journal. It refuses when there is one: a cluster is broken by one drill at a time.
-func openJournal(host Host, drill string) (*journal, error) {
-	j := &journal{Version: journalVersion, Drill: drill, Runner: host.Self(), StartedAt: time.Now().UTC(), path: filepath.Join(host.Dir(), journalFile)}
+func openJournal(host Host, drill string, now time.Time) (*journal, error) {
+	j := &journal{Version: journalVersion, Drill: drill, Runner: host.Self(), StartedAt: now.UTC()}
+	if host.Dir() == "" {
+		return j, nil
+	}
+	j.path = filepath.Join(host.Dir(), journalFile)
 	raw, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return nil, err
@@ -104,6 +108,9 @@ func readJournal(host Host) (*journal, error) {
 
 // save makes the journal durable against the death of the runner; the host's own death ends all that a local drill can have broken.
 func (j *journal) save() error {
+	if j.path == "" {
+		return nil
+	}
 	raw, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return err
@@ -114,7 +121,12 @@ func (j *journal) save() error {
 	return os.Rename(j.path+".new", j.path)
 }
 
-func (j *journal) close() error { return os.Remove(j.path) }
+func (j *journal) close() error {
+	if j.path == "" {
+		return nil
+	}
+	return os.Remove(j.path)
+}
 
 // addVM notes a VM before it is created.
 func (j *journal) addVM(name string) error {

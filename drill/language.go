@@ -139,7 +139,7 @@ func (r *run) demand(t *starlark.Thread, cond *condition, name string, within ti
 		name = cond.name
 	}
 	at, _ := r.where(t)
-	began := time.Now()
+	began := r.clock.Now()
 	out, err := r.until(began.Add(within), func() (bool, string, error) { return cond.eval(r) })
 	line := Expectation{AtMs: r.since(began), Name: name, OK: out.ok, TookMs: out.took.Milliseconds(), WithinMs: within.Milliseconds(), Where: at}
 	if out.ok {
@@ -151,7 +151,7 @@ func (r *run) demand(t *starlark.Thread, cond *condition, name string, within ti
 	if err != nil {
 		line.Instead = "not known: the drill ended while it waited"
 	}
-	line.TookMs = time.Since(began).Milliseconds()
+	line.TookMs = r.clock.Now().Sub(began).Milliseconds()
 	r.report.Expectations = append(r.report.Expectations, line)
 	if err != nil {
 		return err
@@ -196,7 +196,7 @@ func (r *run) doWatch(t *starlark.Thread, c call, abort bool) (starlark.Value, e
 	if abort {
 		shown = "never: " + shown
 	}
-	r.report.Invariants = append(r.report.Invariants, Invariant{FromMs: r.since(time.Now()), Name: shown, OK: true, Where: at})
+	r.report.Invariants = append(r.report.Invariants, Invariant{FromMs: r.since(r.clock.Now()), Name: shown, OK: true, Where: at})
 	_, err = r.see()
 	return nil, err
 }
@@ -210,8 +210,8 @@ func doSleep(r *run, _ *starlark.Thread, c call) (starlark.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	until := time.Now().Add(d)
-	_, err = r.until(until, func() (bool, string, error) { return !time.Now().Before(until), "", nil })
+	until := r.clock.Now().Add(d)
+	_, err = r.until(until, func() (bool, string, error) { return !r.clock.Now().Before(until), "", nil })
 	return nil, err
 }
 

@@ -57,6 +57,9 @@ func Load(file string, src []byte) (*Program, error) {
 	return p, p.read(globals)
 }
 
+// File is where the drill was read from, as it was given.
+func (p *Program) File() string { return p.file }
+
 // read takes the declarations from the file's globals.
 func (p *Program) read(globals starlark.StringDict) error {
 	for _, d := range []struct {

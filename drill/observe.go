@@ -49,6 +49,7 @@ func (s *snapshot) members(name string) (out []*api.Server) {
 // observer looks at the cluster again and again.
 type observer struct {
 	cluster Cluster
+	clock   Clock
 	start   time.Time
 
 	mu      sync.Mutex // protects what follows
@@ -59,8 +60,8 @@ type observer struct {
 
 type trackKey struct{ kind, name string }
 
-func newObserver(c Cluster, start time.Time) *observer {
-	return &observer{cluster: c, start: start, last: &snapshot{}, changed: make(chan struct{}), tracks: make(map[trackKey]*Track)}
+func newObserver(c Cluster, clock Clock) *observer {
+	return &observer{cluster: c, clock: clock, start: clock.Now(), last: &snapshot{}, changed: make(chan struct{}), tracks: make(map[trackKey]*Track)}
 }
 
 // run looks until ctx ends.
@@ -75,7 +76,7 @@ func (o *observer) run(ctx context.Context) {
 }
 
 func (o *observer) look(ctx context.Context) *snapshot {
-	s := &snapshot{begun: time.Now()}
+	s := &snapshot{begun: o.clock.Now()}
 	ctx, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
 	st, err := o.cluster.Status(ctx)
@@ -102,7 +103,7 @@ func (o *observer) publish(s *snapshot) {
 	if s.err != nil {
 		return
 	}
-	at := time.Since(o.start).Milliseconds()
+	at := o.clock.Now().Sub(o.start).Milliseconds()
 	for _, v := range s.servers {
 		o.track("server", v.GetName(), v.GetState().Word(), at)
 	}

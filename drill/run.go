@@ -20,6 +20,8 @@ type Options struct {
 	Seed     uint64 // of the drill's choices
 	Patience int    // factor on all its deadlines, for slow machines; 0 means 1
 	Step     func(Step)
+	Clock    Clock  // nil: the time outside
+	Replay   string // the command that runs the drill again; "": the one for a real cluster
 }
 
 // run is one drill in progress. All of it belongs to the goroutine that called Run, save what the observer and the followers protect.
@@ -28,6 +30,7 @@ type run struct {
 	prog    *Program
 	cluster Cluster
 	host    Host
+	clock   Clock
 	opt     Options
 	thread  *starlark.Thread
 	rng     *rand.Rand
@@ -62,7 +65,7 @@ func Run(ctx context.Context, p *Program, c Cluster, h Host, opt Options) (*Repo
 		return nil, err
 	}
 	var err error
-	if r.journal, err = openJournal(h, p.Name); err != nil {
+	if r.journal, err = openJournal(h, p.Name, r.start); err != nil {
 		return nil, err
 	}
 	if err = r.settle(); err == nil {
@@ -74,16 +77,22 @@ func Run(ctx context.Context, p *Program, c Cluster, h Host, opt Options) (*Repo
 
 func newRun(ctx context.Context, p *Program, c Cluster, h Host, opt Options) *run {
 	opt.Patience = max(opt.Patience, 1)
+	if opt.Replay == "" {
+		opt.Replay = fmt.Sprintf("cellvisor drill run %s --seed %d", p.file, opt.Seed)
+	}
 	if opt.Step == nil {
 		opt.Step = func(Step) {}
 	}
+	if opt.Clock == nil {
+		opt.Clock = wallClock{}
+	}
 	r := &run{
-		ctx: ctx, prog: p, cluster: c, host: h, opt: opt, start: time.Now(),
+		ctx: ctx, prog: p, cluster: c, host: h, clock: opt.Clock, opt: opt, start: opt.Clock.Now(),
 		rng: rand.New(rand.NewPCG(opt.Seed, 1)), followers: make(map[string]*follower),
 	}
-	r.obs = newObserver(c, r.start)
+	r.obs = newObserver(c, r.clock)
 	r.report = &Report{
-		Drill: p.Name, About: p.About, Seed: opt.Seed, Replay: fmt.Sprintf("cellvisor drill run %s --seed %d", p.file, opt.Seed), StartedAt: r.start.UTC(), Cells: r.cells(),
+		Drill: p.Name, About: p.About, Seed: opt.Seed, Replay: opt.Replay, StartedAt: r.start.UTC(), Cells: r.cells(),
 		Steps: []Step{}, Expectations: []Expectation{}, Invariants: []Invariant{}, Recoveries: []Recovery{}, Lost: []LostVM{}, Outputs: []Output{},
 	}
 	for _, s := range h.Servers() {
@@ -123,11 +132,11 @@ func (r *run) fits() error {
 
 // settle waits until the cluster is whole: a drill that begins on a broken cluster measures something else.
 func (r *run) settle() error {
-	ctx, cancel := context.WithTimeout(r.ctx, time.Duration(r.opt.Patience)*10*time.Second)
-	defer cancel()
-	if err := awaitWhole(ctx, r.cluster, r.host); err != nil {
+	if err := awaitWhole(r.ctx, r.clock, time.Duration(r.opt.Patience)*10*time.Second, r.cluster, r.host); err != nil {
 		return fmt.Errorf("a drill begins on a healthy cluster: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(r.ctx, 10*time.Second)
+	defer cancel()
 	events, err := r.cluster.Events(ctx)
 	if n := len(events); n > 0 {
 		r.lastEvent = events[n-1].GetLogIndex()
@@ -139,16 +148,18 @@ func (r *run) settle() error {
 func (r *run) act() error {
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	go r.obs.run(ctx)
+	if !r.clock.Stepped() {
+		go r.obs.run(ctx)
+	}
 	r.thread = &starlark.Thread{Name: r.prog.Name, Print: func(_ *starlark.Thread, msg string) { r.step("log", "%s", msg) }}
 	r.thread.SetLocal(runKey, r)
 	r.thread.SetMaxExecutionSteps(maxSteps)
 	stop := context.AfterFunc(r.ctx, func() { r.thread.Cancel("interrupted") })
 	defer stop()
-	r.acted = time.Now()
+	r.acted = r.clock.Now()
 	_, err := starlark.Call(r.thread, r.prog.body, nil, nil)
 	if err == nil {
-		r.acted = time.Now()
+		r.acted = r.clock.Now()
 		_, err = r.until(r.acted, func() (bool, string, error) { return true, "", nil })
 	}
 	if r.ctx.Err() != nil {
@@ -159,7 +170,7 @@ func (r *run) act() error {
 
 // step notes and tells what the drill does.
 func (r *run) step(kind, format string, args ...any) {
-	s := Step{AtMs: r.since(time.Now()), Kind: kind, Text: fmt.Sprintf(format, args...)}
+	s := Step{AtMs: r.since(r.clock.Now()), Kind: kind, Text: fmt.Sprintf(format, args...)}
 	r.report.Steps = append(r.report.Steps, s)
 	r.opt.Step(s)
 }
@@ -177,7 +188,7 @@ func (r *run) see() (*snapshot, error) {
 		return r.view, nil
 	}
 	var out *snapshot
-	_, err := r.until(time.Now(), func() (bool, string, error) { out = r.view; return true, "", nil })
+	_, err := r.until(r.clock.Now(), func() (bool, string, error) { out = r.view; return true, "", nil })
 	return out, err
 }
 
@@ -191,34 +202,46 @@ type outcome struct {
 // until evaluates hold again and again, invariants first, until it is true or the deadline passed; at least once, and only on what was seen
 // after the last injection.
 func (r *run) until(deadline time.Time, hold func() (bool, string, error)) (outcome, error) {
-	began := time.Now()
+	began := r.clock.Now()
 	limit := deadline
 	if soonest := began.Add(10 * time.Second); limit.Before(soonest) {
 		limit = soonest // for a first look
 	}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
 	out, looked := outcome{instead: "the cluster could not be looked at"}, false
 	for {
-		next, s := r.obs.next(), r.obs.now()
-		if s.begun.After(r.acted) {
+		next, s := r.glance()
+		if r.clock.Stepped() || s.begun.After(r.acted) {
 			looked = true
 			ok, instead, err := r.evaluate(s, hold)
-			out = outcome{ok: ok, took: time.Since(began), instead: instead}
+			out = outcome{ok: ok, took: r.clock.Now().Sub(began), instead: instead}
 			if ok || err != nil {
 				return out, err
 			}
 		}
-		if now := time.Now(); looked && now.After(deadline) || now.After(limit) {
+		if now := r.clock.Now(); looked && now.After(deadline) || now.After(limit) {
 			return out, nil
 		}
-		select {
-		case <-r.ctx.Done():
+		if err := r.clock.Pause(r.ctx, evaluatePause, next); err != nil {
+			return out, failedError{err.Error()}
+		}
+		if r.ctx.Err() != nil {
 			return out, abortedError{"interrupted"}
-		case <-next:
-		case <-tick.C:
 		}
 	}
+}
+
+// evaluatePause is how often conditions are evaluated while nothing new is seen.
+const evaluatePause = 20 * time.Millisecond
+
+// glance returns the newest snapshot, and a channel that closes when there is a newer one. Where time is stepped it is taken now.
+func (r *run) glance() (next <-chan struct{}, s *snapshot) {
+	if r.clock.Stepped() && r.view == nil {
+		r.obs.publish(r.obs.look(r.ctx))
+		for _, name := range r.order {
+			_ = r.followers[name].poll(r.ctx, r.cluster)
+		}
+	}
+	return r.obs.next(), r.obs.now()
 }
 
 func (r *run) evaluate(s *snapshot, hold func() (bool, string, error)) (bool, string, error) {

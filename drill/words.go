@@ -48,9 +48,9 @@ func doVM(r *run, _ *starlark.Thread, c call) (starlark.Value, error) {
 	if err := r.create(spec, limit); err != nil {
 		return nil, err
 	}
-	r.followers[a.name] = follow(r.ctx, r.cluster, a.name)
+	r.followers[a.name] = follow(r.ctx, r.clock, r.cluster, a.name)
 	r.order = append(r.order, a.name)
-	r.acted = time.Now()
+	r.acted = r.clock.Now()
 	if a.wait {
 		err = r.awaitStart(a.name, limit)
 	}
@@ -126,7 +126,7 @@ func orDash(s string) string {
 
 func (r *run) awaitStart(name string, limit time.Duration) error {
 	var bad string
-	out, err := r.until(time.Now().Add(limit), func() (bool, string, error) {
+	out, err := r.until(r.clock.Now().Add(limit), func() (bool, string, error) {
 		v := r.view.vm(name)
 		switch v.GetState() {
 		case api.VMState_VM_STATE_LOST, api.VMState_VM_STATE_FAILED, api.VMState_VM_STATE_STOPPED:

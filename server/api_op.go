@@ -53,19 +53,7 @@ func names[T ~string](in []string) []T {
 
 // StartOperation implements api.CellvisorServer.
 func (v *service) StartOperation(ctx context.Context, req *api.StartOperationRequest) (*api.StartOperationResponse, error) {
-	c := &cells.StartOperation{
-		Cells: names[ident.CellName](req.GetCells()), Servers: names[ident.ServerName](req.GetServers()), VM: req.GetVm(),
-		ToCell: ident.CellName(req.GetToCell()), ToServer: ident.ServerName(req.GetToServer()), OnDeadline: cells.OnDeadline(req.GetOnDeadline()),
-		MaxParallel: int(req.GetMaxParallel()), Return: cells.Return(req.GetReturn()), Reason: req.GetReason(), By: req.GetBy(),
-	}
-	for kind, word := range opKinds {
-		if word == req.GetKind() {
-			c.Kind = kind
-		}
-	}
-	if s := req.GetDeadlineSeconds(); s != 0 {
-		c.DeadlineMs = time.Now().UnixMilli() + int64(s)*1000
-	}
+	c := StartFrom(req, time.Now())
 	if err := v.s.needQuorum(); err != nil {
 		return nil, err
 	}
@@ -73,7 +61,7 @@ func (v *service) StartOperation(ctx context.Context, req *api.StartOperationReq
 		v.catchUp(ctx)
 		op, fault := monitor.PlanOperation(v.s.board.now().state, c)
 		if fault != nil {
-			return nil, v.s.faultStatus(fault)
+			return nil, faultStatus(fault)
 		}
 		return &api.StartOperationResponse{Operation: operationMessage(op)}, nil
 	}

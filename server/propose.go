@@ -57,7 +57,7 @@ func (s *Server) respond(r monitor.Response) {
 
 func (s *Server) result(r monitor.Response, out any) error {
 	if r.Fault != nil {
-		return s.faultStatus(r.Fault)
+		return faultStatus(r.Fault)
 	}
 	if out == nil || len(r.Result) == 0 {
 		return nil
@@ -69,7 +69,7 @@ func (s *Server) result(r monitor.Response, out any) error {
 }
 
 // faultStatus turns why a command was refused into a status. The text is the FSM's own.
-func (s *Server) faultStatus(f *cells.Fault) error {
+func faultStatus(f *cells.Fault) error {
 	code := codes.Internal
 	switch f.Code {
 	case cells.CodeInvalid:

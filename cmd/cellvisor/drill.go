@@ -17,10 +17,11 @@ import (
 	"github.com/cellvisor/cellvisor/drill"
 	"github.com/cellvisor/cellvisor/drills"
 	"github.com/cellvisor/cellvisor/local"
+	"github.com/cellvisor/cellvisor/rehearsal"
 )
 
 func (a *app) drillCmd() *cobra.Command {
-	return a.noun("drill", "Drills: rehearse failure on a real cluster", a.drillLsCmd(), a.drillLintCmd(), a.drillRunCmd(), a.drillHealCmd(), a.drillWhatIfCmd())
+	return a.noun("drill", "Drills: rehearse failure on a real cluster or on the simulator", a.drillLsCmd(), a.drillLintCmd(), a.drillRunCmd(), a.drillHealCmd(), a.drillWhatIfCmd())
 }
 
 // readDrill reads a drill from a file, or a ready one by its name.
@@ -109,6 +110,10 @@ type drillFlags struct {
 	patience         int
 	junit, html, dir string
 	quiet            bool
+
+	sim, keepGoing, trace bool
+	seeds, canary         string
+	jobs                  int
 }
 
 func (a *app) drillRunCmd() *cobra.Command {
@@ -118,15 +123,21 @@ func (a *app) drillRunCmd() *cobra.Command {
 		Short: "Run a drill; exit code 0 if it passed",
 		Long: `Runs a drill on the local cluster that "up" started, or with --up on one of its own, which is taken down at the end. Whatever the drill breaks is
 healed at its end, when it fails and on Ctrl-C; if the runner itself dies, "drill heal" does it. Other clusters are refused: a drill kills
-processes.`,
-		Example: "  cellvisor drill run lose-a-cell --up\n  cellvisor drill run mine.star --seed 7 --html report.html --junit report.xml",
+processes.
+
+With --sim the same file runs on the simulator, in virtual time and without KVM, once for each seed: the code that decides is that of production, the
+network, the disks, the processes and the guests are models. A failure prints the one command that replays it.`,
+		Example: "  cellvisor drill run lose-a-cell --up\n  cellvisor drill run mine.star --seed 7 --html report.html --junit report.xml\n  cellvisor drill run lose-a-cell --sim --seeds 1..1000",
 		Args:    args(1, 1, "a drill's file or name"),
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
-			case !f.up && (f.cells != 0 || f.servers != 0):
-				return usagef("--cells and --servers say what --up starts: add --up")
+			case !f.up && !f.sim && (f.cells != 0 || f.servers != 0):
+				return usagef("--cells and --servers say what --up or --sim starts: add one of them")
 			case f.patience < 1 || f.patience > 100:
 				return usagef("--patience %d must be from 1 to 100", f.patience)
+			}
+			if err := f.simFlags(cmd.Flags().Changed("seed")); err != nil {
+				return err
 			}
 			if !cmd.Flags().Changed("seed") {
 				f.seed = uint64(rand.Uint32())
@@ -137,14 +148,21 @@ processes.`,
 	}
 	fl := cmd.Flags()
 	fl.BoolVar(&f.up, "up", false, "start a cluster for this drill, and take it down at the end")
-	fl.IntVar(&f.cells, "cells", 0, "with --up: number of cells (default: what the drill needs)")
-	fl.IntVar(&f.servers, "servers", 0, "with --up: servers in each cell (default: what the drill needs)")
+	fl.IntVar(&f.cells, "cells", 0, "with --up or --sim: number of cells (default: what the drill needs)")
+	fl.IntVar(&f.servers, "servers", 0, "with --up or --sim: servers in each cell (default: what the drill needs)")
 	fl.Uint64Var(&f.seed, "seed", 0, "of the drill's choices (default: another each time; the report says which)")
 	fl.IntVar(&f.patience, "patience", 1, "factor on all deadlines of the drill, for slow machines")
 	fl.StringVar(&f.junit, "junit", "", "write the report as JUnit XML to this file")
 	fl.StringVar(&f.html, "html", "", "write the report as one HTML page to this file")
 	fl.StringVar(&f.dir, "dir", "", "directory of the local cluster (default $CELLVISOR_DIR, else as for up)")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "leave the steps out while it runs")
+	fl.BoolVar(&f.sim, "sim", false, "run on the simulator, in virtual time")
+	fl.StringVar(&f.seeds, "seeds", "", "with --sim: seeds, FIRST..LAST (default 1..100)")
+	fl.StringVar(&f.canary, "canary", "", "with --sim: plant this bug, to see that it is found")
+	fl.BoolVar(&f.keepGoing, "keep-going", false, "with --sim: do not stop at the first failure")
+	fl.BoolVar(&f.trace, "trace", false, "with --sim: add the end of the world's story to the report of a failure")
+	fl.IntVarP(&f.jobs, "jobs", "j", 0, "with --sim: worlds at a time (default: one for each CPU)")
+	_ = cmd.RegisterFlagCompletionFunc("canary", cobra.FixedCompletions(rehearsal.Canaries(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = cobra.FixedCompletions(drills.Names(), cobra.ShellCompDirectiveDefault)
 	return cmd
 }
@@ -157,6 +175,9 @@ func (a *app) drillRun(ctx context.Context, name string, f drillFlags) error {
 	p, err := drill.Load(file, src)
 	if err != nil {
 		return err
+	}
+	if f.sim {
+		return a.drillSim(ctx, p, f)
 	}
 	var rep *drill.Report
 	if f.up {
@@ -242,20 +263,31 @@ func (a *app) drillOn(ctx context.Context, p *drill.Program, c *local.Cluster, f
 	defer client.Close()
 	opt := drill.Options{Seed: f.seed, Patience: f.patience}
 	if !f.quiet {
-		paint := a.painter()
-		opt.Step = func(s drill.Step) {
-			text := s.Text
-			if s.Kind == "fault" {
-				text = paint.red(text)
-			}
-			fmt.Fprintf(a.err, "%8.2f s  %-6s  %s\n", float64(s.AtMs)/1000, s.Kind, text)
-		}
+		opt.Step = a.drillStep()
 	}
 	return drill.Run(ctx, p, drill.Connect(client), localHost{c}, opt)
 }
 
-// drillReport writes the report in all forms that were asked for, and turns the verdict into the exit code.
-func (a *app) drillReport(rep *drill.Report, f drillFlags) error {
+// drillStep shows the steps of a drill as they happen.
+func (a *app) drillStep() func(drill.Step) {
+	paint := a.painter()
+	return func(s drill.Step) {
+		text := s.Text
+		if s.Kind == "fault" {
+			text = paint.red(text)
+		}
+		fmt.Fprintf(a.err, "%8.2f s  %-6s  %s\n", float64(s.AtMs)/1000, s.Kind, text)
+	}
+}
+
+// drillFiles writes the report into the files that were asked for.
+func (a *app) drillFiles(rep *drill.Report, f drillFlags) error {
+	if rep == nil {
+		if f.junit != "" || f.html != "" {
+			fmt.Fprintln(a.err, "No report was written: no seed failed. A single one has a report, as --seeds 7 does.")
+		}
+		return nil
+	}
 	for _, out := range []struct {
 		path  string
 		write func(io.Writer) error
@@ -271,7 +303,15 @@ func (a *app) drillReport(rep *drill.Report, f drillFlags) error {
 			return fmt.Errorf("writing %s: %w", out.path, err)
 		}
 	}
-	var err error
+	return nil
+}
+
+// drillReport writes the report in all forms that were asked for, and turns the verdict into the exit code.
+func (a *app) drillReport(rep *drill.Report, f drillFlags) error {
+	err := a.drillFiles(rep, f)
+	if err != nil {
+		return err
+	}
 	switch a.format {
 	case "json":
 		err = a.json(rep)

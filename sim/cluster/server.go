@@ -41,6 +41,9 @@ func (s *Server) Cell() ident.CellName { return s.info.Cell }
 // Boot returns the id of the running process.
 func (s *Server) Boot() string { return s.boot }
 
+// Boots counts how often the server's process was started.
+func (s *Server) Boots() int { return s.boots }
+
 // Clock is the server's own time.
 func (s *Server) Clock() ident.Micros { return s.w.Clock(s.node) }
 
@@ -76,6 +79,7 @@ func (s *Server) run() {
 	core, err := monitor.New(s.Clock(), monitor.Config{
 		ClusterID: "sim", Server: s.ID, Info: s.info, Initial: initial, Stored: s.disk, Timing: s.w.Config.Timing,
 		Seed: s.w.Rand().Uint64(), SnapshotEvery: s.w.Config.SnapshotEvery, Canary: s.w.Config.Canary,
+		UnixMsAtZero: int64((s.w.Now() - s.Clock()) / ident.Millisecond), // wall clocks are set, whatever the speed of the servers' own
 	})
 	if err != nil {
 		s.w.Fail(fmt.Errorf("server %d does not start: %w", s.ID, err))

@@ -67,6 +67,7 @@ type link struct {
 	net     *Network // nil: the world's
 	cut     bool
 	arrival ident.Micros // of the link's latest message, for InOrder
+	held    ident.Micros // nothing arrives before
 }
 
 // World is one simulated world.
@@ -197,6 +198,7 @@ func (w *World) deliver(from, to NodeID, msg any, net *Network, l *link) {
 		at = max(at, l.arrival)
 		l.arrival = at
 	}
+	at = max(at, l.held)
 	w.push(event{at: at, kind: evMessage, from: from, to: to, msg: msg, incarnation: w.nodes[to].incarnation})
 }
 
@@ -214,6 +216,9 @@ func (w *World) SetNetwork(net Network) { w.net = net }
 
 // SetLink gives one direction of a link a behaviour of its own; nil takes it back.
 func (w *World) SetLink(from, to NodeID, net *Network) { w.link(from, to).net = net }
+
+// HoldLink lets nothing that is sent from now on arrive before a time.
+func (w *World) HoldLink(from, to NodeID, until ident.Micros) { w.link(from, to).held = until }
 
 // Cut makes both directions between a and b lose everything until Heal.
 func (w *World) Cut(a, b NodeID) { w.link(a, b).cut, w.link(b, a).cut = true, true }

@@ -28,7 +28,7 @@ var floors = map[string]int{
 	"link":    4, "vmm": 4, "payload": 4, "disk": 4, "api": 4, "config": 4, "drills": 4, "trust": 4, "audit": 4, "jail": 4,
 	"server": 5, "worker": 5,
 	"sim": 6, "tui": 6, "drill": 6, "local": 6,
-	"demo": 7, "bench": 7,
+	"demo": 7, "bench": 7, "rehearsal": 7,
 	"cmd":   8,
 	"tests": 9,
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
@@ -69,6 +71,8 @@ type Worker struct {
 // Run is the worker process: it holds the VM's part that dir/spec.json describes until serve says stop. The error is for the log and the
 // exit status; serve has been told by then.
 func Run(dir string, log zerolog.Logger) error {
+	// A part of a VM has nothing to save: SIGTERM ends it as SIGKILL would, whatever the program does with it elsewhere.
+	signal.Reset(unix.SIGTERM)
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,11 @@ type cutter struct {
 	open     map[uint64][]ident.PageNo // protected by mu; pages by cut, of those not known to be committed
 	last     int                       // protected by mu; pages in the last cut
 	sum      uint64                    // protected by mu; pages in all cuts
+	safe     uint64                    // protected by mu; the last cut known to be committed
+	arenas   []*arena                  // protected by mu
+	before   *arena                    // protected by mu; of the last cut, nil if there is none
+	found    []ident.PageNo            // protected by mu; scratch
+	sent     packed                    // protected by mu; of all cuts
 }
 
 // track begins to note the pages that are written, or ends it.
@@ -47,6 +53,7 @@ func (c *cutter) track(on bool) error {
 	c.tracking = on
 	c.dirty.on.Store(on)
 	c.open = map[uint64][]ident.PageNo{}
+	c.keep(nil)
 	c.dirty.take(func(ident.PageNo) {})
 	return c.log.Enable(on)
 }
@@ -62,6 +69,7 @@ func (w *Worker) hold(number, committed uint64, booted ident.Epoch) bool {
 			delete(c.open, n)
 		}
 	}
+	c.safe = max(c.safe, committed)
 	if number < c.held || number == 0 {
 		return false
 	}
@@ -136,41 +144,83 @@ func (p *plane) quiet(within time.Duration) bool {
 // errNotHeld says that a cut came too late: the part runs again, or is held for another one.
 var errNotHeld = errors.New("the part is not held for this cut")
 
-// cut captures this part's share of checkpoint number, at home with all output that ever left if a standby has no history yet. The part
-// must be held for it.
-func (w *Worker) cut(number uint64, members ident.PartSet, history bool) (*share, error) {
+// keep makes a the arena that the next cut is compared with. It requires mu.
+func (c *cutter) keep(a *arena) {
+	if c.before != nil {
+		c.before.done()
+	}
+	c.before = a
+}
+
+// cut captures this part's share of checkpoint number under protection seq, at home with all output that ever left if a standby has no history
+// yet. The part must be held for it. The share is ready to be sent once the returned function has packed it, which may be done while the guest
+// runs, and must be.
+func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*share, func(), error) {
 	c := &w.cutter
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.held != number || !c.tracking {
-		return nil, errNotHeld
+		return nil, nil, errNotHeld
 	}
 	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow()}}
+	for _, v := range w.vcpus {
+		origin, err := v.capture()
+		if err != nil {
+			return nil, nil, err
+		}
+		s.add(recordVCPU, uint64(v.cpu.ID()), origin)
+	}
+	if h := w.home.Load(); h != nil {
+		if err := h.addTo(s, history); err != nil {
+			return nil, nil, err
+		}
+	}
+	// Only now: finishing a vCPU's last instruction may have written memory.
 	if err := c.log.Read(c.dirty.add); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, pages := range c.open {
 		for _, page := range pages {
 			c.dirty.add(page)
 		}
 	}
-	if err := w.plane.capture(s, c.dirty); err != nil {
-		return nil, err
+	a, err := w.capture(number, seq)
+	if err != nil {
+		return nil, nil, err
 	}
-	c.open[number] = s.pages
-	c.last = len(s.pages)
-	c.sum += uint64(len(s.pages))
-	for _, v := range w.vcpus {
-		origin, err := v.capture()
-		if err != nil {
-			return nil, err
-		}
-		s.add(recordVCPU, uint64(v.cpu.ID()), origin)
+	c.open[number] = slices.Clone(a.pages)
+	c.last = len(a.pages)
+	c.sum += uint64(len(a.pages))
+	before := c.before
+	if before != nil && (before.seq != seq || before.number != c.safe || before.booted != c.bootedNow()) {
+		before = nil // not what the standbys hold now
 	}
-	if h := w.home.Load(); h != nil {
-		return s, h.addTo(s, history)
+	if before != nil {
+		before.users.Add(1)
 	}
-	return s, nil
+	a.users.Add(1)
+	c.keep(a)
+	return s, func() { w.cutter.pack(s, a, before) }, nil
+}
+
+// pack packs a share.
+func (c *cutter) pack(s *share, a, before *arena) {
+	n := s.pack(a, before)
+	s.encodeAll()
+	a.done()
+	if before != nil {
+		before.done()
+	}
+	for _, b := range s.encoded {
+		n.bytes += len(b)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sent.full += n.full
+	c.sent.zero += n.zero
+	c.sent.changed += n.changed
+	c.sent.same += n.same
+	c.sent.bytes += n.bytes
 }
 
 // addTo adds the devices and their output to home's share.
@@ -195,26 +245,12 @@ func (h *home) addTo(s *share, history bool) error {
 
 var zeroPage [ident.PageSize]byte
 
-// capture adds the pages that this part holds to s and empties the set. A page that is not here was given away: whoever has it captures it.
-func (p *plane) capture(s *share, dirty *dirtyPages) (err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	dirty.take(func(page ident.PageNo) {
-		if err == nil && p.holds(page) {
-			err = p.capturePage(s, page)
-		}
-	})
-	return err
-}
-
-// capturePage requires mu.
+// capturePage adds a page as it is now, for a full copy. It requires mu.
 func (p *plane) capturePage(s *share, page ident.PageNo) error {
 	if err := p.ram.ReadPage(page, p.page[:]); err != nil {
 		return err
 	}
-	s.pages = append(s.pages, page)
 	if bytes.Equal(p.page[:], zeroPage[:]) {
-		s.zeros++
 		s.add(recordZero, uint64(page), nil)
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -179,7 +180,7 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 // cutAndShip captures this part's share and sends it to the standbys while the guest runs on.
 func (r *replicas) cutAndShip(number uint64, members ident.PartSet, history bool) bool {
 	p, change := r.current()
-	s, err := r.w.cut(number, members, history)
+	s, pack, err := r.w.cut(number, p.Seq, members, history)
 	if errors.Is(err, errNotHeld) {
 		return false
 	}
@@ -187,26 +188,34 @@ func (r *replicas) cutAndShip(number uint64, members ident.PartSet, history bool
 		r.w.fail(err)
 		return false
 	}
-	p.Standbys.Each(func(to ident.Part) { go r.ship(s, to, p.Seq, change) })
+	go func() {
+		pack()
+		p.Standbys.Each(func(to ident.Part) { go r.ship(s, to, p.Seq, change) })
+	}()
 	return true
 }
 
-// ship sends a share to a standby, until all of it is there or the protection has changed.
-func (r *replicas) ship(s *share, to ident.Part, seq uint64, change <-chan struct{}) bool {
-	buf := make([]byte, 0, wire.DeviceBodyLimit)
-	for i := range s.chunks {
-		buf = s.encode(append(buf[:0], byte(replicaChunk)), i, i == len(s.chunks)-1)
-		for r.request(to, seq, buf) != nil {
-			select {
-			case <-change:
-				return false
-			case <-r.w.ctx.Done():
-				return false
-			case <-time.After(replicaBackoff):
+// shipAtOnce is how many chunks are on their way to a standby at the same time.
+const shipAtOnce = 4
+
+// ship sends a share to a standby, until all of it is there or the protection has changed. Chunks may arrive in any order.
+func (r *replicas) ship(s *share, to ident.Part, seq uint64, change <-chan struct{}) {
+	var next atomic.Int64
+	for range min(shipAtOnce, len(s.encoded)) {
+		go func() {
+			for i := next.Add(1) - 1; i < int64(len(s.encoded)); i = next.Add(1) - 1 {
+				for r.request(to, seq, s.encoded[i]) != nil {
+					select {
+					case <-change:
+						return
+					case <-r.w.ctx.Done():
+						return
+					case <-time.After(replicaBackoff):
+					}
+				}
 			}
-		}
+		}()
 	}
-	return true
 }
 
 // sendBase sends a full copy of what this part holds, in the background; it tells whether it is all there.
@@ -278,7 +287,6 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 			r.w.fail(err)
 			return false
 		}
-		s.pages = s.pages[:0]
 		if !flush(false) {
 			return false
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/klauspost/compress/s2"
 
@@ -26,6 +27,7 @@ const (
 	recordDevice                        // homeState
 	recordConsole                       // console bytes at an offset
 	recordOutput                        // output log bytes at an offset
+	recordDiff                          // what changed in a page since the last checkpoint, see appendDiff
 )
 
 const (
@@ -52,8 +54,8 @@ type chunkHeader struct {
 type share struct {
 	header chunkHeader
 	chunks [][]byte // records, not compressed yet
-	zeros  int
-	pages  []ident.PageNo
+
+	encoded [][]byte // the chunks as they are sent, the operation's byte first
 }
 
 // add appends a record. Longer bytes than fit a chunk are the caller's to split.
@@ -89,7 +91,9 @@ func (s *share) encodeAt(dst []byte, i, index int, last bool) []byte {
 		h.flags |= chunkLast
 	}
 	records := s.chunks[i]
-	if packed := s2.Encode(nil, records); len(packed) < len(records)*9/10 {
+	room := compressRoom.Get().(*[]byte)
+	defer compressRoom.Put(room)
+	if packed := s2.Encode(*room, records); len(packed) < len(records)*9/10 {
 		h.flags |= chunkCompressed
 		records = packed
 	}
@@ -99,6 +103,19 @@ func (s *share) encodeAt(dst []byte, i, index int, last bool) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, h.index)
 	dst = append(dst, byte(h.part), h.flags)
 	return append(dst, records...)
+}
+
+// compressRoom are buffers that any chunk's compressed form fits.
+var compressRoom = sync.Pool{New: func() any { b := make([]byte, s2.MaxEncodedLen(chunkRecordBytes)); return &b }}
+
+// encodeAll makes all chunks ready to be sent.
+func (s *share) encodeAll() {
+	for i := range s.chunks {
+		buf := make([]byte, 1, 1+chunkHeaderBytes+len(s.chunks[i]))
+		buf[0] = byte(replicaChunk)
+		s.encoded = append(s.encoded, s.encode(buf, i, i == len(s.chunks)-1))
+	}
+	s.chunks = nil
 }
 
 var errBadShare = errors.New("malformed share of a checkpoint")

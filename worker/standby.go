@@ -38,6 +38,7 @@ type standby struct {
 	output   *os.File
 	taken    bool
 	received uint64 // bytes
+	scratch  [ident.PageSize]byte
 }
 
 // cutIn is a checkpoint that is arriving.
@@ -189,7 +190,7 @@ func (s *standby) commit(number uint64) (bool, error) {
 // apply requires mu.
 func (s *standby) apply(t recordType, key uint64, b []byte, base bool) error {
 	switch t {
-	case recordPage, recordZero:
+	case recordPage, recordZero, recordDiff:
 		return s.applyPage(t, key, b, base)
 	case recordVCPU:
 		s.vcpus[ident.VCPU(key)] = append([]byte(nil), b...)
@@ -218,7 +219,16 @@ func (s *standby) applyPage(t recordType, key uint64, b []byte, base bool) error
 	if !base {
 		s.brought[key/64] |= bit
 	}
-	if t == recordZero {
+	switch t {
+	case recordDiff:
+		if err := s.ram.ReadPage(ident.PageNo(key), s.scratch[:]); err != nil {
+			return err
+		}
+		if err := patch(s.scratch[:], b); err != nil {
+			return err
+		}
+		b = s.scratch[:]
+	case recordZero:
 		return s.ram.ZeroPage(ident.PageNo(key))
 	}
 	return s.ram.WritePage(ident.PageNo(key), b)

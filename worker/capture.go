@@ -1,0 +1,125 @@
+package worker
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/ram"
+)
+
+// arena is where a cut's pages are copied while the guest stands still. Everything else that is done with them, from looking for zeros to
+// sending them, is done from here while the guest runs on. It lies outside the Go heap: a pause is no time to have memory cleared.
+//
+//	free --cut--> filled --packed, and a later cut has come--> free
+//
+// The arena of the last cut stays filled until the next one, so that a page written before both can travel as what changed in between.
+type arena struct {
+	buf   []byte
+	pages []ident.PageNo // rising; page i's contents are at buf[i*PageSize]
+	users atomic.Int32   // 0: free
+
+	number, seq uint64      // of the cut that filled it, and of the protection it was made under
+	booted      ident.Epoch // and of the guest's boot
+}
+
+// arenaSlack is how many pages more than the last cut's an arena has room for.
+const arenaSlack = 256
+
+func (a *arena) page(i int) []byte { return a.buf[i<<ident.PageShift : (i+1)<<ident.PageShift] }
+
+// take returns a free arena of the pool with room for n pages. Growing one costs time, so room is made ahead, while the guest runs.
+func (c *cutter) take(n int) (*arena, error) {
+	for _, a := range c.arenas {
+		if a.users.Load() != 0 {
+			continue
+		}
+		a.users.Store(1)
+		if err := a.grow(n); err != nil {
+			a.users.Store(0)
+			return nil, err
+		}
+		a.pages = a.pages[:0]
+		return a, nil
+	}
+	a := &arena{}
+	a.users.Store(1)
+	if err := a.grow(n); err != nil {
+		return nil, err
+	}
+	c.arenas = append(c.arenas, a)
+	return a, nil
+}
+
+func (a *arena) grow(n int) error {
+	if len(a.buf) >= n<<ident.PageShift {
+		return nil
+	}
+	if a.buf != nil {
+		_ = unix.Munmap(a.buf)
+		a.buf = nil
+	}
+	var err error
+	a.buf, err = ram.Scratch((n + n/4 + arenaSlack) << ident.PageShift)
+	return err
+}
+
+func (a *arena) done() { a.users.Add(-1) }
+
+// copyApart is how many pages are worth another thread to copy them.
+const copyApart = 512
+
+// fill copies the arena's pages out of guest memory, on as many CPUs as that is worth: the vCPUs leave theirs free.
+func (a *arena) fill(memory *ram.RAM) error {
+	n := len(a.pages)
+	threads := min(runtime.NumCPU(), 4, 1+n/copyApart)
+	if threads == 1 {
+		return memory.CopyPages(a.buf, a.pages)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, threads)
+	for t := range threads {
+		from, to := n*t/threads, n*(t+1)/threads
+		work := func() { errs[t] = memory.CopyPages(a.buf[from<<ident.PageShift:], a.pages[from:to]) }
+		if t == threads-1 {
+			work()
+			break
+		}
+		wg.Go(work)
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// capture copies the pages that this part holds to an arena and empties the set. A page that is not here was given away: whoever has it
+// captures it. It requires the cutter's mu.
+func (w *Worker) capture(number, seq uint64) (*arena, error) {
+	c, p := &w.cutter, w.plane
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.found = c.found[:0]
+	c.dirty.take(func(page ident.PageNo) {
+		if p.holds(page) {
+			c.found = append(c.found, page)
+		}
+	})
+	a, err := c.take(len(c.found))
+	if err != nil {
+		return nil, err
+	}
+	a.number, a.seq, a.booted = number, seq, c.bootedNow()
+	a.pages = append(a.pages, c.found...)
+	if err := a.fill(p.ram); err != nil {
+		a.done()
+		return nil, err
+	}
+	return a, nil
+}

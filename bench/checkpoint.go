@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"time"
 
@@ -42,6 +41,8 @@ type CheckpointReport struct {
 	SlowdownPercent map[string]Slowdown `json:"slowdown_percent"` // by rate: "5", "10", "20", "40"
 	PauseUs         float64             `json:"pause_us"`         // of a cut that finds no dirty page, fitted
 	PausePerPageUs  float64             `json:"pause_per_page_us"`
+	PauseMedianUs   float64             `json:"pause_median_us"` // at 20 checkpoints a second
+	PauseP99Us      float64             `json:"pause_p99_us"`
 }
 
 // Slowdown is by how many percent each guest was slower than unprotected.
@@ -57,12 +58,15 @@ type RateFigure struct {
 	Lock          float64 `json:"lock_slowdown_percent"`
 	MadePerSecond float64 `json:"made_per_second"` // while dirty ran
 	PauseUs       float64 `json:"pause_us"`        // mean
-	DirtyPages    float64 `json:"dirty_pages"`     // mean of a cut
+	PauseMedianUs float64 `json:"pause_median_us"` // while dirty ran
+	PauseP99Us    float64 `json:"pause_p99_us"`
+	DirtyPages    float64 `json:"dirty_pages"` // mean of a cut
+	CutBytes      float64 `json:"cut_bytes"`   // mean of a cut, on the wire to one standby
 }
 
 const (
 	checkpointMemory = 64 * ident.MiB
-	lockRounds       = 150000
+	lockRounds       = 500000
 )
 
 // checkpointRates are what is measured, in checkpoints a second; 0 is unprotected.
@@ -72,6 +76,8 @@ var checkpointRates = []int{0, 5, 10, 20, 40}
 type costs struct {
 	speed             float64 // pages written, or rounds, a second
 	made, pause, page float64
+	median, p99       float64 // of the pauses
+	bytes             float64
 	took              time.Duration
 }
 
@@ -123,21 +129,31 @@ func median(all []costs, of func(costs) float64) float64 {
 	for _, c := range all {
 		v = append(v, of(c))
 	}
-	slices.Sort(v)
-	return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
+	return middle(v)
+}
+
+// slower is by how many percent a rate's runs were slower than the unprotected ones of the same rounds: the median over the rounds.
+func slower(all map[int][]costs, rate int) float64 {
+	var v []float64
+	for i, c := range all[rate] {
+		v = append(v, 100*(1-quotient(c.speed, all[0][i].speed)))
+	}
+	return round3(middle(v))
 }
 
 func (r *CheckpointReport) fill(dirty, lock map[int][]costs, big []costs) {
-	speed, pause, pages := func(c costs) float64 { return c.speed }, func(c costs) float64 { return c.pause }, func(c costs) float64 { return c.page }
-	slower := func(all map[int][]costs, rate int) float64 {
-		return round3(100 * (1 - quotient(median(all[rate], speed), median(all[0], speed))))
-	}
+	pause, pages := func(c costs) float64 { return c.pause }, func(c costs) float64 { return c.page }
 	for _, rate := range checkpointRates[1:] {
 		f := RateFigure{PerSecond: rate, Dirty: slower(dirty, rate), Lock: slower(lock, rate), PauseUs: round3(median(dirty[rate], pause)),
-			DirtyPages: round3(median(dirty[rate], pages)), MadePerSecond: round3(median(dirty[rate], func(c costs) float64 { return c.made / c.took.Seconds() }))}
+			PauseMedianUs: round3(median(dirty[rate], func(c costs) float64 { return c.median })),
+			PauseP99Us:    round3(median(dirty[rate], func(c costs) float64 { return c.p99 })),
+			CutBytes:      round3(median(dirty[rate], func(c costs) float64 { return c.bytes })),
+			DirtyPages:    round3(median(dirty[rate], pages)), MadePerSecond: round3(median(dirty[rate], func(c costs) float64 { return c.made / c.took.Seconds() }))}
 		r.Rates = append(r.Rates, f)
 		r.SlowdownPercent[strconv.Itoa(rate)] = Slowdown{Dirty: f.Dirty, Lock: f.Lock}
 	}
+	r.PauseMedianUs = round3(median(dirty[20], func(c costs) float64 { return c.median }))
+	r.PauseP99Us = round3(median(dirty[20], func(c costs) float64 { return c.p99 }))
 	// Two points make the line: cuts with few dirty pages and cuts with many, at the same rate.
 	few := dirty[10]
 	r.PausePerPageUs = quotient(median(big, pause)-median(few, pause), median(big, pages)-median(few, pages))
@@ -192,6 +208,8 @@ func (c *cluster) costs(ctx context.Context, payload, args string, rate int, vcp
 	out.made = float64(last["checkpoints.made"])
 	out.pause = quotient(float64(last["checkpoints.pause_micros_sum"]), out.made)
 	out.page = quotient(float64(last["checkpoints.dirty_pages_sum"]), out.made)
+	out.median, out.p99 = float64(last["checkpoints.pause_median_micros"]), float64(last["checkpoints.pause_p99_micros"])
+	out.bytes = quotient(float64(last["checkpoints.share_bytes_sum"]), out.made)
 	out.speed = lockRounds / out.took.Seconds()
 	if payload == "dirty" {
 		var console bytes.Buffer

@@ -122,6 +122,7 @@ func workerCounters(s *wire.WorkerStats) *api.WorkerCounters {
 		ResidentBytes: uint64(s.ResidentBytes), VcpuExits: s.VCPUExits, RunMicros: uint64(s.RunMicros),
 		Checkpoints: s.Checkpoints, CheckpointPauseMicros: uint64(s.CutMicros), CheckpointEveryMicros: uint64(s.EveryMicros),
 		CheckpointLagMicros: uint64(s.LagMicros), HeldBytes: s.HeldBytes, DirtyPages: s.DirtyPages, SyncPermille: uint32(s.SyncPermille),
+		Shares: checkpointMessage(s),
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // Status implements api.CellvisorServer. It answers without a quorum.
@@ -91,6 +92,17 @@ func (v *service) addLocal(out *api.VM, vm *cells.VM) {
 				out.ConsoleBytes, out.OutputRecords = v.logLengths(vm)
 			}
 		}
+	}
+}
+
+// checkpointMessage is what protection does, nil if there is none.
+func checkpointMessage(c *wire.WorkerStats) *api.CheckpointCounters {
+	if c.DirtyPagesSum == 0 && c.Checkpoints == 0 {
+		return nil
+	}
+	return &api.CheckpointCounters{
+		PauseMedianMicros: uint64(c.CutMedian), PauseP99Micros: uint64(c.CutP99), SafeAfterMicros: uint64(c.SafeAfter), Pages: c.DirtyPagesSum,
+		PagesWhole: c.PagesWhole, PagesChanged: c.PagesChanged, PagesZero: c.PagesZero, PagesSame: c.PagesSame, Bytes: c.ShareBytesSum,
 	}
 }
 

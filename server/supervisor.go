@@ -375,6 +375,9 @@ func (s *supervisor) addStats(out map[string]uint64) {
 			out["checkpoints.dirty_pages_sum"] += c.DirtyPagesSum
 			out["checkpoints.every_micros"] = max(out["checkpoints.every_micros"], uint64(c.EveryMicros))
 			out["checkpoints.held_bytes"] += c.HeldBytes
+			out["checkpoints.pause_median_micros"] = max(out["checkpoints.pause_median_micros"], uint64(c.CutMedian))
+			out["checkpoints.pause_p99_micros"] = max(out["checkpoints.pause_p99_micros"], uint64(c.CutP99))
+			out["checkpoints.share_bytes_sum"] += c.ShareBytesSum
 			out["vcpus.exits"] += c.VCPUExits
 			out["vcpus.run_micros"] += uint64(c.RunMicros)
 		}

@@ -219,6 +219,14 @@ type WorkerStats struct {
 	DirtyPagesSum uint64       `json:"dirty_pages_sum,omitempty"`   // of all checkpoints, at this part
 	HeldBytes     uint64       `json:"held_bytes,omitempty"`        // output that waits for a checkpoint to be safe
 	LagMicros     ident.Micros `json:"lag_micros,omitempty"`        // since the cut of the last checkpoint that all standbys hold
+	CutMedian     ident.Micros `json:"cut_median_micros,omitempty"` // of the pauses of the last few hundred cuts
+	CutP99        ident.Micros `json:"cut_p99_micros,omitempty"`
+	SafeAfter     ident.Micros `json:"safe_after_micros,omitempty"` // from the last cut until all standbys had it
+	PagesWhole    uint64       `json:"pages_whole,omitempty"`       // of DirtyPagesSum
+	PagesChanged  uint64       `json:"pages_changed,omitempty"`
+	PagesZero     uint64       `json:"pages_zero,omitempty"`
+	PagesSame     uint64       `json:"pages_same,omitempty"`
+	ShareBytesSum uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
 
 	RunMicros ident.Micros `json:"run_micros"` // summed over vCPUs
 }

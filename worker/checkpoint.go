@@ -1,18 +1,13 @@
 package worker
 
 import (
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/recovery"
 	"github.com/cellvisor/cellvisor/wire"
-)
-
-// Bounds of the adaptive time between cuts, and the share of the VM's time that cuts may take.
-const (
-	cutEveryMin     = 20 * time.Millisecond
-	cutEveryMax     = 200 * time.Millisecond
-	cutShareInverse = 20 // a pause of p is followed by at least 20p of running; other costs of protection are about as large
 )
 
 // checkpoints is what home knows of the VM's checkpoints; the numbers rise over all protections.
@@ -21,10 +16,12 @@ type checkpoints struct {
 	number    uint64        // of the last cut
 	committed uint64        // the last one that all standbys hold
 	made      uint64        // cuts that all standbys hold
-	pause     time.Duration // of the last cut
 	pauses    time.Duration // of all cuts
-	usual     time.Duration // pause of a cut of late: a moving average
+	recent    [512]time.Duration
+	cuts      uint64        // the last pause is recent[(cuts-1) % len]
+	pace      recovery.Pace // what cuts cost of late
 	every     time.Duration // between the last two
+	lag       time.Duration // from the last cut until all standbys had it
 	at        time.Time
 	safeAt    time.Time // when the last one that all standbys hold was cut
 }
@@ -252,7 +249,7 @@ func (l *loop) cut(history bool) (number uint64, cut outputCut, ok bool) {
 	}
 	// A member whose hold has timed out meanwhile may have run between another's capture and its own: then this is no cut.
 	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaRelease, number) }) && ok
-	r.w.checkpoints.paused(time.Since(began))
+	r.w.checkpoints.paused(time.Since(began), r.w.cutter.lastPages()*l.members.Len())
 	return number, cut, ok
 }
 
@@ -267,14 +264,28 @@ func (c *checkpoints) begin() (number, committed uint64) {
 	return c.number, c.committed
 }
 
-func (c *checkpoints) paused(d time.Duration) {
+// paused notes the pause of a cut. Members write about alike, so home's pages stand for theirs.
+func (c *checkpoints) paused(d time.Duration, pages int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pause = d
+	c.recent[c.cuts%uint64(len(c.recent))] = d
+	c.cuts++
 	c.pauses += d
-	if c.usual += (d - c.usual) / 8; c.usual < d/8 {
-		c.usual = d / 8
+	c.pace.Cut(ident.Micros(d.Microseconds()), uint64(pages))
+}
+
+// usualPauses returns the last pause, and the median and the 99th percentile of the last few hundred.
+func (c *checkpoints) usualPauses() (last, median, p99 ident.Micros) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(c.cuts, uint64(len(c.recent)))
+	if n == 0 {
+		return 0, 0, 0
 	}
+	us := func(d time.Duration) ident.Micros { return ident.Micros(d.Microseconds()) }
+	sorted := slices.Clone(c.recent[:n])
+	slices.Sort(sorted)
+	return us(c.recent[(c.cuts-1)%uint64(len(c.recent))]), us(sorted[n/2]), us(sorted[(99*n-1)/100])
 }
 
 func (c *checkpoints) commit(number uint64) {
@@ -283,6 +294,7 @@ func (c *checkpoints) commit(number uint64) {
 	c.committed = max(c.committed, number)
 	c.safeAt = c.at
 	c.made++
+	c.lag = time.Since(c.at)
 }
 
 func (c *checkpoints) last() uint64 {
@@ -297,7 +309,7 @@ func (c *checkpoints) next(fixed time.Duration) time.Duration {
 	defer c.mu.Unlock()
 	every := fixed
 	if every == 0 {
-		every = min(max(c.usual*cutShareInverse, cutEveryMin), cutEveryMax)
+		every = time.Duration(c.pace.Every()) * time.Microsecond
 	}
 	return max(0, time.Until(c.at.Add(every)))
 }

@@ -152,6 +152,13 @@ func (c *cutter) keep(a *arena) {
 	c.before = a
 }
 
+// lastPages is how many pages this part's last share had.
+func (c *cutter) lastPages() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
+}
+
 // cut captures this part's share of checkpoint number under protection seq, at home with all output that ever left if a standby has no history
 // yet. The part must be held for it. The share is ready to be sent once the returned function has packed it, which may be done while the guest
 // runs, and must be.

@@ -36,6 +36,9 @@ func (w *Worker) stats() *wire.WorkerStats {
 func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 	w.cutter.mu.Lock()
 	s.DirtyPages, s.DirtyPagesSum = uint64(w.cutter.last), w.cutter.sum
+	sent := w.cutter.sent
+	s.PagesWhole, s.PagesChanged, s.PagesZero, s.PagesSame = uint64(sent.full), uint64(sent.changed), uint64(sent.zero), uint64(sent.same)
+	s.ShareBytesSum = uint64(sent.bytes)
 	w.cutter.mu.Unlock()
 	if w.replica != nil {
 		w.replica.mu.Lock()
@@ -48,10 +51,11 @@ func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 	}
 	s.HeldBytes = h.heldBytes()
 	c := &w.checkpoints
+	s.CutMicros, s.CutMedian, s.CutP99 = c.usualPauses()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.Checkpoints, s.CutMicros, s.CutMicrosSum = c.made, ident.Micros(c.pause.Microseconds()), ident.Micros(c.pauses.Microseconds())
-	s.EveryMicros = ident.Micros(c.every.Microseconds())
+	s.Checkpoints, s.CutMicrosSum = c.made, ident.Micros(c.pauses.Microseconds())
+	s.EveryMicros, s.SafeAfter = ident.Micros(c.every.Microseconds()), ident.Micros(c.lag.Microseconds())
 	if !c.safeAt.IsZero() {
 		s.LagMicros = ident.Micros(time.Since(c.safeAt).Microseconds())
 	}

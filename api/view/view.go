@@ -129,6 +129,52 @@ type VM struct {
 	StartedAt     *time.Time `json:"started_at"`
 	EndedAt       *time.Time `json:"ended_at"`
 	Registers     string     `json:"registers,omitempty"`
+
+	Checkpoints *Checkpoints `json:"checkpoints,omitempty"`
+}
+
+// Checkpoints is what a VM's protection does, over all its members.
+type Checkpoints struct {
+	Made          uint64 `json:"made"`
+	EveryUs       uint64 `json:"every_us"`
+	PauseUs       uint64 `json:"pause_us"`
+	PauseMedianUs uint64 `json:"pause_median_us"`
+	PauseP99Us    uint64 `json:"pause_p99_us"`
+	SafeAfterUs   uint64 `json:"safe_after_us"`
+	LagUs         uint64 `json:"lag_us"`
+	HeldBytes     uint64 `json:"held_bytes"`
+	Pages         uint64 `json:"pages"`
+	PagesWhole    uint64 `json:"pages_whole"`
+	PagesChanged  uint64 `json:"pages_changed"`
+	PagesZero     uint64 `json:"pages_zero"`
+	PagesSame     uint64 `json:"pages_same"`
+	Bytes         uint64 `json:"bytes"`
+}
+
+// OfCheckpoints adds up what the members of a VM count; nil if none does.
+func OfCheckpoints(v *api.VM) *Checkpoints {
+	var out *Checkpoints
+	for _, w := range v.GetWorkers() {
+		c := w.GetCounters().GetShares()
+		if c == nil {
+			continue
+		}
+		if out == nil {
+			out = &Checkpoints{}
+		}
+		if home := w.GetCounters(); w.GetServer() == v.GetHome() {
+			out.Made, out.EveryUs, out.PauseUs = home.GetCheckpoints(), home.GetCheckpointEveryMicros(), home.GetCheckpointPauseMicros()
+			out.LagUs, out.HeldBytes = home.GetCheckpointLagMicros(), home.GetHeldBytes()
+			out.PauseMedianUs, out.PauseP99Us, out.SafeAfterUs = c.GetPauseMedianMicros(), c.GetPauseP99Micros(), c.GetSafeAfterMicros()
+		}
+		out.Pages += c.GetPages()
+		out.PagesWhole += c.GetPagesWhole()
+		out.PagesChanged += c.GetPagesChanged()
+		out.PagesZero += c.GetPagesZero()
+		out.PagesSame += c.GetPagesSame()
+		out.Bytes += c.GetBytes()
+	}
+	return out
 }
 
 // Worker is an entry of a VM's workers.
@@ -168,6 +214,7 @@ func OfVM(v *api.VM) VM {
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
 		Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
+		Checkpoints: OfCheckpoints(v),
 	}
 	if out.Protection == "" {
 		out.Protection = "none"

@@ -114,10 +114,11 @@ func (a *app) printCheckpoint(r bench.CheckpointReport) error {
 		return a.json(r)
 	}
 	fmt.Fprintf(a.out, "%s, %d CPUs, Linux %s, load before %.2f; %d rounds\n\n", r.Host.CPU, r.Host.CPUs, r.Host.Kernel, r.Host.LoadBefore, r.Settings.Rounds)
-	lines := [][]string{{"CHECKPOINTS/s", "DIRTY slower", "LOCK slower", "MADE/s", "PAUSE us", "DIRTY PAGES"}}
+	lines := [][]string{{"CHECKPOINTS/s", "DIRTY slower", "LOCK slower", "MADE/s", "PAUSE us median", "p99", "DIRTY PAGES", "BYTES"}}
 	for _, p := range r.Rates {
 		lines = append(lines, []string{fmt.Sprint(p.PerSecond), fmt.Sprintf("%.1f%%", p.Dirty), fmt.Sprintf("%.1f%%", p.Lock),
-			fmt.Sprintf("%.1f", p.MadePerSecond), fmt.Sprintf("%.0f", p.PauseUs), fmt.Sprintf("%.0f", p.DirtyPages)})
+			fmt.Sprintf("%.1f", p.MadePerSecond), fmt.Sprintf("%.0f", p.PauseMedianUs), fmt.Sprintf("%.0f", p.PauseP99Us), fmt.Sprintf("%.0f", p.DirtyPages),
+			fmt.Sprintf("%.0f", p.CutBytes)})
 	}
 	a.table(lines)
 	_, err := fmt.Fprintf(a.out, "\na cut pauses the guest for %.0f us plus %.2f us a dirty page\n", r.PauseUs, r.PausePerPageUs)

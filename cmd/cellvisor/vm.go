@@ -146,6 +146,7 @@ func (a *app) printVM(v *api.VM) error {
 		"protect", view.OfVM(v).Protect,
 		"protection", view.OfVM(v).Protection,
 		"restarts", fmt.Sprintf("%d; %s", v.GetRestarts(), crashRule(v)),
+		"checkpoints", checkpointsLine(v),
 		"ID, epoch", fmt.Sprintf("%d, %d", v.GetId(), v.GetEpoch()),
 		"console", fmt.Sprintf("%d bytes", v.GetConsoleBytes()),
 		"output", fmt.Sprintf("%d records", v.GetOutputRecords()),
@@ -164,6 +165,21 @@ func (a *app) printVM(v *api.VM) error {
 	}
 	a.table(lines)
 	return nil
+}
+
+// checkpointsLine says what protection does, "" if there is none.
+func checkpointsLine(v *api.VM) string {
+	c := view.OfCheckpoints(v)
+	if c == nil || c.Made == 0 {
+		return ""
+	}
+	chosen := "adaptive"
+	if v.GetCheckpointMs() > 0 {
+		chosen = "as asked for"
+	}
+	ms := func(us uint64) string { return fmt.Sprintf("%.1f ms", float64(us)/1000) }
+	return fmt.Sprintf("%d, every %s (%s); pause %s, median %s, p99 %s; safe after %s; %d pages and %s each; output held back: %d bytes",
+		c.Made, ms(c.EveryUs), chosen, ms(c.PauseUs), ms(c.PauseMedianUs), ms(c.PauseP99Us), ms(c.SafeAfterUs), c.Pages/c.Made, human(c.Bytes/c.Made), c.HeldBytes)
 }
 
 func workerLine(v *api.VM, w *api.Worker) []string {

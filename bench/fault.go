@@ -8,13 +8,15 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/local"
 )
 
 // FaultSettings say how the fault benchmark runs.
 type FaultSettings struct {
-	Pages  int `json:"pages"`  // touched in each series by each measuring vCPU
-	Rounds int `json:"rounds"` // of everything; samples are pooled
-	VCPUs  int `json:"vcpus"`  // that measure at once in the second half
+	Pages  int  `json:"pages"`       // touched in each series by each measuring vCPU
+	Rounds int  `json:"rounds"`      // of everything; samples are pooled
+	VCPUs  int  `json:"vcpus"`       // that measure at once in the second half
+	Plain  bool `json:"plain_pages"` // page traffic is not encrypted
 }
 
 // Bounds of FaultSettings.
@@ -85,7 +87,7 @@ func Fault(ctx context.Context, exe string, set FaultSettings, say func(string))
 	}
 	defer e.stop()
 	say("starting a cluster of four cells")
-	c, err := startCluster(ctx, exe, 4, slots, 512*ident.MiB)
+	c, err := startShape(ctx, exe, local.Shape{Cells: 4, PerCell: 1, Slots: slots, Memory: 512 * ident.MiB, PlainPages: set.Plain})
 	if err != nil {
 		return rep, err
 	}

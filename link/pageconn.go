@@ -33,6 +33,7 @@ type pageConn struct {
 	ticks  int            // heartbeat's: ticks without a frame
 	silent bool           // heartbeat's: reported as silent
 
+	sealer *sealer     // protected by outMu; nil: not encrypted
 	outMu  ThreadMutex // held over a send, by threads that serve pages
 	killed error       // protected by outMu; why, nil while established
 	queue  [][]byte    // protected by outMu; bytes that wait for the socket, in order; the writer works on the first
@@ -96,6 +97,10 @@ func (c *pageConn) readLoop() error {
 	start, end := 0, 0
 	for {
 		n, err := c.sock.read(buf[end:])
+		if malformed(err) {
+			c.plane.count.badFrames.Add(1)
+			return c.bad(err)
+		}
 		if err != nil {
 			return err
 		}
@@ -187,7 +192,10 @@ func (c *pageConn) send(buf []byte) bool {
 		return false
 	}
 	sent, err := 0, error(nil)
-	if c.queued == 0 {
+	if c.sealer != nil {
+		buf, err = c.sealer.seal(buf)
+	}
+	if err == nil && c.queued == 0 {
 		sent, err = c.sock.trySend(buf)
 	}
 	if err == nil && sent < len(buf) {

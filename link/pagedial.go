@@ -86,10 +86,13 @@ func (p *Pages) dial(m *member) (*pageConn, error) {
 		return nil, err
 	}
 	endWatch := context.AfterFunc(ctx, func() { conn.Close() })
+	var keys *session
 	wrapped, err := wrapConn(p.cfg.Wrap, conn, true)
 	if err == nil {
-		hs := wire.NewHandshake(p.identity(), p.cfg.Secret, newNonce())
-		_, err = offer(wrapped, pageHello{}, hs, hs.Hello(m.server, m.part), deadline)
+		keys, err = p.greet(true, func(hs *wire.Handshake) error {
+			_, err := offer(wrapped, pageHello{}, hs, hs.Hello(m.server, m.part), deadline)
+			return err
+		})
 	}
 	if !endWatch() && err == nil {
 		err = context.Cause(ctx)
@@ -98,7 +101,21 @@ func (p *Pages) dial(m *member) (*pageConn, error) {
 		wrapped.Close()
 		return nil, err
 	}
-	return p.install(m, conn, wrapped)
+	return p.install(m, conn, wrapped, keys)
+}
+
+// greet runs one side of a handshake and returns the keys of the connection, nil if it is not encrypted.
+func (p *Pages) greet(dialer bool, shake func(*wire.Handshake) error) (*session, error) {
+	own, nonce, err := newEphemeral()
+	if err != nil {
+		return nil, err
+	}
+	hs := wire.NewHandshake(p.identity(), p.cfg.Secret, nonce)
+	hs.Seal = p.cfg.Seal
+	if err := shake(hs); err != nil {
+		return nil, err
+	}
+	return own.session(hs, dialer)
 }
 
 func (p *Pages) identity() wire.Identity {
@@ -166,17 +183,20 @@ func (p *Pages) accept(conn net.Conn) {
 	defer p.leaveFresh(conn)
 	deadline := time.Now().Add(p.cfg.HandshakeTimeout)
 	var m *member
+	var keys *session
 	wrapped, err := wrapConn(p.cfg.Wrap, conn, false)
 	if err == nil {
-		hs := wire.NewHandshake(p.identity(), p.cfg.Secret, newNonce())
-		_, err = admit(wrapped, pageHello{}, hs, deadline, func(who wire.Identity) error {
-			var err error
-			m, err = p.mayEnter(who, deadline)
+		keys, err = p.greet(false, func(hs *wire.Handshake) error {
+			_, err := admit(wrapped, pageHello{}, hs, deadline, func(who wire.Identity) error {
+				var err error
+				m, err = p.mayEnter(who, deadline)
+				return err
+			})
 			return err
 		})
 	}
 	if err == nil {
-		_, err = p.install(m, conn, wrapped)
+		_, err = p.install(m, conn, wrapped, keys)
 	}
 	if err != nil {
 		wrapped.Close()
@@ -217,7 +237,7 @@ func (p *Pages) mayEnter(who wire.Identity, deadline time.Time) (*member, error)
 }
 
 // install makes an established connection the one to its member, in place of an older one, and starts to serve it.
-func (p *Pages) install(m *member, conn, wrapped net.Conn) (*pageConn, error) {
+func (p *Pages) install(m *member, conn, wrapped net.Conn, keys *session) (*pageConn, error) {
 	var sock socket = wrappedSocket{wrapped}
 	if wrapped == conn {
 		raw, err := detach(conn)
@@ -227,6 +247,9 @@ func (p *Pages) install(m *member, conn, wrapped net.Conn) (*pageConn, error) {
 		sock = raw
 	}
 	c := newPageConn(p, m, sock)
+	if keys != nil {
+		c.sock, c.sealer = newSealedSocket(sock, keys.in), &sealer{key: keys.out}
+	}
 	for {
 		p.mu.Lock()
 		old := p.conns[m.part].Load()

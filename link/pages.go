@@ -47,6 +47,9 @@ type PagesConfig struct {
 	ListenHost string // "127.0.0.1"; the port is the kernel's choice
 	Handler    PagesHandler
 
+	// Seal says that frames are encrypted (see seal.go); they are if either side of a connection says so.
+	Seal bool
+
 	// Wrap, if set, takes a fresh connection, before the handshake, to put encryption around it. Frames then go through what it
 	// returns, not through the bare socket, at the price of the direct path's speed.
 	Wrap func(conn net.Conn, dialer bool) (net.Conn, error)

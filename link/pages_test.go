@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -133,7 +134,7 @@ type world struct {
 func testConfig(part int, h PagesHandler) PagesConfig {
 	return PagesConfig{
 		ClusterID: "test-cluster", VM: 7, Self: ident.Part(part), Server: ident.ServerID(100 + part), Secret: []byte("secret of VM 7"),
-		ListenHost: "127.0.0.1", Handler: h,
+		ListenHost: "127.0.0.1", Handler: h, Seal: part == 0 && os.Getenv("BENCH_SEAL") != "off", // so that there are connections of both kinds
 	}
 }
 

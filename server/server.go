@@ -109,6 +109,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.workers.prepare, s.workers.report = s.preparePayload, s.report
+	s.workers.seal = s.cfg.PageEncryption
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
 	stored, err := s.store.Load()
 	if err != nil {

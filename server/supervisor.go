@@ -48,6 +48,7 @@ type supervisor struct {
 	dir        string   // <data>/workers
 	command    []string // run as `command... worker --dir DIR`
 	listenHost string
+	seal       bool                                                                          // page traffic is encrypted
 	idleSleep  bool                                                                          // see wire.WorkerSpec
 	prepare    func(ctx context.Context, start monitor.StartWorker) (path string, err error) // brings the payload here
 	report     func(monitor.Event)                                                           // blocks until the loop takes it or has ended

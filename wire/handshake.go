@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -21,6 +22,9 @@ import (
 //
 // At any step the acceptor may answer Refuse{reason} and close. Each MAC is HMAC-SHA256 under the secret over the step's name and all
 // messages before it, so that none can be replayed into another connection, or reflected to its sender.
+//
+// The nonces of the page plane are X25519 public keys made for this one connection. If either side says Sealed, what follows the handshake is
+// encrypted under keys from TrafficSecrets: who records it can read it neither now nor once the secret is known.
 
 // HelloStep is a message's place in the handshake.
 type HelloStep uint8
@@ -75,6 +79,7 @@ type Hello struct {
 	ToPart   ident.Part     // page plane
 	Nonce    Nonce
 	MAC      [macBytes]byte
+	Sealed   bool   // the sender wants what follows the handshake to be encrypted
 	Reason   string // of a Refuse
 }
 
@@ -84,7 +89,7 @@ func AppendHello(dst []byte, h *Hello) []byte {
 		panic("wire: cluster id of an impossible length")
 	}
 	reason := h.Reason[:min(len(h.Reason), reasonLimit)]
-	dst = append(dst, byte(h.Step), byte(h.From.Plane), byte(h.From.Part), byte(h.ToPart), byte(len(h.From.Cluster)), byte(len(reason)), 0, 0)
+	dst = append(dst, byte(h.Step), byte(h.From.Plane), byte(h.From.Part), byte(h.ToPart), byte(len(h.From.Cluster)), byte(len(reason)), flag(h.Sealed), 0)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.From.Server))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.ToServer))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.From.VM))
@@ -93,6 +98,13 @@ func AppendHello(dst []byte, h *Hello) []byte {
 	dst = append(dst, h.MAC[:]...)
 	dst = append(dst, h.From.Cluster...)
 	return append(dst, reason...)
+}
+
+func flag(on bool) byte {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // ParseHello decodes a handshake message.
@@ -111,6 +123,7 @@ func ParseHello(src []byte) (Hello, error) {
 		},
 		ToPart:   ident.Part(src[3]),
 		ToServer: ident.ServerID(binary.LittleEndian.Uint64(src[16:])),
+		Sealed:   src[6] == 1,
 	}
 	idBytes, reasonBytes := int(src[4]), int(src[5])
 	switch {
@@ -120,7 +133,7 @@ func ParseHello(src []byte) (Hello, error) {
 		return Hello{}, fmt.Errorf("wire: handshake for unknown plane %d: %w", src[1], ErrBadFrame)
 	case h.From.Part >= ident.MaxParts || h.ToPart >= ident.MaxParts:
 		return Hello{}, fmt.Errorf("wire: handshake from part %d to %d: %w", src[2], src[3], ErrBadFrame)
-	case idBytes < 1 || idBytes > ClusterIDLimit || reasonBytes > reasonLimit || src[6] != 0 || src[7] != 0:
+	case idBytes < 1 || idBytes > ClusterIDLimit || reasonBytes > reasonLimit || src[6] > 1 || src[7] != 0:
 		return Hello{}, fmt.Errorf("wire: handshake message with impossible lengths: %w", ErrBadFrame)
 	case len(src) != helloFixed+idBytes+reasonBytes:
 		return Hello{}, fmt.Errorf("wire: handshake message of %d bytes, its lengths say %d: %w", len(src), helloFixed+idBytes+reasonBytes, ErrBadFrame)
@@ -141,10 +154,14 @@ var (
 // Handshake is the state of one side. It is pure: the caller moves the messages, and brings the nonce. Each method is one step, called
 // once, in the order drawn above; an error ends the handshake.
 type Handshake struct {
+	Seal bool // this side wants what follows to be encrypted; set before the first step
+
 	self       Identity
 	secret     []byte
 	nonce      Nonce
 	transcript []byte // all messages so far, MACs included
+	peer       Nonce  // the other side's
+	peerSeal   bool   // the other side wants encryption
 }
 
 // NewHandshake starts a handshake of self. The secret is not copied.
@@ -154,7 +171,7 @@ func NewHandshake(self Identity, secret []byte, nonce Nonce) *Handshake {
 
 // Hello is the dialer's first message, to the given peer (server 0: whoever it is).
 func (h *Handshake) Hello(toServer ident.ServerID, toPart ident.Part) Hello {
-	m := Hello{Step: StepHello, From: h.self, ToServer: toServer, ToPart: toPart, Nonce: h.nonce}
+	m := Hello{Step: StepHello, From: h.self, ToServer: toServer, ToPart: toPart, Nonce: h.nonce, Sealed: h.Seal}
 	h.note(&m)
 	return m
 }
@@ -173,7 +190,8 @@ func (h *Handshake) Challenge(hello *Hello) (Hello, error) {
 			hello.ToServer, hello.ToPart, h.self.Server, h.self.Part, ErrHandshake)
 	}
 	h.note(hello)
-	m := Hello{Step: StepChallenge, From: h.self, ToServer: hello.From.Server, ToPart: hello.From.Part, Nonce: h.nonce}
+	h.peer, h.peerSeal = hello.Nonce, hello.Sealed
+	m := Hello{Step: StepChallenge, From: h.self, ToServer: hello.From.Server, ToPart: hello.From.Part, Nonce: h.nonce, Sealed: h.Seal}
 	h.seal(&m)
 	return m, nil
 }
@@ -186,6 +204,7 @@ func (h *Handshake) Proof(challenge *Hello) (Hello, error) {
 	if err := h.sameWorld(&challenge.From); err != nil {
 		return Hello{}, err
 	}
+	h.peer, h.peerSeal = challenge.Nonce, challenge.Sealed
 	m := Hello{Step: StepProof, From: h.self, ToServer: challenge.From.Server, ToPart: challenge.From.Part, Nonce: h.nonce}
 	h.seal(&m)
 	return m, nil
@@ -203,6 +222,28 @@ func (h *Handshake) Accept(proof *Hello) (Hello, error) {
 
 // Accepted checks the acceptor's last message.
 func (h *Handshake) Accepted(accept *Hello) error { return h.check(accept, StepAccept) }
+
+// Sealed tells whether what follows the handshake is encrypted: if either side wants it. Both know, and nobody between them can change it:
+// it is under the MACs.
+func (h *Handshake) Sealed() bool { return h.Seal || h.peerSeal }
+
+// Peer is the other side's nonce, its public key on the page plane.
+func (h *Handshake) Peer() Nonce { return h.peer }
+
+// TrafficSecretBytes is the size of a traffic secret.
+const TrafficSecretBytes = sha256.Size
+
+// TrafficSecrets are what the keys of the two directions come from, once the handshake is over: what the dialer sends, and what the acceptor
+// sends. They depend on the secret, on what the two sides agreed on by their public keys, and on every byte of the handshake.
+func (h *Handshake) TrafficSecrets(agreed []byte) (dialer, acceptor []byte, err error) {
+	ikm := append(append([]byte(nil), h.secret...), agreed...)
+	salt := sha256.Sum256(h.transcript)
+	both, err := hkdf.Key(sha256.New, ikm, salt[:], "cellvisor pages 1", 2*TrafficSecretBytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("wire: keys of a connection: %w", err)
+	}
+	return both[:TrafficSecretBytes], both[TrafficSecretBytes:], nil
+}
 
 // Refuse is the acceptor's way out at any step.
 func (h *Handshake) Refuse(reason string) Hello {

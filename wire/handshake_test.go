@@ -160,6 +160,38 @@ func drawHello(t *rapid.T) Hello {
 	return h
 }
 
+// Encryption is on if either side wants it, both know the same keys, and whoever removes the wish on the way breaks the handshake.
+func TestTrafficSecrets(t *testing.T) {
+	d, a := identities()
+	for _, c := range []struct{ dialer, acceptor bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+		dialer, acceptor := NewHandshake(d, []byte("s"), Nonce{1}), NewHandshake(a, []byte("s"), Nonce{2})
+		dialer.Seal, acceptor.Seal = c.dialer, c.acceptor
+		if err := shake(dialer, acceptor, a, func(*Hello) {}); err != nil {
+			t.Fatal(err)
+		}
+		if want := c.dialer || c.acceptor; dialer.Sealed() != want || acceptor.Sealed() != want {
+			t.Errorf("%+v: sealed %v and %v", c, dialer.Sealed(), acceptor.Sealed())
+		}
+		d1, a1, err1 := dialer.TrafficSecrets([]byte("agreed"))
+		d2, a2, err2 := acceptor.TrafficSecrets([]byte("agreed"))
+		if err1 != nil || err2 != nil || !bytes.Equal(d1, d2) || !bytes.Equal(a1, a2) || bytes.Equal(d1, a1) {
+			t.Errorf("%+v: secrets %x %x %x %x", c, d1, a1, d2, a2)
+		}
+		if other, _, _ := dialer.TrafficSecrets([]byte("different")); bytes.Equal(other, d1) {
+			t.Error("what was agreed on does not count")
+		}
+		if dialer.Peer() != (Nonce{2}) || acceptor.Peer() != (Nonce{1}) {
+			t.Error("nonces")
+		}
+		dialer, acceptor = NewHandshake(d, []byte("s"), Nonce{1}), NewHandshake(a, []byte("s"), Nonce{2})
+		dialer.Seal, acceptor.Seal = c.dialer, c.acceptor
+		err := shake(dialer, acceptor, a, func(h *Hello) { h.Sealed = false })
+		if (c.dialer || c.acceptor) && !errors.Is(err, ErrHandshake) {
+			t.Errorf("%+v: the wish was removed on the way: %v", c, err)
+		}
+	}
+}
+
 func TestHelloRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := drawHello(t)

@@ -35,6 +35,7 @@ type WorkerSpec struct {
 	ListenHost  string            `json:"listen_host"`          // host part of the page-plane address, "127.0.0.1"
 	Secret      string            `json:"secret"`               // of this VM, hex: both sides of a page-plane connection prove that they know it
 	IdleSleep   bool              `json:"idle_sleep,omitempty"` // let idle CPUs sleep while pages travel
+	Seal        bool              `json:"seal,omitempty"`       // page traffic of this part is encrypted
 	Standby     bool              `json:"standby,omitempty"`    // holds a replica of the VM and runs nothing until it has to take over
 	Options     map[string]string `json:"options,omitempty"`
 }

@@ -176,7 +176,7 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	w.plane = p
 	p.core = mem.New(w.memConfig())
 	p.pages, err = link.ListenPages(link.PagesConfig{
-		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret,
+		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret, Seal: w.spec.Seal,
 		ListenHost: w.spec.ListenHost, Handler: handler{w},
 		Logf: func(format string, args ...any) { w.log.Debug().Msgf(format, args...) },
 	})

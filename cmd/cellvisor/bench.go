@@ -51,6 +51,7 @@ measured in the same run: a fault in a VM on one server, plus a raw request with
 	}
 	cmd.Flags().IntVar(&set.Pages, "pages", 1000, "pages that each measuring vCPU touches in each series")
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 3, "repetitions of everything")
+	cmd.Flags().BoolVar(&set.Plain, "plain-pages", false, "do not encrypt page traffic, to see what that costs")
 	cmd.Flags().IntVar(&set.VCPUs, "vcpus", 4, "vCPUs that measure at once in the series with many")
 	return cmd
 }

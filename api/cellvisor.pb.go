@@ -399,6 +399,8 @@ const (
 	OperationKind_OPERATION_KIND_DRAIN OperationKind = 2
 	// Drained servers take VMs again.
 	OperationKind_OPERATION_KIND_RESTORE OperationKind = 3
+	// VMs move so that the load is even.
+	OperationKind_OPERATION_KIND_BALANCE OperationKind = 4
 )
 
 // Enum value maps for OperationKind.
@@ -408,12 +410,14 @@ var (
 		1: "OPERATION_KIND_MIGRATE",
 		2: "OPERATION_KIND_DRAIN",
 		3: "OPERATION_KIND_RESTORE",
+		4: "OPERATION_KIND_BALANCE",
 	}
 	OperationKind_value = map[string]int32{
 		"OPERATION_KIND_UNSPECIFIED": 0,
 		"OPERATION_KIND_MIGRATE":     1,
 		"OPERATION_KIND_DRAIN":       2,
 		"OPERATION_KIND_RESTORE":     3,
+		"OPERATION_KIND_BALANCE":     4,
 	}
 )
 
@@ -1249,6 +1253,8 @@ type VMSpec struct {
 	RebootOnCrash *bool `protobuf:"varint,11,opt,name=reboot_on_crash,json=rebootOnCrash,proto3,oneof" json:"reboot_on_crash,omitempty"`
 	// End the VM as FAILED at the crash that is this many in a row, each within 10 s of its boot. 0 means no limit; not set means 3.
 	CrashLimit *uint32 `protobuf:"varint,12,opt,name=crash_limit,json=crashLimit,proto3,oneof" json:"crash_limit,omitempty"`
+	// Share of time on the slots beside other VMs, 1 to 10,000; not given: 100. The vCPUs of a VM of weight 200 run twice as long as those of one of 100.
+	Weight *int32 `protobuf:"varint,21,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
 	// Settings for tests and measurements, by name. Not part of the compatibility promise.
 	Options       map[string]string `protobuf:"bytes,15,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -1376,6 +1382,13 @@ func (x *VMSpec) GetRebootOnCrash() bool {
 func (x *VMSpec) GetCrashLimit() uint32 {
 	if x != nil && x.CrashLimit != nil {
 		return *x.CrashLimit
+	}
+	return 0
+}
+
+func (x *VMSpec) GetWeight() int32 {
+	if x != nil && x.Weight != nil {
+		return *x.Weight
 	}
 	return 0
 }
@@ -1833,6 +1846,7 @@ type VM struct {
 	Restarts      uint64 `protobuf:"varint,26,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	RebootOnCrash bool   `protobuf:"varint,27,opt,name=reboot_on_crash,json=rebootOnCrash,proto3" json:"reboot_on_crash,omitempty"`
 	CrashLimit    uint32 `protobuf:"varint,28,opt,name=crash_limit,json=crashLimit,proto3" json:"crash_limit,omitempty"`
+	Weight        uint32 `protobuf:"varint,41,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2059,6 +2073,13 @@ func (x *VM) GetRebootOnCrash() bool {
 func (x *VM) GetCrashLimit() uint32 {
 	if x != nil {
 		return x.CrashLimit
+	}
+	return 0
+}
+
+func (x *VM) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
 	}
 	return 0
 }
@@ -5088,13 +5109,16 @@ type Operation struct {
 	State   OperationState   `protobuf:"varint,4,opt,name=state,proto3,enum=cellvisor.v1.OperationState" json:"state,omitempty"`
 	Steps   []*OperationStep `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
 	// What it waits for, or why it ended as it did.
-	Note          string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
-	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
-	By            string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	DeadlineAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deadline_at,json=deadlineAt,proto3" json:"deadline_at,omitempty"`
-	MaxParallel   uint32                 `protobuf:"varint,12,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	Note        string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
+	Reason      string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	By          string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
+	StartedAt   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	DeadlineAt  *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deadline_at,json=deadlineAt,proto3" json:"deadline_at,omitempty"`
+	MaxParallel uint32                 `protobuf:"varint,12,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
+	// Of a balance: how uneven the load was, and will be when all steps are done; 0 is even. In thousandths of a vCPU.
+	ScoreBefore   uint64 `protobuf:"varint,21,opt,name=score_before,json=scoreBefore,proto3" json:"score_before,omitempty"`
+	ScoreAfter    uint64 `protobuf:"varint,22,opt,name=score_after,json=scoreAfter,proto3" json:"score_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5213,11 +5237,25 @@ func (x *Operation) GetMaxParallel() uint32 {
 	return 0
 }
 
+func (x *Operation) GetScoreBefore() uint64 {
+	if x != nil {
+		return x.ScoreBefore
+	}
+	return 0
+}
+
+func (x *Operation) GetScoreAfter() uint64 {
+	if x != nil {
+		return x.ScoreAfter
+	}
+	return 0
+}
+
 type OperationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "move" (of a running part) or "standby" (of a replica).
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// "waiting", "copying", "switching", "resuming", "done", "failed".
+	// "waiting", "copying", "switching", "resuming", "done", "failed", "skipped" (a move of a balance that is no longer possible).
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	Vm    string `protobuf:"bytes,3,opt,name=vm,proto3" json:"vm,omitempty"`
 	From  string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
@@ -5228,8 +5266,10 @@ type OperationStep struct {
 	// For so long the VM stood still.
 	DownMicros uint64 `protobuf:"varint,7,opt,name=down_micros,json=downMicros,proto3" json:"down_micros,omitempty"`
 	// How often it came to nothing.
-	Tries         uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
-	Note          string `protobuf:"bytes,9,opt,name=note,proto3" json:"note,omitempty"`
+	Tries uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
+	Note  string `protobuf:"bytes,9,opt,name=note,proto3" json:"note,omitempty"`
+	// Why the balancer wants it.
+	Reason        string `protobuf:"bytes,21,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5323,6 +5363,13 @@ func (x *OperationStep) GetTries() uint32 {
 func (x *OperationStep) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *OperationStep) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -5697,6 +5744,226 @@ func (x *SafeToStopResponse) GetDependents() []string {
 	return nil
 }
 
+type BalanceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "off", "suggest" or "auto"; "" only asks.
+	Mode          string `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalanceRequest) Reset() {
+	*x = BalanceRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalanceRequest) ProtoMessage() {}
+
+func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
+func (*BalanceRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *BalanceRequest) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+type BalanceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mode  string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	// How uneven the load is; 0 is even. In thousandths of a vCPU.
+	Score uint64 `protobuf:"varint,2,opt,name=score,proto3" json:"score,omitempty"`
+	// Servers that take VMs, by cell and name.
+	Servers []*ServerLoad `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	// Server at the root of the load tree.
+	Root string `protobuf:"bytes,4,opt,name=root,proto3" json:"root,omitempty"`
+	// Levels of the load tree.
+	Depth         uint32 `protobuf:"varint,5,opt,name=depth,proto3" json:"depth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BalanceResponse) Reset() {
+	*x = BalanceResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BalanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BalanceResponse) ProtoMessage() {}
+
+func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
+func (*BalanceResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *BalanceResponse) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *BalanceResponse) GetScore() uint64 {
+	if x != nil {
+		return x.Score
+	}
+	return 0
+}
+
+func (x *BalanceResponse) GetServers() []*ServerLoad {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *BalanceResponse) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *BalanceResponse) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+type ServerLoad struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Cell   string                 `protobuf:"bytes,2,opt,name=cell,proto3" json:"cell,omitempty"`
+	Slots  uint32                 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	// vCPUs placed there, and how many of them have work.
+	Vcpus uint32 `protobuf:"varint,4,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	Busy  uint32 `protobuf:"varint,5,opt,name=busy,proto3" json:"busy,omitempty"`
+	// Takes no parts: cordoned.
+	Cordoned bool `protobuf:"varint,6,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	// Its parent in the load tree; empty at the root.
+	Parent        string `protobuf:"bytes,7,opt,name=parent,proto3" json:"parent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerLoad) Reset() {
+	*x = ServerLoad{}
+	mi := &file_api_cellvisor_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerLoad) ProtoMessage() {}
+
+func (x *ServerLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
+func (*ServerLoad) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ServerLoad) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ServerLoad) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *ServerLoad) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *ServerLoad) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *ServerLoad) GetBusy() uint32 {
+	if x != nil {
+		return x.Busy
+	}
+	return 0
+}
+
+func (x *ServerLoad) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+func (x *ServerLoad) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
 var File_api_cellvisor_proto protoreflect.FileDescriptor
 
 const file_api_cellvisor_proto_rawDesc = "" +
@@ -5764,7 +6031,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x11memory_used_bytes\x18\b \x01(\x04R\x0fmemoryUsedBytes\x12\x1a\n" +
 	"\bcordoned\x18\t \x01(\bR\bcordoned\x12\x10\n" +
 	"\x03vms\x18\n" +
-	" \x01(\rR\x03vms\"\xb3\x04\n" +
+	" \x01(\rR\x03vms\"\xdb\x04\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\abuiltin\x18\x02 \x01(\tH\x00R\abuiltin\x12/\n" +
@@ -5779,14 +6046,16 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	" \x01(\rR\fcheckpointMs\x12+\n" +
 	"\x0freboot_on_crash\x18\v \x01(\bH\x01R\rrebootOnCrash\x88\x01\x01\x12$\n" +
 	"\vcrash_limit\x18\f \x01(\rH\x02R\n" +
-	"crashLimit\x88\x01\x01\x12;\n" +
+	"crashLimit\x88\x01\x01\x12\x1b\n" +
+	"\x06weight\x18\x15 \x01(\x05H\x03R\x06weight\x88\x01\x01\x12;\n" +
 	"\aoptions\x18\x0f \x03(\v2!.cellvisor.v1.VMSpec.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
 	"\apayloadB\x12\n" +
 	"\x10_reboot_on_crashB\x0e\n" +
-	"\f_crash_limit\"D\n" +
+	"\f_crash_limitB\t\n" +
+	"\a_weight\"D\n" +
 	"\vPayloadFile\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x16\n" +
@@ -5807,7 +6076,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fResetVMResponse\x12 \n" +
 	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xa3\a\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xbb\a\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -5845,7 +6114,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\brestarts\x18\x1a \x01(\x04R\brestarts\x12&\n" +
 	"\x0freboot_on_crash\x18\x1b \x01(\bR\rrebootOnCrash\x12\x1f\n" +
 	"\vcrash_limit\x18\x1c \x01(\rR\n" +
-	"crashLimit\"\xaa\x02\n" +
+	"crashLimit\x12\x16\n" +
+	"\x06weight\x18) \x01(\rR\x06weight\"\xaa\x02\n" +
 	"\x06Worker\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\rR\x04part\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x10\n" +
@@ -6081,7 +6351,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x02by\x18\f \x01(\tR\x02by\x12\x17\n" +
 	"\adry_run\x18\r \x01(\bR\x06dryRun\"O\n" +
 	"\x16StartOperationResponse\x125\n" +
-	"\toperation\x18\x01 \x01(\v2\x17.cellvisor.v1.OperationR\toperation\"\xdb\x03\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.cellvisor.v1.OperationR\toperation\"\x9f\x04\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12/\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1b.cellvisor.v1.OperationKindR\x04kind\x12\x18\n" +
@@ -6097,7 +6367,10 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12;\n" +
 	"\vdeadline_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"deadlineAt\x12!\n" +
-	"\fmax_parallel\x18\f \x01(\rR\vmaxParallel\"\xce\x01\n" +
+	"\fmax_parallel\x18\f \x01(\rR\vmaxParallel\x12!\n" +
+	"\fscore_before\x18\x15 \x01(\x04R\vscoreBefore\x12\x1f\n" +
+	"\vscore_after\x18\x16 \x01(\x04R\n" +
+	"scoreAfter\"\xe6\x01\n" +
 	"\rOperationStep\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x0e\n" +
@@ -6108,7 +6381,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\vdown_micros\x18\a \x01(\x04R\n" +
 	"downMicros\x12\x14\n" +
 	"\x05tries\x18\b \x01(\rR\x05tries\x12\x12\n" +
-	"\x04note\x18\t \x01(\tR\x04note\"\x17\n" +
+	"\x04note\x18\t \x01(\tR\x04note\x12\x16\n" +
+	"\x06reason\x18\x15 \x01(\tR\x06reason\"\x17\n" +
 	"\x15ListOperationsRequest\"Q\n" +
 	"\x16ListOperationsResponse\x127\n" +
 	"\n" +
@@ -6130,7 +6404,24 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04safe\x18\x01 \x01(\bR\x04safe\x12\x1e\n" +
 	"\n" +
 	"dependents\x18\x02 \x03(\tR\n" +
-	"dependents*Z\n" +
+	"dependents\"$\n" +
+	"\x0eBalanceRequest\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\"\x99\x01\n" +
+	"\x0fBalanceResponse\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x14\n" +
+	"\x05score\x18\x02 \x01(\x04R\x05score\x122\n" +
+	"\aservers\x18\x03 \x03(\v2\x18.cellvisor.v1.ServerLoadR\aservers\x12\x12\n" +
+	"\x04root\x18\x04 \x01(\tR\x04root\x12\x14\n" +
+	"\x05depth\x18\x05 \x01(\rR\x05depth\"\xac\x01\n" +
+	"\n" +
+	"ServerLoad\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
+	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x14\n" +
+	"\x05slots\x18\x03 \x01(\rR\x05slots\x12\x14\n" +
+	"\x05vcpus\x18\x04 \x01(\rR\x05vcpus\x12\x12\n" +
+	"\x04busy\x18\x05 \x01(\rR\x04busy\x12\x1a\n" +
+	"\bcordoned\x18\x06 \x01(\bR\bcordoned\x12\x16\n" +
+	"\x06parent\x18\a \x01(\tR\x06parent*Z\n" +
 	"\n" +
 	"ServerRole\x12\x1b\n" +
 	"\x17SERVER_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -6164,18 +6455,19 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x10FAULT_KIND_SHAPE\x10\x02\x12\x18\n" +
 	"\x14FAULT_KIND_DISK_FULL\x10\x03\x12\x19\n" +
 	"\x15FAULT_KIND_DISK_ERROR\x10\x04\x12\x14\n" +
-	"\x10FAULT_KIND_WEDGE\x10\x05*\x81\x01\n" +
+	"\x10FAULT_KIND_WEDGE\x10\x05*\x9d\x01\n" +
 	"\rOperationKind\x12\x1e\n" +
 	"\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16OPERATION_KIND_MIGRATE\x10\x01\x12\x18\n" +
 	"\x14OPERATION_KIND_DRAIN\x10\x02\x12\x1a\n" +
-	"\x16OPERATION_KIND_RESTORE\x10\x03*\xa3\x01\n" +
+	"\x16OPERATION_KIND_RESTORE\x10\x03\x12\x1a\n" +
+	"\x16OPERATION_KIND_BALANCE\x10\x04*\xa3\x01\n" +
 	"\x0eOperationState\x12\x1f\n" +
 	"\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x042\xd1\x11\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\x99\x12\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -6192,7 +6484,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0eStartOperation\x12#.cellvisor.v1.StartOperationRequest\x1a$.cellvisor.v1.StartOperationResponse\x12[\n" +
 	"\x0eListOperations\x12#.cellvisor.v1.ListOperationsRequest\x1a$.cellvisor.v1.ListOperationsResponse\x12U\n" +
 	"\fGetOperation\x12!.cellvisor.v1.GetOperationRequest\x1a\".cellvisor.v1.GetOperationResponse\x12^\n" +
-	"\x0fCancelOperation\x12$.cellvisor.v1.CancelOperationRequest\x1a%.cellvisor.v1.CancelOperationResponse\x12O\n" +
+	"\x0fCancelOperation\x12$.cellvisor.v1.CancelOperationRequest\x1a%.cellvisor.v1.CancelOperationResponse\x12F\n" +
+	"\aBalance\x12\x1c.cellvisor.v1.BalanceRequest\x1a\x1d.cellvisor.v1.BalanceResponse\x12O\n" +
 	"\n" +
 	"SafeToStop\x12\x1f.cellvisor.v1.SafeToStopRequest\x1a .cellvisor.v1.SafeToStopResponse\x12N\n" +
 	"\tConsoleVM\x12\x1e.cellvisor.v1.ConsoleVMRequest\x1a\x1f.cellvisor.v1.ConsoleVMResponse0\x01\x12K\n" +
@@ -6223,7 +6516,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -6307,10 +6600,13 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*CancelOperationResponse)(nil), // 79: cellvisor.v1.CancelOperationResponse
 	(*SafeToStopRequest)(nil),       // 80: cellvisor.v1.SafeToStopRequest
 	(*SafeToStopResponse)(nil),      // 81: cellvisor.v1.SafeToStopResponse
-	nil,                             // 82: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 83: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 84: cellvisor.v1.DebugCountersResponse.CountersEntry
-	(*timestamppb.Timestamp)(nil),   // 85: google.protobuf.Timestamp
+	(*BalanceRequest)(nil),          // 82: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 83: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 84: cellvisor.v1.ServerLoad
+	nil,                             // 85: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 86: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 87: cellvisor.v1.DebugCountersResponse.CountersEntry
+	(*timestamppb.Timestamp)(nil),   // 88: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -6321,7 +6617,7 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
 	18, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
 	4,  // 7: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	82, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	85, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	17, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
 	25, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
 	25, // 11: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
@@ -6329,9 +6625,9 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	3,  // 13: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
 	26, // 14: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,  // 15: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	85, // 16: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	85, // 17: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	85, // 18: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	88, // 16: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	88, // 17: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	88, // 18: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
 	27, // 19: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
 	28, // 20: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
 	10, // 21: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
@@ -6351,9 +6647,9 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	25, // 35: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
 	25, // 36: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
 	56, // 37: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	85, // 38: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	83, // 39: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	84, // 40: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	88, // 38: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	86, // 39: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	87, // 40: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
 	5,  // 41: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
 	61, // 42: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
 	61, // 43: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
@@ -6362,75 +6658,78 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	6,  // 46: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
 	7,  // 47: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
 	73, // 48: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	85, // 49: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	85, // 50: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	85, // 51: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	88, // 49: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	88, // 50: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	88, // 51: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
 	72, // 52: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
 	72, // 53: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
 	72, // 54: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	9,  // 55: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11, // 56: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14, // 57: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	19, // 58: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	40, // 59: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	42, // 60: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	44, // 61: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	46, // 62: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	20, // 63: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	22, // 64: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	48, // 65: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	68, // 66: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	70, // 67: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	74, // 68: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	76, // 69: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	78, // 70: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	80, // 71: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	50, // 72: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	52, // 73: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	54, // 74: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	29, // 75: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	31, // 76: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	34, // 77: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	37, // 78: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	57, // 79: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	59, // 80: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	62, // 81: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	64, // 82: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	66, // 83: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10, // 84: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12, // 85: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15, // 86: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	24, // 87: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	41, // 88: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	43, // 89: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	45, // 90: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	47, // 91: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	21, // 92: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	23, // 93: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	49, // 94: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	69, // 95: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	71, // 96: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	75, // 97: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	77, // 98: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	79, // 99: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	81, // 100: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	51, // 101: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	53, // 102: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	55, // 103: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	30, // 104: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	32, // 105: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	35, // 106: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	38, // 107: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	58, // 108: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	60, // 109: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	63, // 110: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	65, // 111: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	67, // 112: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	84, // [84:113] is the sub-list for method output_type
-	55, // [55:84] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	84, // 55: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,  // 56: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11, // 57: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14, // 58: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	19, // 59: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	40, // 60: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	42, // 61: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	44, // 62: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	46, // 63: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	20, // 64: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	22, // 65: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	48, // 66: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	68, // 67: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	70, // 68: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	74, // 69: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	76, // 70: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	78, // 71: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	82, // 72: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	80, // 73: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	50, // 74: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	52, // 75: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	54, // 76: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	29, // 77: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	31, // 78: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	34, // 79: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	37, // 80: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	57, // 81: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	59, // 82: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	62, // 83: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	64, // 84: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	66, // 85: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10, // 86: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12, // 87: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15, // 88: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	24, // 89: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	41, // 90: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	43, // 91: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	45, // 92: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	47, // 93: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	21, // 94: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	23, // 95: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	49, // 96: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	69, // 97: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	71, // 98: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	75, // 99: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	77, // 100: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	79, // 101: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	83, // 102: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	81, // 103: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	51, // 104: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	53, // 105: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	55, // 106: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	30, // 107: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	32, // 108: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	35, // 109: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	38, // 110: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	58, // 111: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	60, // 112: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	63, // 113: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	65, // 114: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	67, // 115: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	86, // [86:116] is the sub-list for method output_type
+	56, // [56:86] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -6452,7 +6751,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   76,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

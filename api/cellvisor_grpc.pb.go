@@ -54,6 +54,7 @@ const (
 	Cellvisor_ListOperations_FullMethodName  = "/cellvisor.v1.Cellvisor/ListOperations"
 	Cellvisor_GetOperation_FullMethodName    = "/cellvisor.v1.Cellvisor/GetOperation"
 	Cellvisor_CancelOperation_FullMethodName = "/cellvisor.v1.Cellvisor/CancelOperation"
+	Cellvisor_Balance_FullMethodName         = "/cellvisor.v1.Cellvisor/Balance"
 	Cellvisor_SafeToStop_FullMethodName      = "/cellvisor.v1.Cellvisor/SafeToStop"
 	Cellvisor_ConsoleVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ConsoleVM"
 	Cellvisor_OutputVM_FullMethodName        = "/cellvisor.v1.Cellvisor/OutputVM"
@@ -110,6 +111,8 @@ type CellvisorClient interface {
 	GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*GetOperationResponse, error)
 	// CancelOperation ends a running operation. What it moved stays where it is.
 	CancelOperation(ctx context.Context, in *CancelOperationRequest, opts ...grpc.CallOption) (*CancelOperationResponse, error)
+	// Balance tells how the load is spread and sets who acts on it.
+	Balance(ctx context.Context, in *BalanceRequest, opts ...grpc.CallOption) (*BalanceResponse, error)
 	// SafeToStop tells whether anything would notice if cells or servers were switched off now.
 	SafeToStop(ctx context.Context, in *SafeToStopRequest, opts ...grpc.CallOption) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
@@ -313,6 +316,16 @@ func (c *cellvisorClient) CancelOperation(ctx context.Context, in *CancelOperati
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CancelOperationResponse)
 	err := c.cc.Invoke(ctx, Cellvisor_CancelOperation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) Balance(ctx context.Context, in *BalanceRequest, opts ...grpc.CallOption) (*BalanceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BalanceResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_Balance_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -535,6 +548,8 @@ type CellvisorServer interface {
 	GetOperation(context.Context, *GetOperationRequest) (*GetOperationResponse, error)
 	// CancelOperation ends a running operation. What it moved stays where it is.
 	CancelOperation(context.Context, *CancelOperationRequest) (*CancelOperationResponse, error)
+	// Balance tells how the load is spread and sets who acts on it.
+	Balance(context.Context, *BalanceRequest) (*BalanceResponse, error)
 	// SafeToStop tells whether anything would notice if cells or servers were switched off now.
 	SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
@@ -619,6 +634,9 @@ func (UnimplementedCellvisorServer) GetOperation(context.Context, *GetOperationR
 }
 func (UnimplementedCellvisorServer) CancelOperation(context.Context, *CancelOperationRequest) (*CancelOperationResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelOperation not implemented")
+}
+func (UnimplementedCellvisorServer) Balance(context.Context, *BalanceRequest) (*BalanceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Balance not implemented")
 }
 func (UnimplementedCellvisorServer) SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SafeToStop not implemented")
@@ -950,6 +968,24 @@ func _Cellvisor_CancelOperation_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_Balance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BalanceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).Balance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_Balance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).Balance(ctx, req.(*BalanceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_SafeToStop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SafeToStopRequest)
 	if err := dec(in); err != nil {
@@ -1211,6 +1247,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelOperation",
 			Handler:    _Cellvisor_CancelOperation_Handler,
+		},
+		{
+			MethodName: "Balance",
+			Handler:    _Cellvisor_Balance_Handler,
 		},
 		{
 			MethodName: "SafeToStop",

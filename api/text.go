@@ -27,7 +27,7 @@ func (r ServerRole) Word() string { return word(r.String(), "SERVER_ROLE_") }
 // Word returns the choice as it is printed: "stop", "touch".
 func (o OnLoss) Word() string { return word(o.String(), "ON_LOSS_") }
 
-// Word returns the kind as it is printed: "migrate", "drain", "restore".
+// Word returns the kind as it is printed: "migrate", "drain", "restore", "balance".
 func (k OperationKind) Word() string { return word(k.String(), "OPERATION_KIND_") }
 
 // Word returns the state as it is printed: "running", "done", "failed", "cancelled".

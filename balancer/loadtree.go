@@ -135,3 +135,25 @@ func (t *LoadTree) Check() error {
 func lessens(from, to load, k int) bool {
 	return (2*from.vcpus-k)*to.slots > (2*to.vcpus+k)*from.slots
 }
+
+// keeps tells whether moving k vCPUs leaves the loads as even as they are, or makes them more so.
+func keeps(from, to load, k int) bool {
+	return k == 0 || (2*from.vcpus-k)*to.slots >= (2*to.vcpus+k)*from.slots
+}
+
+// Score tells how uneven the loads of the open servers are, in thousandths of a vCPU: the sum of the squares of their loads over their slots, less what
+// it is when all have the same load for each slot. Every transfer of [Rebalance] lowers it, but those that bring VMs together, which leave
+// it as it is or lower it.
+func Score(servers []Server) uint64 {
+	vcpus, slots, squares := uint64(0), uint64(0), uint64(0)
+	for _, s := range usable(servers) {
+		v := uint64(max(0, s.UsedVCPUs))
+		vcpus, slots = vcpus+v, slots+uint64(s.Slots)
+		squares += v * v * 1000 / uint64(s.Slots)
+	}
+	if slots == 0 {
+		return 0
+	}
+	even := vcpus * vcpus * 1000 / slots
+	return squares - min(even, squares)
+}

@@ -14,7 +14,8 @@ type Server struct {
 	ID          ident.ServerID
 	Name        ident.ServerName
 	Cell        ident.CellName
-	Open        bool // live, not cordoned, no witness
+	Open        bool   // live, not cordoned, no witness
+	Closed      string // why it is not open, for people: "dead", "cordoned"
 	Slots       int
 	MemoryBytes ident.Bytes
 	UsedVCPUs   int         // of the VMs that are placed on it
@@ -73,7 +74,7 @@ func Place(servers []Server, req Request) ([]Part, error) {
 		return placeSpan(servers, open, req)
 	}
 	if len(open) == 0 {
-		return nil, refuse(ErrNoCapacity, "no server takes VM parts: %d known, none of them live and open", len(servers))
+		return nil, refuse(ErrNoCapacity, "no server takes VM parts: %s", whyClosed(servers))
 	}
 	for i := range open {
 		if fits(&open[i], req.VCPUs, req.MemoryBytes) {
@@ -101,6 +102,34 @@ func usable(servers []Server) []Server {
 	}
 	slices.SortFunc(open, compareLoad)
 	return open
+}
+
+// whyClosed counts servers that take no parts, by what keeps them from it.
+func whyClosed(servers []Server) string {
+	if len(servers) == 0 {
+		return "none is known"
+	}
+	var reasons []string
+	counts := map[string]int{}
+	for _, s := range servers {
+		why := s.Closed
+		switch {
+		case s.Open && s.Slots > 0:
+			continue
+		case s.Open:
+			why = "without slots"
+		case why == "":
+			why = "not live or not open"
+		}
+		if counts[why]++; counts[why] == 1 {
+			reasons = append(reasons, why)
+		}
+	}
+	slices.Sort(reasons)
+	for i, why := range reasons {
+		reasons[i] = fmt.Sprintf("%d %s", counts[why], why)
+	}
+	return fmt.Sprintf("of %d servers %s", len(servers), strings.Join(reasons, ", "))
 }
 
 // compareLoad orders by vCPUs for each slot (compared as fractions, without dividing), then by memory in use, then by name.

@@ -16,12 +16,16 @@ type Running struct {
 	Settled bool             // moved not long ago, or otherwise not to be touched
 }
 
-// RunningPart is a VM's part.
+// RunningPart is a VM's part. Those of its vCPUs that idle are no load.
 type RunningPart struct {
 	Server ident.ServerID
 	VCPUs  int
 	Bytes  ident.Bytes
+	Idle   int
 }
+
+// busy counts the vCPUs that have work.
+func (p *RunningPart) busy() int { return p.VCPUs - min(p.Idle, p.VCPUs) }
 
 // Transfer moves the vCPUs that a VM has on one server to another one. With, if not zero, is the VM whose part goes the other way.
 type Transfer struct {
@@ -38,12 +42,16 @@ const tries = 64
 
 // Rebalance is the periodic balancer: it goes down the load tree to where left and right differ by more than one vCPU and moves or swaps a part from
 // the heavy side to the light one, until nothing is left to do or there are limit transfers. A part never goes to a server that is closed, has too few slots or too
-// little memory, runs a sibling, or lies outside the VM's span; it never spreads its VM over more cells.
+// little memory, runs a sibling, or lies outside the VM's span; it never spreads its VM over more cells. At last it brings VMs together that lie in
+// several cells without need, where that costs nothing. The servers' UsedVCPUs count the vCPUs that have work.
 func Rebalance(servers []Server, vms []Running, limit int) []Transfer {
 	b := newBalance(servers, vms)
 	var out []Transfer
 	for len(out) < limit {
 		t, ok := b.next(1)
+		if !ok {
+			t, ok = b.together()
+		}
 		if !ok {
 			break
 		}
@@ -175,7 +183,7 @@ func (b *balance) pair(from, to int) (Transfer, bool) {
 	options := b.options(from, to)
 	for _, o := range options {
 		p := b.vms[o.vm].Parts[o.part]
-		if lessens(b.leaf(from), b.leaf(to), p.VCPUs) && p.Bytes <= b.servers[to].free() {
+		if lessens(b.leaf(from), b.leaf(to), p.busy()) && p.Bytes <= b.servers[to].free() {
 			return b.transfer(o, from, to, nil), true
 		}
 	}
@@ -183,7 +191,7 @@ func (b *balance) pair(from, to int) (Transfer, bool) {
 	for _, o := range options {
 		for _, w := range back {
 			p, q := b.vms[o.vm].Parts[o.part], b.vms[w.vm].Parts[w.part]
-			if net := p.VCPUs - q.VCPUs; net < 1 || !lessens(b.leaf(from), b.leaf(to), net) || o.vm == w.vm ||
+			if net := p.busy() - q.busy(); net < 1 || !lessens(b.leaf(from), b.leaf(to), net) || o.vm == w.vm ||
 				p.Bytes > b.servers[to].free()+q.Bytes || q.Bytes > b.servers[from].free()+p.Bytes {
 				continue
 			}
@@ -201,7 +209,7 @@ func (b *balance) options(from, to int) []option {
 	for _, i := range b.on[from] {
 		vm := &b.vms[i]
 		at := slices.IndexFunc(vm.Parts, func(p RunningPart) bool { return p.Server == b.servers[from].ID })
-		if vm.Settled || at < 0 || vm.Parts[at].VCPUs > target.Slots || vm.Parts[at].VCPUs < 1 ||
+		if vm.Settled || at < 0 || vm.Parts[at].VCPUs > target.Slots || vm.Parts[at].busy() < 1 ||
 			slices.ContainsFunc(vm.Parts, func(p RunningPart) bool { return p.Server == target.ID }) {
 			continue
 		}
@@ -217,7 +225,7 @@ func (b *balance) options(from, to int) []option {
 	}
 	slices.SortFunc(out, func(x, y option) int {
 		return cmp.Or(cmp.Compare(x.cells, y.cells), cmp.Compare(x.far, y.far),
-			cmp.Compare(b.vms[y.vm].Parts[y.part].VCPUs, b.vms[x.vm].Parts[x.part].VCPUs), cmp.Compare(b.vms[x.vm].VM, b.vms[y.vm].VM))
+			cmp.Compare(b.vms[y.vm].Parts[y.part].busy(), b.vms[x.vm].Parts[x.part].busy()), cmp.Compare(b.vms[x.vm].VM, b.vms[y.vm].VM))
 	})
 	return out
 }
@@ -255,11 +263,54 @@ func keepsSpan(span, before, after []ident.CellName) bool {
 	return !slices.ContainsFunc(after, outside) && len(after) >= len(before)
 }
 
+// together finds a part whose VM depends on fewer cells once it has moved, at no cost: the loads are as even then as now.
+func (b *balance) together() (Transfer, bool) {
+	for i := range b.vms {
+		vm := &b.vms[i]
+		if vm.Settled || len(vm.Parts) < 2 || len(vm.Span) > 0 {
+			continue
+		}
+		before := b.cellsOf(vm, -1, "")
+		if len(before) < 2 {
+			continue
+		}
+		for at := range vm.Parts {
+			if from, to, ok := b.joins(vm, at, before); ok {
+				t := b.transfer(option{vm: i, part: at}, from, to, nil)
+				t.Reason = fmt.Sprintf("the VM depends on %d cells, and then on one less", len(before))
+				return t, true
+			}
+		}
+	}
+	return Transfer{}, false
+}
+
+// joins finds the least loaded server in another cell of the VM that its part can move to at no cost.
+func (b *balance) joins(vm *Running, at int, cells []ident.CellName) (from, to int, ok bool) {
+	p := &vm.Parts[at]
+	from, known := b.tree.at[p.Server]
+	if !known {
+		return 0, 0, false
+	}
+	to = -1
+	for leaf := range b.servers {
+		s := &b.servers[leaf]
+		if s.Cell == b.servers[from].Cell || !slices.Contains(cells, s.Cell) || p.VCPUs > s.Slots || p.Bytes > s.free() || !keeps(b.leaf(from), b.leaf(leaf), p.busy()) ||
+			slices.ContainsFunc(vm.Parts, func(o RunningPart) bool { return o.Server == s.ID }) {
+			continue
+		}
+		if after := b.cellsOf(vm, at, s.Cell); len(after) < len(cells) && (to < 0 || b.tree.heavier(to, leaf)) {
+			to = leaf
+		}
+	}
+	return from, to, to >= 0
+}
+
 func (b *balance) transfer(o option, from, to int, w *option) Transfer {
 	f, t := &b.servers[from], &b.servers[to]
 	p := b.vms[o.vm].Parts[o.part]
 	out := Transfer{VM: b.vms[o.vm].VM, VCPUs: p.VCPUs, From: f.ID, To: t.ID}
-	out.Reason = fmt.Sprintf("%s has %d vCPUs on %d slots, %s %d on %d", f.Name, b.leaf(from).vcpus, f.Slots, t.Name, b.leaf(to).vcpus, t.Slots)
+	out.Reason = fmt.Sprintf("%s has %d busy vCPUs on %d slots, %s %d on %d", f.Name, b.leaf(from).vcpus, f.Slots, t.Name, b.leaf(to).vcpus, t.Slots)
 	if w != nil {
 		out.With, out.WithVCPUs = b.vms[w.vm].VM, b.vms[w.vm].Parts[w.part].VCPUs
 	}
@@ -288,8 +339,8 @@ func (b *balance) shift(vm ident.VMID, from, to ident.ServerID) {
 		p.Server = to
 		b.servers[f].UsedBytes -= min(p.Bytes, b.servers[f].UsedBytes)
 		b.servers[t].UsedBytes += p.Bytes
-		b.servers[f].UsedVCPUs -= p.VCPUs
-		b.servers[t].UsedVCPUs += p.VCPUs
+		b.servers[f].UsedVCPUs -= p.busy()
+		b.servers[t].UsedVCPUs += p.busy()
 	}
 	b.tree.Set(from, b.servers[f].UsedVCPUs)
 	b.tree.Set(to, b.servers[t].UsedVCPUs)

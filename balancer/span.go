@@ -40,18 +40,20 @@ func spanName(span []ident.CellName) string {
 	return strings.Join(names, ",")
 }
 
-// spanGroups returns the open servers of each cell of the span that gets vCPUs: of more cells than vCPUs, only the first ones do.
+// spanGroups returns the open servers of each cell of the span, each of which is to get a vCPU at least.
 func spanGroups(all, open []Server, req Request) ([][]Server, error) {
+	if req.VCPUs < len(req.Span) {
+		return nil, refuse(ErrInvalid, "a span of %d cells (%s) needs at least %d vCPUs, one in each; %d are asked for", len(req.Span), spanName(req.Span), len(req.Span), req.VCPUs)
+	}
 	var groups [][]Server
 	for _, cell := range req.Span {
 		g := inCell(open, cell)
 		if len(g) == 0 {
-			known := len(inCell(all, cell))
-			return nil, refuse(ErrNoCapacity, "cell %s of the span takes no VM parts: %d servers known, none of them live and open", cell, known)
+			return nil, refuse(ErrNoCapacity, "cell %s of the span takes no VM parts: %s", cell, whyClosed(inCell(all, cell)))
 		}
 		groups = append(groups, g)
 	}
-	return groups[:min(len(groups), req.VCPUs)], nil
+	return groups, nil
 }
 
 // spanCounts deals the vCPUs out over the cells, evenly, as far as their slots reach.

@@ -36,7 +36,7 @@ func Steal(self ident.ServerID, spares []Spare, gangs []Waiting) (Transfer, bool
 		}
 		for _, p := range g.Parts {
 			from := find(spares, p.Server)
-			if from == nil || from.Cell != here.Cell || p.VCPUs > here.FreeSlots || p.Bytes > here.free() || !othersRun(spares, g, p.Server) {
+			if from == nil || from.Cell != here.Cell || p.VCPUs > here.FreeSlots || p.Bytes > here.free() || !othersRun(spares, g, p.Server) || !relieves(from, here, &p) {
 				continue
 			}
 			if found && (from.Distance > distance || from.Distance == distance && g.Since >= since) {
@@ -48,6 +48,11 @@ func Steal(self ident.ServerID, spares []Spare, gangs []Waiting) (Transfer, bool
 		}
 	}
 	return best, found
+}
+
+// relieves tells whether the loads are more even once the part has moved; else the periodic balancer would move it back.
+func relieves(from, to *Spare, p *RunningPart) bool {
+	return lessens(load{vcpus: from.UsedVCPUs, slots: from.Slots}, load{vcpus: to.UsedVCPUs, slots: to.Slots}, p.busy())
 }
 
 // othersRun tells whether all parts of a gang but one have their slots free.

@@ -49,6 +49,8 @@ type Command struct {
 	VMMoved        *VMMoved        `json:"vm_moved,omitempty"`
 	VMResumed      *VMResumed      `json:"vm_resumed,omitempty"`
 	AbandonMove    *AbandonMove    `json:"abandon_move,omitempty"`
+	SetBalance     *SetBalance     `json:"set_balance,omitempty"`
+	Loads          *Loads          `json:"loads,omitempty"`
 }
 
 // ServerInfo is what a server says about itself.

@@ -202,6 +202,10 @@ func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 		return nil, f.vmMoved(c.VMMoved)
 	case c.AbandonMove != nil:
 		return nil, f.abandonMove(c.AbandonMove)
+	case c.SetBalance != nil:
+		return nil, f.setBalance(c.SetBalance)
+	case c.Loads != nil:
+		return nil, f.loads(c.Loads)
 	}
 	return nil, faultf(CodeUnknown, "command is not known here: another version of the program proposed it")
 }

@@ -55,7 +55,7 @@ func (f *FSM) endMove(vm *VM, state StepState, note string) {
 	if state == StepWaiting {
 		if s := f.step(vm.Move.Op, vm.Move.Step); s != nil {
 			if s.Tries++; s.Tries >= maxTries {
-				state = StepFailed
+				state = f.state.Operation(vm.Move.Op).givenUp()
 			}
 		}
 		f.emit(Event{Kind: EventOpStep, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s was not moved: %s", vm.Spec.Name, note),
@@ -114,6 +114,7 @@ func (f *FSM) switchVM(c *SwitchVM) *Fault {
 	f.setStep(vm, StepResuming, "")
 	vm.Move = nil
 	f.takeOver(vm, m.Image, m.Parts)
+	vm.MovedMs = f.now.UnixMs
 	vm.Moved = Moved{Op: m.Op, Step: m.Step, Epoch: vm.Epoch, CutMicros: c.CutMicros}
 	f.tendStandbys(vm)
 	return nil

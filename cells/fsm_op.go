@@ -178,7 +178,15 @@ func (f *FSM) beginStep(op *Operation, i int) {
 		f.moveStandby(s, vm)
 	default:
 		parts := []ident.Part{vm.Parts[at].Part}
-		target, fault := f.target(vm, parts, s.To, op.To)
+		to := op.To
+		if op.Kind == OpBalance {
+			to = Destination{Server: s.To}
+		}
+		target, fault := f.target(vm, parts, s.To, to)
+		if fault != nil && op.Kind == OpBalance {
+			op.putOff(i, fault.Text)
+			return
+		}
 		if fault != nil {
 			s.Note = fault.Text
 			if op.Kind != OpDrain {

@@ -16,6 +16,9 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 	if spec.Protect == "" {
 		spec.Protect = ProtectNone
 	}
+	if spec.Weight == 0 {
+		spec.Weight = DefaultWeight
+	}
 	if fault := checkSpec(&spec); fault != nil {
 		return nil, fault
 	}

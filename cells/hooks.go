@@ -72,7 +72,8 @@ type Mover interface {
 // Hooks are the decisions that siblings of this package make; the monitor connects them.
 type Hooks struct {
 	Placer    Placer
-	Mover     Mover // nil: nothing can be moved
+	Mover     Mover    // nil: nothing can be moved
+	Balancer  Balancer // nil: nothing can be balanced
 	Container Container
 	Canary    string // plants a bug for tests of the simulator; "" in production
 }

@@ -17,6 +17,7 @@ const (
 	OpMigrate OpKind = "migrate" // parts of one VM go elsewhere
 	OpDrain   OpKind = "drain"   // nothing depends on some servers any more
 	OpRestore OpKind = "restore" // servers take VMs again, and get some back
+	OpBalance OpKind = "balance" // the load is made even
 )
 
 // OpState is where an operation is in its life. The strings are shown to users.
@@ -50,9 +51,10 @@ const (
 	StepResuming  StepState = "resuming"  // the target takes over
 	StepDone      StepState = "done"
 	StepFailed    StepState = "failed"
+	StepSkipped   StepState = "skipped" // of a balance: the move was no longer possible
 )
 
-func (s StepState) over() bool { return s == StepDone || s == StepFailed }
+func (s StepState) over() bool { return s == StepDone || s == StepFailed || s == StepSkipped }
 
 // busy tells whether the step is under way.
 func (s StepState) busy() bool { return !s.over() && s != StepWaiting }
@@ -71,6 +73,8 @@ type OpStep struct {
 	Down     ident.Micros     `json:"down,omitempty"`  // for so long the VM stood still
 	Tries    int              `json:"tries,omitempty"` // that came to nothing
 	Note     string           `json:"note,omitempty"`  // why it waits, was taken again, or failed
+
+	Reason string `json:"reason,omitempty"` // why the balancer wants it
 }
 
 // OnDeadline says what becomes of a drain that is not done at its deadline.
@@ -113,6 +117,9 @@ type Operation struct {
 	OnDeadline  OnDeadline       `json:"on_deadline,omitempty"`
 	MaxParallel int              `json:"max_parallel"`
 	To          Destination      `json:"to"`
+
+	ScoreBefore uint64 `json:"score_before,omitempty"` // of a balance: how uneven the load was, and is to be
+	ScoreAfter  uint64 `json:"score_after,omitempty"`
 }
 
 func (o *Operation) clone() Operation {
@@ -192,6 +199,11 @@ type StartOperation struct {
 	Return      Return             `json:"return,omitempty"` // "" means none
 	Reason      string             `json:"reason,omitempty"`
 	By          string             `json:"by,omitempty"`
+
+	// Of a balance:
+	Idle           bool  `json:"idle,omitempty"`             // only take waiting work to free slots of its cell
+	SettledSinceMs int64 `json:"settled_since_ms,omitempty"` // VMs that were moved since then (Unix time) stay; 0: none
+	MaxMoves       int   `json:"max_moves,omitempty"`        // 0 means MaxBalanceMoves
 }
 
 // EndOperation ends a running operation: an operator cancels it, or (Expired) the leader says that its deadline has passed.

@@ -34,6 +34,8 @@ func PlanOperation(st *State, hooks Hooks, c *StartOperation) (*Operation, *Faul
 		return planMigrate(st, hooks, c, op, named)
 	case OpDrain:
 		return planDrain(st, hooks, c, op, named)
+	case OpBalance:
+		return planBalance(st, hooks, c, op)
 	case OpRestore:
 		return planRestore(st, hooks, c, op, named)
 	}

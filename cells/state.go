@@ -130,6 +130,7 @@ type VMSpec struct {
 	// RebootOnCrash restarts the guest in place when it crashes, until CrashLimit crashes in a row came within CrashWindow of their boot; 0 is no limit.
 	RebootOnCrash bool `json:"reboot_on_crash,omitempty"`
 	CrashLimit    int  `json:"crash_limit,omitempty"`
+	Weight        int  `json:"weight,omitempty"` // share of time on the slots; 0 means DefaultWeight
 
 	// Options are settings for tests and measurements, passed to the workers as they are.
 	Options map[string]string `json:"options,omitempty"`
@@ -150,6 +151,7 @@ type VMPart struct {
 	Gone        bool              `json:"gone,omitempty"`         // its server was excluded; the VM goes on without it (on-loss touch)
 	Standby     bool              `json:"standby,omitempty"`      // holds a replica and runs nothing
 	ReplicaAddr string            `json:"replica_addr,omitempty"` // replica plane, once ready
+	Idle        int               `json:"idle,omitempty"`         // of its vCPUs, so many idle, on average of late
 	Holds       bool              `json:"holds,omitempty"`        // of a standby: home lets no output leave before this one has the checkpoint after it
 }
 
@@ -183,6 +185,8 @@ type VM struct {
 
 	Move  *Move `json:"move,omitempty"` // the move that is under way
 	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
+
+	MovedMs int64 `json:"moved_ms,omitempty"` // Unix time of that one, milliseconds
 }
 
 // Cells lists the cells that the VM depends on, sorted.
@@ -242,6 +246,8 @@ const (
 	EventVMRemoved      EventKind = "vm-removed"
 	EventRecoveryStages EventKind = "recovery-stages"
 	EventVotersChanged  EventKind = "voters-changed"
+	EventBalanceMode    EventKind = "balance-mode"
+	EventBalanceSuggest EventKind = "balance-suggested" // the load is uneven, and what could be done
 	EventOpStarted      EventKind = "op-started"
 	EventOpStep         EventKind = "op-step" // one of its steps could not be taken, or has to be taken again
 	EventOpDone         EventKind = "op-done"
@@ -275,6 +281,7 @@ type State struct {
 	NextSeq   uint64   `json:"next_seq"`
 
 	Operations []Operation `json:"operations,omitempty"` // by rising ID
+	Balance    BalanceMode `json:"balance,omitempty"`    // "" means off
 }
 
 // Server returns the server with this ID, or nil.

@@ -15,6 +15,9 @@ const (
 	MaxVCPUs    = 1024
 	MaxArgBytes = 4096
 	MaxOptions  = 16
+
+	DefaultWeight = 100 // of a VM's share of time on the slots
+	MaxWeight     = 10_000
 )
 
 // CheckName tells whether a name of a server, cell or VM is well formed: 1 to 63 letters, digits, dashes, dots and underscores, the first
@@ -76,6 +79,8 @@ func checkSpec(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: a payload file needs its SHA-256 as 64 hex digits and the server that holds it", spec.Name)
 	case len(spec.Builtin) > 63 || len(spec.Args) > MaxArgBytes || len(spec.Restart) > 32:
 		return faultf(CodeInvalid, "vm %s: arguments of %d bytes; at most %d are allowed", spec.Name, len(spec.Args), MaxArgBytes)
+	case spec.Weight < 1 || spec.Weight > MaxWeight:
+		return faultf(CodeInvalid, "vm %s: weight %d; 1 to %d are allowed, and %d is usual", spec.Name, spec.Weight, MaxWeight, DefaultWeight)
 	case strings.ContainsRune(spec.Args, 0):
 		return faultf(CodeInvalid, "vm %s: arguments contain a NUL", spec.Name)
 	case spec.CrashLimit < 0 || spec.CrashLimit > MaxCrashLimit:

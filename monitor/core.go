@@ -44,6 +44,7 @@ type Core struct {
 	suspects   []suspect // by server
 	excluding  *exclusion
 	moves      []moveWatch // as leader
+	balance    balanceWatch
 
 	workers     []*worker // by VM
 	knownVMs    []ident.VMID
@@ -72,7 +73,7 @@ func New(now ident.Micros, cfg Config) (*Core, error) {
 	}
 	rep, err := cells.NewReplica(now, cells.ReplicaConfig{
 		ID: cfg.Server, ClusterID: cfg.ClusterID, Initial: cfg.Initial, Stored: cfg.Stored, Timing: cfg.Timing, Seed: cfg.Seed,
-		SnapshotEvery: cfg.SnapshotEvery, Hooks: cells.Hooks{Placer: placer{}, Mover: mover{}, Container: container{}, Canary: cfg.Canary},
+		SnapshotEvery: cfg.SnapshotEvery, Hooks: hooksWith(cfg.Canary),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("monitor: server %d: %w", cfg.Server, err)

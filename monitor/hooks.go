@@ -56,6 +56,14 @@ func serversForPlacement(st *cells.State) []balancer.Server {
 			ID: s.ID, Name: s.Name, Cell: s.Cell, Slots: s.Slots, MemoryBytes: s.MemoryBytes,
 			Open: s.State == cells.ServerLive && !s.Cordoned && s.Role == cells.RoleServer,
 		}
+		switch {
+		case s.Role == cells.RoleWitness:
+			out[i].Closed = "a witness"
+		case s.State != cells.ServerLive:
+			out[i].Closed = string(s.State)
+		case s.Cordoned:
+			out[i].Closed = "cordoned"
+		}
 		at[s.ID] = &out[i]
 	}
 	for i := range st.VMs {
@@ -125,5 +133,10 @@ func (mover) Target(st *cells.State, vm *cells.VM, parts []ident.Part, to cells.
 
 // PlanOperation returns the operation that a command would start, with the steps that it would take now. It changes nothing.
 func PlanOperation(st *cells.State, c *cells.StartOperation) (*cells.Operation, *cells.Fault) {
-	return cells.PlanOperation(st, cells.Hooks{Placer: placer{}, Mover: mover{}, Container: container{}}, c)
+	return cells.PlanOperation(st, hooksWith(""), c)
+}
+
+// hooksWith connects the decisions that the replicated state asks for.
+func hooksWith(canary string) cells.Hooks {
+	return cells.Hooks{Placer: placer{}, Mover: mover{}, Balancer: evener{}, Container: container{}, Canary: canary}
 }

@@ -34,6 +34,7 @@ func (c *Core) lead() {
 	}
 	c.checkContacts()
 	c.tendOperations()
+	c.tendBalance()
 }
 
 // checkContacts excludes the servers that must have stopped by now. A leader that a quorum has not confirmed lately does not: it might

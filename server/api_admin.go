@@ -61,6 +61,7 @@ func (s *Server) counters() map[string]uint64 {
 	addCounters(out, "peers.", s.peers.Counters())
 	s.workers.addStats(out)
 	s.gangs.addStats(out)
+	s.loads.addStats(out)
 	return out
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -183,8 +184,8 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		Vcpus: uint32(vm.Spec.VCPUs), MemoryBytes: uint64(vm.Spec.MemoryBytes), Protect: protectText(&vm.Spec),
 		Protection: vm.Protection(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,
-		CreatedAt: stamp(vm.CreatedMs), EndedAt: stamp(vm.EndedMs),
 		Restarts: vm.Restarts, RebootOnCrash: vm.Spec.RebootOnCrash, CrashLimit: uint32(vm.Spec.CrashLimit),
+		CreatedAt: stamp(vm.CreatedMs), EndedAt: stamp(vm.EndedMs), Weight: uint32(cmp.Or(vm.Spec.Weight, cells.DefaultWeight)),
 	}
 	if vm.Spec.PayloadSHA256 != "" {
 		out.Payload = "sha256:" + vm.Spec.PayloadSHA256

@@ -19,6 +19,7 @@ var opKinds = map[cells.OpKind]api.OperationKind{
 	cells.OpMigrate: api.OperationKind_OPERATION_KIND_MIGRATE,
 	cells.OpDrain:   api.OperationKind_OPERATION_KIND_DRAIN,
 	cells.OpRestore: api.OperationKind_OPERATION_KIND_RESTORE,
+	cells.OpBalance: api.OperationKind_OPERATION_KIND_BALANCE,
 }
 
 var opStates = map[cells.OpState]api.OperationState{
@@ -31,13 +32,14 @@ var opStates = map[cells.OpState]api.OperationState{
 func operationMessage(op *cells.Operation) *api.Operation {
 	out := &api.Operation{
 		Id: uint64(op.ID), Kind: opKinds[op.Kind], Subject: op.Subject, State: opStates[op.State], Note: op.Note, Reason: op.Reason, By: op.By,
+		ScoreBefore: op.ScoreBefore, ScoreAfter: op.ScoreAfter,
 		StartedAt: stamp(op.StartedMs), EndedAt: stamp(op.EndedMs), DeadlineAt: stamp(op.DeadlineMs), MaxParallel: uint32(op.MaxParallel),
 	}
 	for i := range op.Steps {
 		s := &op.Steps[i]
 		out.Steps = append(out.Steps, &api.OperationStep{
 			Kind: string(s.Kind), State: string(s.State), Vm: s.Name, From: string(s.FromName), To: string(s.ToName),
-			Bytes: uint64(s.Bytes), DownMicros: uint64(s.Down), Tries: uint32(s.Tries), Note: s.Note,
+			Bytes: uint64(s.Bytes), DownMicros: uint64(s.Down), Tries: uint32(s.Tries), Note: s.Note, Reason: s.Reason,
 		})
 	}
 	return out

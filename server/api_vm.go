@@ -78,6 +78,11 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 	if in.CrashLimit != nil {
 		spec.CrashLimit = int(min(in.GetCrashLimit(), cells.MaxCrashLimit+1))
 	}
+	if in.Weight != nil {
+		if spec.Weight = int(in.GetWeight()); spec.Weight == 0 { // the registry takes 0 for none given
+			return nil, status.Errorf(codes.InvalidArgument, "vm %s: weight 0; 1 to %d are allowed, and %d is usual", spec.Name, cells.MaxWeight, cells.DefaultWeight)
+		}
+	}
 	var err error
 	if spec.Protect, spec.Replicas, err = protectFrom(in.GetProtect()); err != nil {
 		return nil, err

@@ -200,8 +200,7 @@ func gangView(snap *snapshot) gang.View {
 		if vm.State != cells.VMRunning {
 			continue
 		}
-		weight, _ := strconv.Atoi(vm.Spec.Options[OptionWeight]) // what is no weight is the default
-		out := gang.VM{ID: vm.ID, Weight: min(max(weight, 0), gang.MaxWeight)}
+		out := gang.VM{ID: vm.ID, Weight: vm.Spec.Weight}
 		for _, p := range vm.Parts {
 			if !p.Gone && !p.Standby && len(p.VCPUs) > 0 {
 				out.Parts = append(out.Parts, gang.Part{Server: p.Server, VCPUs: len(p.VCPUs)})
@@ -213,9 +212,6 @@ func gangView(snap *snapshot) gang.View {
 	}
 	return v
 }
-
-// OptionWeight is the VM option that holds its weight.
-const OptionWeight = "weight"
 
 // flush delivers what the core wants.
 func (g *gangs) flush() {

@@ -21,6 +21,9 @@ func (h peerHandler) HandleEnvelope(e wire.Envelope) error {
 	if e.Kind == wire.EnvelopeGang {
 		return h.s.gangs.receive(&e)
 	}
+	if e.Kind == wire.EnvelopeLoad {
+		return h.s.loads.receive(&e)
+	}
 	if e.Kind != wire.EnvelopeMonitor {
 		return fmt.Errorf("kind %d is not for a server", e.Kind)
 	}

@@ -53,6 +53,7 @@ type Server struct {
 	proof   *proof
 	service *service
 	gangs   *gangs
+	loads   *loadReports
 	board   board
 
 	inbox     chan monitor.Event
@@ -131,6 +132,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.gangs, err = startGangs(s); err != nil {
 		return err
 	}
+	s.loads = newLoadReports(s)
 	s.peers, err = link.ListenPeers(s.secured(link.PeersConfig{
 		ClusterID: id.ClusterID, Self: id.Server, Secret: s.cfg.Secret, ListenAddr: s.cfg.Listen.Peer, Handler: peerHandler{s}, Stamp: s.stamp,
 		Logf: func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
@@ -150,7 +152,11 @@ func (s *Server) run(ctx context.Context) error {
 	loopCtx, stopLoop := context.WithCancel(context.Background()) // the loop outlasts those who wait for its answers
 	defer stopLoop()
 	var loopErr error
-	tasks.Add(4)
+	tasks.Add(5)
+	go func() {
+		defer tasks.Done()
+		s.loads.run(ctx)
+	}()
 	go func() {
 		defer tasks.Done()
 		s.gangs.run(ctx)

@@ -116,18 +116,18 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 	near.Close()
 	none := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
-	here, there := net.Pipe()
+	near, far = net.Pipe()
 	go func() {
-		c := tls.Client(there, none)
+		c := tls.Client(far, none)
 		if c.Handshake() == nil {
 			_, _ = c.Read(make([]byte, 1))
 		}
-		there.Close()
+		far.Close()
 	}()
-	if err := tls.Server(here, server.ServerTLS()).Handshake(); err == nil {
+	if err := tls.Server(near, server.ServerTLS()).Handshake(); err == nil {
 		t.Error("a client without a certificate comes in")
 	}
-	here.Close()
+	near.Close()
 }
 
 // A certificate of the same authority's making, but for another cluster, is refused although its chain is right.

@@ -48,6 +48,7 @@ const (
 	EnvelopeError                             // a request could not be served; the body says why
 	EnvelopePing                              // says that the sender's process runs; no body
 	EnvelopeGang                              // a GangSlice or GangReport
+	EnvelopeLoad                              // a LoadReport
 	envelopeKindEnd
 )
 

@@ -229,5 +229,7 @@ type WorkerStats struct {
 	PagesSame     uint64       `json:"pages_same,omitempty"`
 	ShareBytesSum uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
 
-	RunMicros ident.Micros `json:"run_micros"` // summed over vCPUs
+	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
+	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up
+	At         ident.Micros `json:"at,omitempty"`          // when these figures were taken
 }

@@ -217,10 +217,13 @@ func (s *slicer) busy() int {
 // idles says that a vCPU leaves the gang or comes back.
 func (s *slicer) idles(v *vcpu, on bool) {
 	v.idle.Store(on)
+	now := int64(bootMicros())
 	if on {
 		s.idle.Add(1)
+		v.idleFrom.Store(now)
 	} else {
 		s.idle.Add(-1)
+		v.idleSum.Add(now - v.idleFrom.Swap(0))
 	}
 	for range noteAttempts {
 		if s.mode.Load() == uint32(wire.SliceFree) || s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}) {

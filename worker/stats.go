@@ -9,13 +9,14 @@ import (
 
 // stats collects the counters that serve is told about once a second.
 func (w *Worker) stats() *wire.WorkerStats {
-	s := &wire.WorkerStats{}
+	s := &wire.WorkerStats{At: bootMicros()}
 	w.vcpuMu.Lock()
 	vcpus := w.vcpus
 	w.vcpuMu.Unlock()
 	for _, v := range vcpus {
 		s.VCPUExits += v.exits.Load()
 		s.RunMicros += ident.Micros(v.runMicros.Load())
+		s.IdleMicros += v.idled(s.At)
 	}
 	if w.plane == nil {
 		return s

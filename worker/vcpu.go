@@ -30,6 +30,8 @@ type vcpu struct {
 	exits     atomic.Uint64
 	runMicros atomic.Int64
 	idle      atomic.Bool    // has left the gang
+	idleSum   atomic.Int64   // microseconds that it was out of the gang, until idleFrom
+	idleFrom  atomic.Int64   // when it left the gang, 0 if it is in it
 	reset     *kvm.VCPUState // before its first instruction; its thread's
 	pinned    int            // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
@@ -172,4 +174,13 @@ func newVCPUs(vm *kvm.VM, ids []ident.VCPU) ([]*vcpu, error) {
 		all = append(all, &vcpu{cpu: cpu, wake: make(chan struct{}, 1)})
 	}
 	return all, nil
+}
+
+// idled is for how long the vCPU was out of its gang.
+func (v *vcpu) idled(now ident.Micros) ident.Micros {
+	sum := ident.Micros(v.idleSum.Load())
+	if from := ident.Micros(v.idleFrom.Load()); from != 0 {
+		sum += max(0, now-from)
+	}
+	return sum
 }

@@ -21,6 +21,8 @@ type Operation struct {
 	StartedAt   *time.Time `json:"started_at"`
 	EndedAt     *time.Time `json:"ended_at"`
 	DeadlineAt  *time.Time `json:"deadline_at"`
+	ScoreBefore float64    `json:"score_before"`
+	ScoreAfter  float64    `json:"score_after"`
 }
 
 // Step is one step of an operation.
@@ -34,6 +36,7 @@ type Step struct {
 	DownMicros uint64 `json:"down_micros"`
 	Tries      uint32 `json:"tries"`
 	Note       string `json:"note"`
+	Reason     string `json:"reason"`
 }
 
 // OfOperation converts one operation.
@@ -42,6 +45,7 @@ func OfOperation(o *api.Operation) Operation {
 		ID: o.GetId(), Kind: o.GetKind().Word(), Subject: o.GetSubject(), State: o.GetState().Word(), Steps: Map(o.GetSteps(), ofStep),
 		Note: o.GetNote(), Reason: o.GetReason(), By: o.GetBy(), MaxParallel: o.GetMaxParallel(),
 		StartedAt: at(o.GetStartedAt()), EndedAt: at(o.GetEndedAt()), DeadlineAt: at(o.GetDeadlineAt()),
+		ScoreBefore: float64(o.GetScoreBefore()) / 1000, ScoreAfter: float64(o.GetScoreAfter()) / 1000,
 	}
 	for _, s := range out.Steps {
 		if s.State == "done" {
@@ -55,6 +59,7 @@ func ofStep(s *api.OperationStep) Step {
 	return Step{
 		Kind: s.GetKind(), State: s.GetState(), VM: s.GetVm(), From: s.GetFrom(), To: s.GetTo(), Bytes: s.GetBytes(),
 		DownMicros: s.GetDownMicros(), Tries: s.GetTries(), Note: s.GetNote(),
+		Reason: s.GetReason(),
 	}
 }
 

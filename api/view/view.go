@@ -129,6 +129,7 @@ type VM struct {
 	StartedAt     *time.Time `json:"started_at"`
 	EndedAt       *time.Time `json:"ended_at"`
 	Registers     string     `json:"registers,omitempty"`
+	Weight        uint32     `json:"weight"`
 
 	Checkpoints *Checkpoints `json:"checkpoints,omitempty"`
 }
@@ -215,6 +216,7 @@ func OfVM(v *api.VM) VM {
 		Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
 		Checkpoints: OfCheckpoints(v),
+		Weight:      v.GetWeight(),
 	}
 	if out.Protection == "" {
 		out.Protection = "none"

@@ -41,6 +41,8 @@ func TestGolden(t *testing.T) {
 		"operation": OfOperation(&api.Operation{Id: 9, Kind: api.OperationKind_OPERATION_KIND_DRAIN, Subject: "cell b", State: api.OperationState_OPERATION_STATE_RUNNING,
 			Note: "n", Reason: "r", By: "root", MaxParallel: 4, StartedAt: at, DeadlineAt: at, Steps: []*api.OperationStep{
 				{Kind: "move", State: "done", Vm: "web", From: "b-1", To: "c-1", Bytes: 64 << 20, DownMicros: 5000}, {Kind: "standby", State: "waiting", Vm: "db", From: "b-1"}}}),
+		"balance": OfBalance(&api.BalanceResponse{Mode: "auto", Score: 500, Root: "a-1", Depth: 1, Servers: []*api.ServerLoad{
+			{Server: "a-1", Cell: "a", Slots: 4, Vcpus: 6, Busy: 5}, {Server: "b-1", Cell: "b", Slots: 4, Cordoned: true, Parent: "a-1"}}}),
 		"safety": OfSafety(&api.SafeToStopResponse{Safe: true}),
 	} {
 		got, err := json.MarshalIndent(v, "", "  ")
@@ -68,7 +70,7 @@ func TestFieldsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}, Operation{}, Step{}, Safety{}} {
+	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}, Operation{}, Step{}, Safety{}, Balance{}, ServerLoad{}} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {
 			name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")

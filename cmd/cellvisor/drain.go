@@ -272,6 +272,7 @@ func (a *app) operate(ctx context.Context, c *api.Client, req *api.StartOperatio
 		}
 		fmt.Fprintf(a.out, "%s %s: %d steps\n", op.GetKind().Word(), op.GetSubject(), len(op.GetSteps()))
 		a.printSteps(op)
+		a.printBalance(op)
 		return nil
 	}
 	if !f.yes && isTerminal(a.out) {

@@ -129,6 +129,7 @@ func (a *app) printOperation(o *api.Operation) error {
 	a.facts("operation", id, "what", o.GetKind().Word()+" "+o.GetSubject(), "state", o.GetState().Word(), "note", o.GetNote(), "reason", o.GetReason(),
 		"by", o.GetBy(), "started", moment(o.GetStartedAt()), "ended", moment(o.GetEndedAt()), "deadline", moment(o.GetDeadlineAt()))
 	a.printSteps(o)
+	a.printBalance(o)
 	return nil
 }
 

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/gang"
 	"github.com/cellvisor/cellvisor/payload"
-	"github.com/cellvisor/cellvisor/server"
 )
 
 // runFlags are the options of `vm run`.
@@ -144,13 +141,8 @@ func (f *runFlags) spec(name string) (*api.VMSpec, *os.File, error) {
 		OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: f.protect, CheckpointMs: uint32(f.checkpoint.Milliseconds()), Options: f.options,
 		RebootOnCrash: &f.rebootOnCrash, CrashLimit: &f.crashLimit,
 	}
-	if f.weight != gang.DefaultWeight {
-		spec.Options = maps.Clone(f.options)
-		if spec.Options == nil {
-			spec.Options = make(map[string]string)
-		}
-		spec.Options[server.OptionWeight] = strconv.Itoa(f.weight)
-	}
+	weight := int32(f.weight)
+	spec.Weight = &weight
 	if f.onLoss == "touch" {
 		spec.OnLoss = api.OnLoss_ON_LOSS_TOUCH
 	}

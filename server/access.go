@@ -37,7 +37,7 @@ var access = map[string]level{
 	"ListOperations": mayLook, "GetOperation": mayLook, "SafeToStop": mayLook, "ConsoleVM": mayLook, "OutputVM": mayLook, "Events": mayLook,
 	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "Slices": mayLook,
 	"RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
-	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct,
+	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
 	"GetBlob": mayPeer,
 	// gRPC's reflection service: what calls there are.
 	"ServerReflectionInfo": mayLook,

@@ -16,7 +16,7 @@ func TestCanaries(t *testing.T) {
 	for _, name := range mem.Canaries() {
 		missing[name] = true
 	}
-	for _, name := range []string{"pages", "pages-crash"} {
+	for _, name := range []string{"pages", "pages-crash", "reboot"} {
 		s, _ := sim.Lookup(name)
 		for _, canary := range s.Canaries {
 			delete(missing, canary)

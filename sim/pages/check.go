@@ -14,6 +14,9 @@ func (w *world) check() error {
 	for page := range w.latest {
 		readers, writers := 0, 0
 		for _, p := range w.parts {
+			if p.boot != len(w.lives)-1 { // of a former boot: on its way out
+				continue
+			}
 			switch p.guest[page] {
 			case readOnly:
 				readers++
@@ -32,6 +35,9 @@ func (w *world) check() error {
 			}
 		}
 		p.lost = p.lost[:0]
+		if err := p.disk.check(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -78,6 +84,9 @@ func (w *world) settled() error {
 			return fmt.Errorf("%v device never ended its operations: %+v, %d more", p.self, p.pin, len(p.devOps))
 		}
 	}
+	if err := w.diskEnded(); err != nil {
+		return err
+	}
 	if w.open != 0 || !w.quiet() {
 		return fmt.Errorf("%d operations open, parts quiet: %t", w.open, w.quiet())
 	}
@@ -115,10 +124,15 @@ func (w *world) directoryKnows(page ident.PageNo) error {
 // register is porcupine's model of one page.
 var register = porcupine.Model{
 	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		pages := make(map[ident.PageNo]int)
+		type key struct {
+			page ident.PageNo
+			boot int
+		}
+		pages := make(map[key]int)
 		var parts [][]porcupine.Operation
 		for _, op := range history {
-			page := op.Input.(operation).page
+			in := op.Input.(operation)
+			page := key{in.page, in.boot}
 			i, ok := pages[page]
 			if !ok {
 				i = len(parts)

@@ -17,7 +17,7 @@ func TestMany(t *testing.T) {
 	}
 	a, _ := strconv.ParseUint(from, 10, 64)
 	b, _ := strconv.ParseUint(to, 10, 64)
-	for _, name := range []string{"pages", "pages-crash"} {
+	for _, name := range []string{"pages", "pages-crash", "reboot"} {
 		s, _ := sim.Lookup(name)
 		ran, failures := sim.RunSeeds(s, a, b, "", 1, nil)
 		t.Logf("%s: %d seeds", name, ran)

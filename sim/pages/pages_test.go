@@ -19,4 +19,5 @@ func seeds(t *testing.T, name string, n uint64) {
 }
 
 func TestPages(t *testing.T)      { seeds(t, "pages", 200) }
+func TestReboot(t *testing.T)     { seeds(t, "reboot", 300) }
 func TestPagesCrash(t *testing.T) { seeds(t, "pages-crash", 200) }

@@ -24,6 +24,9 @@ type part struct {
 	id    kernel.NodeID
 	self  ident.Part
 	core  *mem.Core
+	cfg   mem.Config
+	boot  int
+	disk  *cachedDisk // at home, in worlds that reboot
 	memfd []uint64
 	guest []access
 	vcpus []*vcpu
@@ -77,6 +80,7 @@ func (p *part) members(epoch ident.Epoch, members ident.PartSet, fresh bool) {
 // step steps the core and executes its effects. Between any two of them a vCPU of this part may run, as they do on other threads.
 func (p *part) step(now ident.Micros, ev mem.Event, m *message) {
 	p.core.Step(now, ev)
+	p.disk.stepping(ev)
 	effects := p.core.Effects()
 	for i := range effects {
 		p.race()
@@ -100,14 +104,17 @@ func (p *part) execute(e *mem.Effect, m *message) {
 	case mem.EffectSend:
 		p.send(e)
 	case mem.EffectStore:
+		p.disk.leaves(e.Page)
 		p.memfd[e.Page] = m.contents
 		p.mustBeUnmapped(e)
 	case mem.EffectZero:
+		p.disk.leaves(e.Page)
 		p.memfd[e.Page] = 0
 		p.mustBeUnmapped(e)
 	case mem.EffectMap:
 		p.guest[e.Page] = readOnly
-		if e.Writable {
+		if e.Writable && !p.disk.readsOnly(e.Page) {
+			p.disk.leaves(e.Page)
 			p.guest[e.Page] = readWrite
 		}
 		for _, v := range p.vcpus {
@@ -116,9 +123,12 @@ func (p *part) execute(e *mem.Effect, m *message) {
 	case mem.EffectProtect:
 		p.guest[e.Page] = min(p.guest[e.Page], readOnly)
 	case mem.EffectRevoke:
+		p.disk.leaves(e.Page)
 		p.guest[e.Page] = none
 	case mem.EffectPinned:
-		p.pinHeld(e)
+		if !p.disk.pinHeld(e.Token) {
+			p.pinHeld(e)
+		}
 	case mem.EffectLostPage:
 		p.lostPage(e)
 	}

@@ -14,6 +14,7 @@ type operation struct {
 	value uint64
 
 	client       int
+	boot         int
 	begun, ended ident.Micros
 }
 
@@ -89,18 +90,19 @@ func (v *vcpu) lost(page ident.PageNo) {
 // access reads or writes through whichever mapping and compares with the latest write of all.
 func (p *part) access(op *operation) {
 	w := p.w
-	op.ended = w.Now()
+	op.ended, op.boot = w.Now(), p.boot
+	latest := w.lives[p.boot]
 	if w.Tracing {
-		w.Tracef("p%d page %d write %t: was %d, latest %d", p.self, op.page, op.write, p.memfd[op.page], w.latest[op.page])
+		w.Tracef("p%d page %d write %t: was %d, latest %d", p.self, op.page, op.write, p.memfd[op.page], latest[op.page])
 	}
-	if p.memfd[op.page] != w.latest[op.page] {
-		w.Fail(fmt.Errorf("p%d finds %d in page %d, the latest write was %d", p.self, p.memfd[op.page], op.page, w.latest[op.page]))
+	if p.memfd[op.page] != latest[op.page] {
+		w.Fail(fmt.Errorf("p%d finds %d in page %d, the latest write was %d", p.self, p.memfd[op.page], op.page, latest[op.page]))
 	}
 	op.value = p.memfd[op.page]
 	if op.write {
 		w.values++
 		op.value = w.values
-		p.memfd[op.page], w.latest[op.page] = op.value, op.value
+		p.memfd[op.page], latest[op.page] = op.value, op.value
 		if w.afterWrite != nil {
 			w.afterWrite(p, op.page)
 		}
@@ -151,6 +153,9 @@ func (p *part) pinDone(token uint64) {
 	}
 	op := p.pin.op
 	op.client = int(p.self)*16 + 15
+	if op.write {
+		p.disk.leaves(op.page) // a device writes past the guest's mapping
+	}
 	p.access(&op)
 	p.pin = nil
 	p.w.open--

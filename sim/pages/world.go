@@ -17,11 +17,18 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/mem"
+	"github.com/cellvisor/cellvisor/mem/srt"
 	"github.com/cellvisor/cellvisor/sim"
 	"github.com/cellvisor/cellvisor/sim/kernel"
 )
 
 func init() {
+	sim.Register(sim.Scenario{
+		Name:     "reboot",
+		Doc:      "as pages, with a disk whose blocks are cached in pages; the guest crashes and boots again in place: memory is zero, no block is read wrong",
+		Run:      func(seed uint64, canary string) error { return runKind(seed, canary, reboots) },
+		Canaries: append([]string{canaryResetKeepsPage}, srt.Canaries...),
+	})
 	sim.Register(sim.Scenario{
 		Name:     "pages",
 		Doc:      "coherent memory over 2 to 5 parts; messages lost, repeated, reordered, cut; parts paused",
@@ -40,8 +47,11 @@ func init() {
 type world struct {
 	*kernel.World
 	parts   []*part
-	latest  []uint64 // the value of each page's latest write
-	values  uint64   // written so far
+	latest  []uint64   // the value of each page's latest write, in the present boot
+	lives   [][]uint64 // the same by boot, from 0
+	disk    []uint64   // by block
+	boots   int        // to come
+	values  uint64     // written so far
 	history []operation
 
 	epoch   ident.Epoch
@@ -58,6 +68,7 @@ type world struct {
 type settings struct {
 	parts, pages, ops int
 	crash, storm      bool
+	reboots           bool
 	canary            string
 	core              mem.Config
 	faultsEnd         ident.Micros
@@ -65,30 +76,49 @@ type settings struct {
 
 // Run runs the world of a seed. If it fails, it runs it again to tell the end of its story.
 func Run(seed uint64, canary string, crash bool) error {
-	err := run(seed, canary, crash, false)
+	if crash {
+		return runKind(seed, canary, crashes)
+	}
+	return runKind(seed, canary, calm)
+}
+
+// kind is what happens besides the network's faults.
+type kind uint8
+
+const (
+	calm    kind = iota
+	crashes      // parts die
+	reboots      // the guest boots again
+)
+
+func runKind(seed uint64, canary string, k kind) error {
+	err := run(seed, canary, k, false)
 	if err != nil {
-		return run(seed, canary, crash, true)
+		return run(seed, canary, k, true)
 	}
 	return nil
 }
 
-func run(seed uint64, canary string, crash, tracing bool) error {
+func run(seed uint64, canary string, of kind, tracing bool) error {
 	k := kernel.New(seed, kernel.Reliable())
 	k.Tracing = tracing
 	w := &world{World: k}
-	err := w.play(canary, crash)
+	err := w.play(canary, of)
 	if err != nil && tracing {
 		err = fmt.Errorf("%w\n%s", err, k.Trace())
 	}
 	return err
 }
 
-func (w *world) play(canary string, crash bool) error {
-	s := w.draw(canary, crash)
+func (w *world) play(canary string, of kind) error {
+	s := w.draw(canary, of)
 	w.build(s)
 	w.Check = w.check
-	if crash {
+	switch of {
+	case crashes:
 		w.planCrashes(s)
+	case reboots:
+		w.planReboots(s)
 	}
 	w.planFaults(s)
 	if err := w.Run(s.faultsEnd); err != nil {
@@ -96,7 +126,7 @@ func (w *world) play(canary string, crash bool) error {
 	}
 	w.heal()
 	limit := w.Now() + 20*ident.Second
-	if err := w.RunUntil(limit, func() bool { return w.open == 0 && w.quiet() }); err != nil {
+	if err := w.RunUntil(limit, func() bool { return w.open == 0 && w.boots == 0 && w.quiet() }); err != nil {
 		return err
 	}
 	if err := w.settled(); err != nil {
@@ -105,9 +135,10 @@ func (w *world) play(canary string, crash bool) error {
 	return w.linearizable()
 }
 
-func (w *world) draw(canary string, crash bool) settings {
+func (w *world) draw(canary string, of kind) settings {
+	crash := of == crashes
 	r := w.Rand()
-	s := settings{parts: 2 + r.IntN(4), pages: 1 + r.IntN(6), ops: 60 + r.IntN(180), crash: crash, canary: canary}
+	s := settings{parts: 2 + r.IntN(4), pages: 1 + r.IntN(6), ops: 60 + r.IntN(180), crash: crash, reboots: of == reboots, canary: canary}
 	if crash {
 		s.parts = 3 + r.IntN(3)
 		if s.storm = r.IntN(3) == 0; s.storm {
@@ -116,8 +147,11 @@ func (w *world) draw(canary string, crash bool) settings {
 		}
 	}
 	s.core = mem.Config{
-		Pages: uint64(s.pages), RegionPages: 1 << r.IntN(2), Canary: canary,
+		Pages: uint64(s.pages), RegionPages: 1 << r.IntN(2),
 		Retry: w.Between(300, 3000), Deadline: 20 * ident.Millisecond,
+	}
+	if !s.reboots { // there the bugs are elsewhere
+		s.core.Canary = canary
 	}
 	s.core.RetryMax = 8 * s.core.Retry
 	if r.IntN(2) == 0 {
@@ -126,7 +160,7 @@ func (w *world) draw(canary string, crash bool) settings {
 	if r.IntN(2) == 0 {
 		s.core.ReadAhead = 1 + r.IntN(4)
 	}
-	if r.IntN(5) == 0 {
+	if r.IntN(5) == 0 && !s.reboots {
 		s.core.Image = ident.PartSet(0).Set(ident.Part(r.IntN(s.parts)))
 		w.image = 1 << 32
 	}
@@ -136,11 +170,12 @@ func (w *world) draw(canary string, crash bool) settings {
 
 func (w *world) build(s settings) {
 	w.latest = make([]uint64, s.pages)
+	w.lives = [][]uint64{w.latest}
 	w.touched = make([]ident.PartSet, s.pages)
 	for i := range s.parts {
 		cfg := s.core
 		cfg.Self = ident.Part(i)
-		p := &part{w: w, self: cfg.Self, core: mem.New(cfg), memfd: make([]uint64, s.pages), guest: make([]access, s.pages)}
+		p := &part{w: w, self: cfg.Self, core: mem.New(cfg), cfg: cfg, memfd: make([]uint64, s.pages), guest: make([]access, s.pages)}
 		p.id = w.Add(p)
 		w.SetClock(p.id, w.Between(0, ident.Second), int64(w.Rand().IntN(201)-100))
 		w.parts = append(w.parts, p)

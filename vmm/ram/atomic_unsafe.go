@@ -20,7 +20,7 @@ func (r *RAM) aliasMapping() (uintptr, error) {
 			return
 		}
 		r.alias = addr
-		for _, advice := range []int{unix.MADV_NOHUGEPAGE, unix.MADV_DONTFORK, unix.MADV_DONTDUMP} {
+		for _, advice := range mappingAdvice {
 			_, _, _ = unix.Syscall(unix.SYS_MADVISE, addr, uintptr(r.size), uintptr(advice))
 		}
 	})

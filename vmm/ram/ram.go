@@ -72,7 +72,7 @@ func New(size ident.Bytes) (*RAM, error) {
 	r := &RAM{fd: fd, addr: addr, size: size}
 	// Huge pages would make one fault cover pages that belong to others; a child between fork and exec and a core file have no business
 	// with guest memory. Kernels without transparent huge pages answer EINVAL to the first: then there is nothing to switch off.
-	for _, advice := range []int{unix.MADV_NOHUGEPAGE, unix.MADV_DONTFORK, unix.MADV_DONTDUMP} {
+	for _, advice := range mappingAdvice {
 		if err := r.advise(0, uintptr(size), advice); err != nil && !errors.Is(err, unix.EINVAL) {
 			r.Close()
 			return nil, describe("advise on guest memory", size, err)
@@ -80,6 +80,9 @@ func New(size ident.Bytes) (*RAM, error) {
 	}
 	return r, nil
 }
+
+// mappingAdvice is what the kernel is told about each mapping of guest memory.
+var mappingAdvice = []int{unix.MADV_NOHUGEPAGE, unix.MADV_DONTFORK, unix.MADV_DONTDUMP}
 
 // Size is the memory's size in bytes.
 func (r *RAM) Size() ident.Bytes { return r.size }

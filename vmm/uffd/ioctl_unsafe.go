@@ -156,8 +156,8 @@ func open(features uint64) (int, error) {
 	return -1, missingError(have)
 }
 
-func register(fd int, addr, length uintptr) error {
-	arg := registerArg{start: uint64(addr), length: uint64(length), mode: registerMissing | registerMinor | registerWP}
+func register(fd int, addr, length uintptr, mode uint64) error {
+	arg := registerArg{start: uint64(addr), length: uint64(length), mode: mode}
 	return ioctl(fd, ioctlRegister, unsafe.Pointer(&arg))
 }
 

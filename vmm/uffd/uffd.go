@@ -88,6 +88,7 @@ type FD struct {
 	stop   int // eventfd: readable once Interrupt was called
 	base   uintptr
 	pages  uint64
+	mode   uint64 // what it is registered for
 	raw    []message
 	closed atomic.Bool
 }
@@ -95,6 +96,23 @@ type FD struct {
 // Open opens a userfaultfd with the features that Cellvisor needs and registers the mapping of size bytes at addr for missing, minor and
 // write-protect faults. The mapping must be a whole number of pages of a shared memfd.
 func Open(addr uintptr, size ident.Bytes) (*FD, error) {
+	return openMode(addr, size, registerMissing|registerMinor|registerWP)
+}
+
+// OpenProtect is Open for write-protect faults only: pages come and go as if nobody watched, but for those that Protect was told to protect.
+func OpenProtect(addr uintptr, size ident.Bytes) (*FD, error) {
+	return openMode(addr, size, registerWP)
+}
+
+// Register registers the mapping again, after another was put in its place.
+func (f *FD) Register() error {
+	if err := register(f.fd, f.base, uintptr(f.pages<<ident.PageShift), f.mode); err != nil {
+		return fmt.Errorf("register guest memory of %d pages with userfaultfd again: %w", f.pages, err)
+	}
+	return nil
+}
+
+func openMode(addr uintptr, size ident.Bytes, mode uint64) (*FD, error) {
 	fd, err := open(neededFeatures)
 	if err != nil {
 		return nil, err
@@ -104,8 +122,8 @@ func Open(addr uintptr, size ident.Bytes) (*FD, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("eventfd for userfaultfd: %w", err)
 	}
-	f := &FD{fd: fd, stop: stop, base: addr, pages: size.Pages()}
-	if err := register(fd, addr, uintptr(size)); err != nil {
+	f := &FD{fd: fd, stop: stop, base: addr, pages: size.Pages(), mode: mode}
+	if err := register(fd, addr, uintptr(size), mode); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("register guest memory of %s with userfaultfd: %w", size, err)
 	}

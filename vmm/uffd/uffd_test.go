@@ -341,3 +341,56 @@ func BenchmarkFault(b *testing.B) {
 	b.ReportMetric(float64(times[len(times)/2].Nanoseconds()), "median-ns")
 	b.ReportMetric(float64(times[len(times)*99/100].Nanoseconds()), "p99-ns")
 }
+
+// Write protection alone: pages come and go unwatched, a write to a protected one waits, also after the memory was renewed.
+func TestProtectOnly(t *testing.T) {
+	vmmtest.RequireUserfaultfd(t)
+	r, err := ram.New(pages * ident.PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := uffd.OpenProtect(r.GuestAddr(), r.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer f.Close()
+	x := newToucher(t, r)
+	for boot := range uint64(3) {
+		x.start(touch{page: 1, write: true, value: 7})
+		x.wait(t)
+		if err := r.WritePage(2, make([]byte, ident.PageSize)); err != nil { // not mapped by the guest yet
+			t.Fatal(err)
+		}
+		for _, page := range []ident.PageNo{1, 2} {
+			if err := f.Protect(page, 1, true); err != nil {
+				t.Fatal(err)
+			}
+			x.start(touch{page: page})
+			if got := x.wait(t); got != []uint64{7, 0}[page-1] {
+				t.Fatalf("page %d holds %d", page, got)
+			}
+			x.start(touch{page: page, write: true, value: boot})
+			faults := make([]uffd.Fault, 4)
+			n, err := f.ReadFaults(faults)
+			if err != nil || n != 1 || faults[0].Page != page || faults[0].Kind != uffd.WriteProtect || !faults[0].Write {
+				t.Fatalf("faults %+v: %v", faults[:n], err)
+			}
+			if err := f.Protect(page, 1, false); err != nil {
+				t.Fatal(err)
+			}
+			x.wait(t)
+			if err := f.Protect(page, 1, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kept, err := r.Renew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept.Close()
+		if err := f.Register(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -549,7 +549,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36, 0}
 }
 
 type StatusRequest struct {
@@ -1237,6 +1237,7 @@ type VMSpec struct {
 	//
 	//	*VMSpec_Builtin
 	//	*VMSpec_File
+	//	*VMSpec_Linux
 	Payload isVMSpec_Payload `protobuf_oneof:"payload"`
 	// Argument string for the guest.
 	Args        string `protobuf:"bytes,4,opt,name=args,proto3" json:"args,omitempty"`
@@ -1318,6 +1319,15 @@ func (x *VMSpec) GetFile() *PayloadFile {
 	if x != nil {
 		if x, ok := x.Payload.(*VMSpec_File); ok {
 			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *VMSpec) GetLinux() *LinuxGuest {
+	if x != nil {
+		if x, ok := x.Payload.(*VMSpec_Linux); ok {
+			return x.Linux
 		}
 	}
 	return nil
@@ -1414,9 +1424,16 @@ type VMSpec_File struct {
 	File *PayloadFile `protobuf:"bytes,3,opt,name=file,proto3,oneof"`
 }
 
+type VMSpec_Linux struct {
+	// A Linux kernel.
+	Linux *LinuxGuest `protobuf:"bytes,20,opt,name=linux,proto3,oneof"`
+}
+
 func (*VMSpec_Builtin) isVMSpec_Payload() {}
 
 func (*VMSpec_File) isVMSpec_Payload() {}
+
+func (*VMSpec_Linux) isVMSpec_Payload() {}
 
 // PayloadFile announces a payload file and lets the receiver check it.
 type PayloadFile struct {
@@ -1472,6 +1489,80 @@ func (x *PayloadFile) GetSha256() []byte {
 	return nil
 }
 
+// LinuxGuest is an unmodified Linux kernel and what it is started with. The kernel's bytes follow the spec in messages of their own, the
+// initial RAM disk's come after them.
+type LinuxGuest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// bzImage, or ELF vmlinux with a PVH entry.
+	Kernel *PayloadFile `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// Absent: none.
+	Initrd *PayloadFile `protobuf:"bytes,2,opt,name=initrd,proto3" json:"initrd,omitempty"`
+	// At most 2047 bytes, of which some are needed for what the machine adds.
+	Cmdline string `protobuf:"bytes,3,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
+	// Processor model: "host" (the default), "x86-64-v2" or "x86-64-v3".
+	Cpu           string `protobuf:"bytes,4,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinuxGuest) Reset() {
+	*x = LinuxGuest{}
+	mi := &file_api_cellvisor_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinuxGuest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinuxGuest) ProtoMessage() {}
+
+func (x *LinuxGuest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinuxGuest.ProtoReflect.Descriptor instead.
+func (*LinuxGuest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LinuxGuest) GetKernel() *PayloadFile {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+func (x *LinuxGuest) GetInitrd() *PayloadFile {
+	if x != nil {
+		return x.Initrd
+	}
+	return nil
+}
+
+func (x *LinuxGuest) GetCmdline() string {
+	if x != nil {
+		return x.Cmdline
+	}
+	return ""
+}
+
+func (x *LinuxGuest) GetCpu() string {
+	if x != nil {
+		return x.Cpu
+	}
+	return ""
+}
+
 type RunVMRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Part:
@@ -1485,7 +1576,7 @@ type RunVMRequest struct {
 
 func (x *RunVMRequest) Reset() {
 	*x = RunVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[10]
+	mi := &file_api_cellvisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1588,7 @@ func (x *RunVMRequest) String() string {
 func (*RunVMRequest) ProtoMessage() {}
 
 func (x *RunVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[10]
+	mi := &file_api_cellvisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1601,7 @@ func (x *RunVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMRequest.ProtoReflect.Descriptor instead.
 func (*RunVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{10}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunVMRequest) GetPart() isRunVMRequest_Part {
@@ -1548,7 +1639,7 @@ type RunVMRequest_Spec struct {
 }
 
 type RunVMRequest_Chunk struct {
-	// Following messages: the payload file, at most 1 MiB a message.
+	// Following messages: the payload file, or kernel and initial RAM disk, at most 1 MiB a message.
 	Chunk []byte `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
 }
 
@@ -1568,7 +1659,7 @@ type ProtectVMRequest struct {
 
 func (x *ProtectVMRequest) Reset() {
 	*x = ProtectVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1671,7 @@ func (x *ProtectVMRequest) String() string {
 func (*ProtectVMRequest) ProtoMessage() {}
 
 func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1684,7 @@ func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVMRequest.ProtoReflect.Descriptor instead.
 func (*ProtectVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProtectVMRequest) GetName() string {
@@ -1626,7 +1717,7 @@ type ProtectVMResponse struct {
 
 func (x *ProtectVMResponse) Reset() {
 	*x = ProtectVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1729,7 @@ func (x *ProtectVMResponse) String() string {
 func (*ProtectVMResponse) ProtoMessage() {}
 
 func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1742,7 @@ func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVMResponse.ProtoReflect.Descriptor instead.
 func (*ProtectVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProtectVMResponse) GetVm() *VM {
@@ -1672,7 +1763,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1775,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1788,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResetVMRequest) GetName() string {
@@ -1723,7 +1814,7 @@ type ResetVMResponse struct {
 
 func (x *ResetVMResponse) Reset() {
 	*x = ResetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1826,7 @@ func (x *ResetVMResponse) String() string {
 func (*ResetVMResponse) ProtoMessage() {}
 
 func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1839,7 @@ func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMResponse.ProtoReflect.Descriptor instead.
 func (*ResetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResetVMResponse) GetVm() *VM {
@@ -1767,7 +1858,7 @@ type RunVMResponse struct {
 
 func (x *RunVMResponse) Reset() {
 	*x = RunVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1870,7 @@ func (x *RunVMResponse) String() string {
 func (*RunVMResponse) ProtoMessage() {}
 
 func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1883,7 @@ func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMResponse.ProtoReflect.Descriptor instead.
 func (*RunVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RunVMResponse) GetVm() *VM {
@@ -1824,7 +1915,7 @@ type VM struct {
 	OnLoss  OnLoss    `protobuf:"varint,12,opt,name=on_loss,json=onLoss,proto3,enum=cellvisor.v1.OnLoss" json:"on_loss,omitempty"`
 	// View epoch at which its set of parts last changed.
 	Epoch uint64 `protobuf:"varint,13,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Built-in payload's name, or "sha256:<hex>".
+	// Built-in payload's name, or "sha256:<hex>", or "linux:<hex>" with the kernel's hash.
 	Payload string `protobuf:"bytes,14,opt,name=payload,proto3" json:"payload,omitempty"`
 	Args    string `protobuf:"bytes,15,opt,name=args,proto3" json:"args,omitempty"`
 	// As asked for.
@@ -1847,13 +1938,15 @@ type VM struct {
 	RebootOnCrash bool   `protobuf:"varint,27,opt,name=reboot_on_crash,json=rebootOnCrash,proto3" json:"reboot_on_crash,omitempty"`
 	CrashLimit    uint32 `protobuf:"varint,28,opt,name=crash_limit,json=crashLimit,proto3" json:"crash_limit,omitempty"`
 	Weight        uint32 `protobuf:"varint,41,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Of a Linux guest, absent otherwise; without the files' sizes.
+	Linux         *LinuxGuest `protobuf:"bytes,40,opt,name=linux,proto3" json:"linux,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1958,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1971,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VM) GetId() uint64 {
@@ -2084,6 +2177,13 @@ func (x *VM) GetWeight() uint32 {
 	return 0
 }
 
+func (x *VM) GetLinux() *LinuxGuest {
+	if x != nil {
+		return x.Linux
+	}
+	return nil
+}
+
 // Worker is the process that holds a VM's part on one server.
 type Worker struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -2110,7 +2210,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2222,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2235,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Worker) GetPart() uint32 {
@@ -2245,7 +2345,7 @@ type WorkerCounters struct {
 
 func (x *WorkerCounters) Reset() {
 	*x = WorkerCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2357,7 @@ func (x *WorkerCounters) String() string {
 func (*WorkerCounters) ProtoMessage() {}
 
 func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2370,7 @@ func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCounters.ProtoReflect.Descriptor instead.
 func (*WorkerCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WorkerCounters) GetRemoteReads() uint64 {
@@ -2407,7 +2507,7 @@ type CheckpointCounters struct {
 
 func (x *CheckpointCounters) Reset() {
 	*x = CheckpointCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2519,7 @@ func (x *CheckpointCounters) String() string {
 func (*CheckpointCounters) ProtoMessage() {}
 
 func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2532,7 @@ func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointCounters.ProtoReflect.Descriptor instead.
 func (*CheckpointCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckpointCounters) GetPauseMedianMicros() uint64 {
@@ -2514,7 +2614,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2626,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2639,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchRequest) GetEveryMs() uint32 {
@@ -2597,7 +2697,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2709,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2722,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WatchResponse) GetWhole() bool {
@@ -2724,7 +2824,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2836,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2849,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
 }
 
 type ListWorkersResponse struct {
@@ -2761,7 +2861,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2873,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2886,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*WorkerInfo {
@@ -2810,7 +2910,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +2922,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +2935,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WorkerInfo) GetVmId() uint64 {
@@ -2877,7 +2977,7 @@ type PageMapRequest struct {
 
 func (x *PageMapRequest) Reset() {
 	*x = PageMapRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +2989,7 @@ func (x *PageMapRequest) String() string {
 func (*PageMapRequest) ProtoMessage() {}
 
 func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3002,7 @@ func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapRequest.ProtoReflect.Descriptor instead.
 func (*PageMapRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PageMapRequest) GetName() string {
@@ -2932,7 +3032,7 @@ type PageMapResponse struct {
 
 func (x *PageMapResponse) Reset() {
 	*x = PageMapResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3044,7 @@ func (x *PageMapResponse) String() string {
 func (*PageMapResponse) ProtoMessage() {}
 
 func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3057,7 @@ func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapResponse.ProtoReflect.Descriptor instead.
 func (*PageMapResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PageMapResponse) GetVmId() uint64 {
@@ -3005,7 +3105,7 @@ type PageHolder struct {
 
 func (x *PageHolder) Reset() {
 	*x = PageHolder{}
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3117,7 @@ func (x *PageHolder) String() string {
 func (*PageHolder) ProtoMessage() {}
 
 func (x *PageHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3130,7 @@ func (x *PageHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageHolder.ProtoReflect.Descriptor instead.
 func (*PageHolder) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PageHolder) GetPart() uint32 {
@@ -3087,7 +3187,7 @@ type SlicesRequest struct {
 
 func (x *SlicesRequest) Reset() {
 	*x = SlicesRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3199,7 @@ func (x *SlicesRequest) String() string {
 func (*SlicesRequest) ProtoMessage() {}
 
 func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3212,7 @@ func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesRequest.ProtoReflect.Descriptor instead.
 func (*SlicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SlicesRequest) GetServer() string {
@@ -3145,7 +3245,7 @@ type SlicesResponse struct {
 
 func (x *SlicesResponse) Reset() {
 	*x = SlicesResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3257,7 @@ func (x *SlicesResponse) String() string {
 func (*SlicesResponse) ProtoMessage() {}
 
 func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3270,7 @@ func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesResponse.ProtoReflect.Descriptor instead.
 func (*SlicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SlicesResponse) GetServer() string {
@@ -3228,7 +3328,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3340,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3353,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Slice) GetVm() string {
@@ -3313,7 +3413,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3425,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3438,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
 }
 
 type ListVMsResponse struct {
@@ -3350,7 +3450,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3362,7 +3462,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3375,7 +3475,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -3394,7 +3494,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3406,7 +3506,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3419,7 +3519,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -3438,7 +3538,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3450,7 +3550,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3463,7 +3563,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -3485,7 +3585,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3497,7 +3597,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3510,7 +3610,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -3544,7 +3644,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3556,7 +3656,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3569,7 +3669,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -3590,7 +3690,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3702,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3715,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -3641,7 +3741,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3753,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3766,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -3686,7 +3786,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3798,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +3811,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -3736,7 +3836,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +3848,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +3861,104 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+}
+
+type TypeVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At most 4096 bytes.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TypeVMRequest) Reset() {
+	*x = TypeVMRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TypeVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TypeVMRequest) ProtoMessage() {}
+
+func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TypeVMRequest.ProtoReflect.Descriptor instead.
+func (*TypeVMRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TypeVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TypeVMRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type TypeVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Taken         uint32                 `protobuf:"varint,1,opt,name=taken,proto3" json:"taken,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TypeVMResponse) Reset() {
+	*x = TypeVMResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TypeVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TypeVMResponse) ProtoMessage() {}
+
+func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TypeVMResponse.ProtoReflect.Descriptor instead.
+func (*TypeVMResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TypeVMResponse) GetTaken() uint32 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
 }
 
 type ConsoleVMRequest struct {
@@ -3776,7 +3973,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +3985,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +3998,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -3837,7 +4034,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +4046,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +4059,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -3891,7 +4088,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3903,7 +4100,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3916,7 +4113,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -3952,7 +4149,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +4161,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +4174,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -4005,7 +4202,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4214,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4227,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -4057,7 +4254,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4069,7 +4266,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4082,7 +4279,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -4125,7 +4322,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4137,7 +4334,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4150,7 +4347,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4261,7 +4458,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4273,7 +4470,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4286,7 +4483,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -4306,7 +4503,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4515,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4528,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -4351,7 +4548,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4363,7 +4560,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4376,7 +4573,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DebugCountersRequest) GetServer() string {
@@ -4396,7 +4593,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4408,7 +4605,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4421,7 +4618,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -4455,7 +4652,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4467,7 +4664,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4480,7 +4677,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Fault) GetKind() FaultKind {
@@ -4540,7 +4737,7 @@ type SetFaultsRequest struct {
 
 func (x *SetFaultsRequest) Reset() {
 	*x = SetFaultsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4552,7 +4749,7 @@ func (x *SetFaultsRequest) String() string {
 func (*SetFaultsRequest) ProtoMessage() {}
 
 func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4565,7 +4762,7 @@ func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
 func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SetFaultsRequest) GetSet() bool {
@@ -4608,7 +4805,7 @@ type SetFaultsResponse struct {
 
 func (x *SetFaultsResponse) Reset() {
 	*x = SetFaultsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4620,7 +4817,7 @@ func (x *SetFaultsResponse) String() string {
 func (*SetFaultsResponse) ProtoMessage() {}
 
 func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4633,7 +4830,7 @@ func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
 func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetFaultsResponse) GetServer() string {
@@ -4666,7 +4863,7 @@ type CrashGuestRequest struct {
 
 func (x *CrashGuestRequest) Reset() {
 	*x = CrashGuestRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4678,7 +4875,7 @@ func (x *CrashGuestRequest) String() string {
 func (*CrashGuestRequest) ProtoMessage() {}
 
 func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4691,7 +4888,7 @@ func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
 func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CrashGuestRequest) GetName() string {
@@ -4709,7 +4906,7 @@ type CrashGuestResponse struct {
 
 func (x *CrashGuestResponse) Reset() {
 	*x = CrashGuestResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4721,7 +4918,7 @@ func (x *CrashGuestResponse) String() string {
 func (*CrashGuestResponse) ProtoMessage() {}
 
 func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4734,7 +4931,7 @@ func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
 func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 type StopServerRequest struct {
@@ -4745,7 +4942,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4757,7 +4954,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4770,7 +4967,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 type StopServerResponse struct {
@@ -4781,7 +4978,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4793,7 +4990,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4806,7 +5003,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 type CordonRequest struct {
@@ -4821,7 +5018,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4833,7 +5030,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4846,7 +5043,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -4878,7 +5075,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4890,7 +5087,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4903,7 +5100,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 type StartOperationRequest struct {
@@ -4935,7 +5132,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4947,7 +5144,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4960,7 +5157,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -5064,7 +5261,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5076,7 +5273,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5089,7 +5286,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -5125,7 +5322,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5137,7 +5334,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5150,7 +5347,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -5276,7 +5473,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5288,7 +5485,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5301,7 +5498,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -5382,7 +5579,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +5591,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +5604,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 type ListOperationsResponse struct {
@@ -5419,7 +5616,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5628,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5641,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -5463,7 +5660,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5475,7 +5672,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5488,7 +5685,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -5507,7 +5704,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5519,7 +5716,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5532,7 +5729,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -5553,7 +5750,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5565,7 +5762,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5578,7 +5775,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -5604,7 +5801,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5616,7 +5813,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5629,7 +5826,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -5649,7 +5846,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5661,7 +5858,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5674,7 +5871,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -5702,7 +5899,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5714,7 +5911,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5727,7 +5924,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -5754,7 +5951,7 @@ type BalanceRequest struct {
 
 func (x *BalanceRequest) Reset() {
 	*x = BalanceRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5766,7 +5963,7 @@ func (x *BalanceRequest) String() string {
 func (*BalanceRequest) ProtoMessage() {}
 
 func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5779,7 +5976,7 @@ func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
 func (*BalanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *BalanceRequest) GetMode() string {
@@ -5806,7 +6003,7 @@ type BalanceResponse struct {
 
 func (x *BalanceResponse) Reset() {
 	*x = BalanceResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5818,7 +6015,7 @@ func (x *BalanceResponse) String() string {
 func (*BalanceResponse) ProtoMessage() {}
 
 func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5831,7 +6028,7 @@ func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
 func (*BalanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *BalanceResponse) GetMode() string {
@@ -5887,7 +6084,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5899,7 +6096,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5912,7 +6109,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ServerLoad) GetServer() string {
@@ -6031,11 +6228,12 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x11memory_used_bytes\x18\b \x01(\x04R\x0fmemoryUsedBytes\x12\x1a\n" +
 	"\bcordoned\x18\t \x01(\bR\bcordoned\x12\x10\n" +
 	"\x03vms\x18\n" +
-	" \x01(\rR\x03vms\"\xdb\x04\n" +
+	" \x01(\rR\x03vms\"\x8d\x05\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\abuiltin\x18\x02 \x01(\tH\x00R\abuiltin\x12/\n" +
-	"\x04file\x18\x03 \x01(\v2\x19.cellvisor.v1.PayloadFileH\x00R\x04file\x12\x12\n" +
+	"\x04file\x18\x03 \x01(\v2\x19.cellvisor.v1.PayloadFileH\x00R\x04file\x120\n" +
+	"\x05linux\x18\x14 \x01(\v2\x18.cellvisor.v1.LinuxGuestH\x00R\x05linux\x12\x12\n" +
 	"\x04args\x18\x04 \x01(\tR\x04args\x12\x14\n" +
 	"\x05vcpus\x18\x05 \x01(\rR\x05vcpus\x12!\n" +
 	"\fmemory_bytes\x18\x06 \x01(\x04R\vmemoryBytes\x12\x12\n" +
@@ -6059,7 +6257,13 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\vPayloadFile\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"Z\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"\x9e\x01\n" +
+	"\n" +
+	"LinuxGuest\x121\n" +
+	"\x06kernel\x18\x01 \x01(\v2\x19.cellvisor.v1.PayloadFileR\x06kernel\x121\n" +
+	"\x06initrd\x18\x02 \x01(\v2\x19.cellvisor.v1.PayloadFileR\x06initrd\x12\x18\n" +
+	"\acmdline\x18\x03 \x01(\tR\acmdline\x12\x10\n" +
+	"\x03cpu\x18\x04 \x01(\tR\x03cpu\"Z\n" +
 	"\fRunVMRequest\x12*\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.cellvisor.v1.VMSpecH\x00R\x04spec\x12\x16\n" +
 	"\x05chunk\x18\x02 \x01(\fH\x00R\x05chunkB\x06\n" +
@@ -6076,7 +6280,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fResetVMResponse\x12 \n" +
 	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xbb\a\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xeb\a\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -6115,7 +6319,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0freboot_on_crash\x18\x1b \x01(\bR\rrebootOnCrash\x12\x1f\n" +
 	"\vcrash_limit\x18\x1c \x01(\rR\n" +
 	"crashLimit\x12\x16\n" +
-	"\x06weight\x18) \x01(\rR\x06weight\"\xaa\x02\n" +
+	"\x06weight\x18) \x01(\rR\x06weight\x12.\n" +
+	"\x05linux\x18( \x01(\v2\x18.cellvisor.v1.LinuxGuestR\x05linux\"\xaa\x02\n" +
 	"\x06Worker\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\rR\x04part\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x10\n" +
@@ -6256,7 +6461,12 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fRemoveVMRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x12\n" +
-	"\x10RemoveVMResponse\"V\n" +
+	"\x10RemoveVMResponse\"7\n" +
+	"\rTypeVMRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"&\n" +
+	"\x0eTypeVMResponse\x12\x14\n" +
+	"\x05taken\x18\x01 \x01(\rR\x05taken\"V\n" +
 	"\x10ConsoleVMRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x16\n" +
@@ -6467,7 +6677,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x042\x99\x12\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\xde\x12\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -6488,7 +6698,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\aBalance\x12\x1c.cellvisor.v1.BalanceRequest\x1a\x1d.cellvisor.v1.BalanceResponse\x12O\n" +
 	"\n" +
 	"SafeToStop\x12\x1f.cellvisor.v1.SafeToStopRequest\x1a .cellvisor.v1.SafeToStopResponse\x12N\n" +
-	"\tConsoleVM\x12\x1e.cellvisor.v1.ConsoleVMRequest\x1a\x1f.cellvisor.v1.ConsoleVMResponse0\x01\x12K\n" +
+	"\tConsoleVM\x12\x1e.cellvisor.v1.ConsoleVMRequest\x1a\x1f.cellvisor.v1.ConsoleVMResponse0\x01\x12C\n" +
+	"\x06TypeVM\x12\x1b.cellvisor.v1.TypeVMRequest\x1a\x1c.cellvisor.v1.TypeVMResponse\x12K\n" +
 	"\bOutputVM\x12\x1d.cellvisor.v1.OutputVMRequest\x1a\x1e.cellvisor.v1.OutputVMResponse0\x01\x12E\n" +
 	"\x06Events\x12\x1b.cellvisor.v1.EventsRequest\x1a\x1c.cellvisor.v1.EventsResponse0\x01\x12B\n" +
 	"\x05Watch\x12\x1a.cellvisor.v1.WatchRequest\x1a\x1b.cellvisor.v1.WatchResponse0\x01\x12R\n" +
@@ -6516,7 +6727,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -6537,76 +6748,79 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*Cell)(nil),                    // 16: cellvisor.v1.Cell
 	(*VMSpec)(nil),                  // 17: cellvisor.v1.VMSpec
 	(*PayloadFile)(nil),             // 18: cellvisor.v1.PayloadFile
-	(*RunVMRequest)(nil),            // 19: cellvisor.v1.RunVMRequest
-	(*ProtectVMRequest)(nil),        // 20: cellvisor.v1.ProtectVMRequest
-	(*ProtectVMResponse)(nil),       // 21: cellvisor.v1.ProtectVMResponse
-	(*ResetVMRequest)(nil),          // 22: cellvisor.v1.ResetVMRequest
-	(*ResetVMResponse)(nil),         // 23: cellvisor.v1.ResetVMResponse
-	(*RunVMResponse)(nil),           // 24: cellvisor.v1.RunVMResponse
-	(*VM)(nil),                      // 25: cellvisor.v1.VM
-	(*Worker)(nil),                  // 26: cellvisor.v1.Worker
-	(*WorkerCounters)(nil),          // 27: cellvisor.v1.WorkerCounters
-	(*CheckpointCounters)(nil),      // 28: cellvisor.v1.CheckpointCounters
-	(*WatchRequest)(nil),            // 29: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 30: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 31: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 32: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 33: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 34: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 35: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 36: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 37: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 38: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 39: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 40: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 41: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 42: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 43: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 44: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 45: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 46: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 47: cellvisor.v1.StopVMResponse
-	(*RemoveVMRequest)(nil),         // 48: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 49: cellvisor.v1.RemoveVMResponse
-	(*ConsoleVMRequest)(nil),        // 50: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 51: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 52: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 53: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 54: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 55: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 56: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 57: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 58: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 59: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 60: cellvisor.v1.DebugCountersResponse
-	(*Fault)(nil),                   // 61: cellvisor.v1.Fault
-	(*SetFaultsRequest)(nil),        // 62: cellvisor.v1.SetFaultsRequest
-	(*SetFaultsResponse)(nil),       // 63: cellvisor.v1.SetFaultsResponse
-	(*CrashGuestRequest)(nil),       // 64: cellvisor.v1.CrashGuestRequest
-	(*CrashGuestResponse)(nil),      // 65: cellvisor.v1.CrashGuestResponse
-	(*StopServerRequest)(nil),       // 66: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 67: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 68: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 69: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 70: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 71: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 72: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 73: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 74: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 75: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 76: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 77: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 78: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 79: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 80: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 81: cellvisor.v1.SafeToStopResponse
-	(*BalanceRequest)(nil),          // 82: cellvisor.v1.BalanceRequest
-	(*BalanceResponse)(nil),         // 83: cellvisor.v1.BalanceResponse
-	(*ServerLoad)(nil),              // 84: cellvisor.v1.ServerLoad
-	nil,                             // 85: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 86: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 87: cellvisor.v1.DebugCountersResponse.CountersEntry
-	(*timestamppb.Timestamp)(nil),   // 88: google.protobuf.Timestamp
+	(*LinuxGuest)(nil),              // 19: cellvisor.v1.LinuxGuest
+	(*RunVMRequest)(nil),            // 20: cellvisor.v1.RunVMRequest
+	(*ProtectVMRequest)(nil),        // 21: cellvisor.v1.ProtectVMRequest
+	(*ProtectVMResponse)(nil),       // 22: cellvisor.v1.ProtectVMResponse
+	(*ResetVMRequest)(nil),          // 23: cellvisor.v1.ResetVMRequest
+	(*ResetVMResponse)(nil),         // 24: cellvisor.v1.ResetVMResponse
+	(*RunVMResponse)(nil),           // 25: cellvisor.v1.RunVMResponse
+	(*VM)(nil),                      // 26: cellvisor.v1.VM
+	(*Worker)(nil),                  // 27: cellvisor.v1.Worker
+	(*WorkerCounters)(nil),          // 28: cellvisor.v1.WorkerCounters
+	(*CheckpointCounters)(nil),      // 29: cellvisor.v1.CheckpointCounters
+	(*WatchRequest)(nil),            // 30: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 31: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 32: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 33: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 34: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 35: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 36: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 37: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 38: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 39: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 40: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 41: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 42: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 43: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 44: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 45: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 46: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 47: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 48: cellvisor.v1.StopVMResponse
+	(*RemoveVMRequest)(nil),         // 49: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 50: cellvisor.v1.RemoveVMResponse
+	(*TypeVMRequest)(nil),           // 51: cellvisor.v1.TypeVMRequest
+	(*TypeVMResponse)(nil),          // 52: cellvisor.v1.TypeVMResponse
+	(*ConsoleVMRequest)(nil),        // 53: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 54: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 55: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 56: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 57: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 58: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 59: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 60: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 61: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 62: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 63: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 64: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 65: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 66: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 67: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 68: cellvisor.v1.CrashGuestResponse
+	(*StopServerRequest)(nil),       // 69: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 70: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 71: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 72: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 73: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 74: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 75: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 76: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 77: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 78: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 79: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 80: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 81: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 82: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 83: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 84: cellvisor.v1.SafeToStopResponse
+	(*BalanceRequest)(nil),          // 85: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 86: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 87: cellvisor.v1.ServerLoad
+	nil,                             // 88: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 89: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 90: cellvisor.v1.DebugCountersResponse.CountersEntry
+	(*timestamppb.Timestamp)(nil),   // 91: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -6616,120 +6830,126 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	16, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
 	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
 	18, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
-	4,  // 7: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	85, // 8: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
-	17, // 9: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
-	25, // 10: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
-	25, // 11: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
-	25, // 12: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
-	3,  // 13: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
-	26, // 14: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
-	4,  // 15: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	88, // 16: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	88, // 17: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	88, // 18: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
-	27, // 19: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	28, // 20: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
-	10, // 21: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	13, // 22: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	16, // 23: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	25, // 24: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	72, // 25: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	56, // 26: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	33, // 27: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	33, // 28: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	27, // 29: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	36, // 30: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	39, // 31: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	25, // 32: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	25, // 33: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	8,  // 34: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	25, // 35: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	25, // 36: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	56, // 37: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	88, // 38: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	86, // 39: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	87, // 40: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,  // 41: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
-	61, // 42: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
-	61, // 43: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	6,  // 44: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	72, // 45: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	6,  // 46: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	7,  // 47: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	73, // 48: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	88, // 49: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	88, // 50: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	88, // 51: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	72, // 52: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	72, // 53: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	72, // 54: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	84, // 55: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
-	9,  // 56: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11, // 57: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14, // 58: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	19, // 59: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	40, // 60: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	42, // 61: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	44, // 62: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	46, // 63: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	20, // 64: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	22, // 65: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	48, // 66: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	68, // 67: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	70, // 68: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	74, // 69: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	76, // 70: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	78, // 71: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	82, // 72: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	80, // 73: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	50, // 74: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	52, // 75: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	54, // 76: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	29, // 77: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	31, // 78: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	34, // 79: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	37, // 80: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	57, // 81: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	59, // 82: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	62, // 83: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	64, // 84: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	66, // 85: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10, // 86: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12, // 87: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15, // 88: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	24, // 89: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	41, // 90: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	43, // 91: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	45, // 92: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	47, // 93: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	21, // 94: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	23, // 95: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	49, // 96: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	69, // 97: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	71, // 98: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	75, // 99: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	77, // 100: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	79, // 101: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	83, // 102: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	81, // 103: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	51, // 104: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	53, // 105: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	55, // 106: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	30, // 107: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	32, // 108: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	35, // 109: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	38, // 110: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	58, // 111: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	60, // 112: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	63, // 113: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	65, // 114: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	67, // 115: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	86, // [86:116] is the sub-list for method output_type
-	56, // [56:86] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	19, // 7: cellvisor.v1.VMSpec.linux:type_name -> cellvisor.v1.LinuxGuest
+	4,  // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
+	88, // 9: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	18, // 10: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
+	18, // 11: cellvisor.v1.LinuxGuest.initrd:type_name -> cellvisor.v1.PayloadFile
+	17, // 12: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
+	26, // 13: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
+	26, // 14: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
+	26, // 15: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
+	3,  // 16: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
+	27, // 17: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
+	4,  // 18: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
+	91, // 19: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	91, // 20: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	91, // 21: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	19, // 22: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
+	28, // 23: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
+	29, // 24: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
+	10, // 25: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13, // 26: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16, // 27: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	26, // 28: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	75, // 29: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	59, // 30: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	34, // 31: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	34, // 32: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	28, // 33: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	37, // 34: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	40, // 35: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	26, // 36: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	26, // 37: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,  // 38: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	26, // 39: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	26, // 40: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	59, // 41: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	91, // 42: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	89, // 43: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	90, // 44: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,  // 45: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	64, // 46: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	64, // 47: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	6,  // 48: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	75, // 49: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,  // 50: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,  // 51: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	76, // 52: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	91, // 53: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	91, // 54: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	91, // 55: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	75, // 56: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	75, // 57: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	75, // 58: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	87, // 59: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,  // 60: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11, // 61: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14, // 62: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	20, // 63: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	41, // 64: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	43, // 65: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	45, // 66: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	47, // 67: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	21, // 68: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	23, // 69: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	49, // 70: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	71, // 71: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	73, // 72: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	77, // 73: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	79, // 74: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	81, // 75: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	85, // 76: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	83, // 77: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	53, // 78: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	51, // 79: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	55, // 80: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	57, // 81: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	30, // 82: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	32, // 83: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	35, // 84: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	38, // 85: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	60, // 86: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	62, // 87: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	65, // 88: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	67, // 89: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	69, // 90: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10, // 91: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12, // 92: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15, // 93: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	25, // 94: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	42, // 95: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	44, // 96: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	46, // 97: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	48, // 98: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	22, // 99: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	24, // 100: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	50, // 101: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	72, // 102: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	74, // 103: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	78, // 104: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	80, // 105: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	82, // 106: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	86, // 107: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	84, // 108: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	54, // 109: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	52, // 110: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	56, // 111: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	58, // 112: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	31, // 113: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	33, // 114: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	36, // 115: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	39, // 116: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	61, // 117: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	63, // 118: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	66, // 119: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	68, // 120: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	70, // 121: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	91, // [91:122] is the sub-list for method output_type
+	60, // [60:91] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -6740,8 +6960,9 @@ func file_api_cellvisor_proto_init() {
 	file_api_cellvisor_proto_msgTypes[8].OneofWrappers = []any{
 		(*VMSpec_Builtin)(nil),
 		(*VMSpec_File)(nil),
+		(*VMSpec_Linux)(nil),
 	}
-	file_api_cellvisor_proto_msgTypes[10].OneofWrappers = []any{
+	file_api_cellvisor_proto_msgTypes[11].OneofWrappers = []any{
 		(*RunVMRequest_Spec)(nil),
 		(*RunVMRequest_Chunk)(nil),
 	}
@@ -6751,7 +6972,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   79,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -57,6 +57,7 @@ const (
 	Cellvisor_Balance_FullMethodName         = "/cellvisor.v1.Cellvisor/Balance"
 	Cellvisor_SafeToStop_FullMethodName      = "/cellvisor.v1.Cellvisor/SafeToStop"
 	Cellvisor_ConsoleVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ConsoleVM"
+	Cellvisor_TypeVM_FullMethodName          = "/cellvisor.v1.Cellvisor/TypeVM"
 	Cellvisor_OutputVM_FullMethodName        = "/cellvisor.v1.Cellvisor/OutputVM"
 	Cellvisor_Events_FullMethodName          = "/cellvisor.v1.Cellvisor/Events"
 	Cellvisor_Watch_FullMethodName           = "/cellvisor.v1.Cellvisor/Watch"
@@ -81,7 +82,7 @@ type CellvisorClient interface {
 	// ListCells lists all cells, sorted by name. A cell without a live server stays listed as dead.
 	ListCells(ctx context.Context, in *ListCellsRequest, opts ...grpc.CallOption) (*ListCellsResponse, error)
 	// RunVM creates a VM and starts it. The first message carries the spec, the following ones the payload file in order, unless the spec
-	// names a built-in payload. It answers when the VM is registered and placed (state STARTING); WaitVM tells how it goes on.
+	// names a built-in payload; for a Linux guest, the kernel and then the initial RAM disk. It answers when the VM is registered and placed (state STARTING); WaitVM tells how it goes on.
 	// If the stream breaks off before its end, nothing is created.
 	RunVM(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RunVMRequest, RunVMResponse], error)
 	// ListVMs lists all VMs, the ended ones included, sorted by name.
@@ -117,6 +118,9 @@ type CellvisorClient interface {
 	SafeToStop(ctx context.Context, in *SafeToStopRequest, opts ...grpc.CallOption) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
 	ConsoleVM(ctx context.Context, in *ConsoleVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleVMResponse], error)
+	// TypeVM hands bytes to the serial port of a running Linux guest, as if they had been typed there. It answers how many there was room
+	// for: the caller sends the rest again a little later. FAILED_PRECONDITION if the guest is a payload, which reads no console.
+	TypeVM(ctx context.Context, in *TypeVMRequest, opts ...grpc.CallOption) (*TypeVMResponse, error)
 	// OutputVM sends the output records from an index on; with follow, until the VM has ended and everything was sent.
 	OutputVM(ctx context.Context, in *OutputVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OutputVMResponse], error)
 	// Events sends events from a sequence number on; with follow, for ever.
@@ -361,6 +365,16 @@ func (c *cellvisorClient) ConsoleVM(ctx context.Context, in *ConsoleVMRequest, o
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cellvisor_ConsoleVMClient = grpc.ServerStreamingClient[ConsoleVMResponse]
 
+func (c *cellvisorClient) TypeVM(ctx context.Context, in *TypeVMRequest, opts ...grpc.CallOption) (*TypeVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TypeVMResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_TypeVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cellvisorClient) OutputVM(ctx context.Context, in *OutputVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OutputVMResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[3], Cellvisor_OutputVM_FullMethodName, cOpts...)
@@ -518,7 +532,7 @@ type CellvisorServer interface {
 	// ListCells lists all cells, sorted by name. A cell without a live server stays listed as dead.
 	ListCells(context.Context, *ListCellsRequest) (*ListCellsResponse, error)
 	// RunVM creates a VM and starts it. The first message carries the spec, the following ones the payload file in order, unless the spec
-	// names a built-in payload. It answers when the VM is registered and placed (state STARTING); WaitVM tells how it goes on.
+	// names a built-in payload; for a Linux guest, the kernel and then the initial RAM disk. It answers when the VM is registered and placed (state STARTING); WaitVM tells how it goes on.
 	// If the stream breaks off before its end, nothing is created.
 	RunVM(grpc.ClientStreamingServer[RunVMRequest, RunVMResponse]) error
 	// ListVMs lists all VMs, the ended ones included, sorted by name.
@@ -554,6 +568,9 @@ type CellvisorServer interface {
 	SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
 	ConsoleVM(*ConsoleVMRequest, grpc.ServerStreamingServer[ConsoleVMResponse]) error
+	// TypeVM hands bytes to the serial port of a running Linux guest, as if they had been typed there. It answers how many there was room
+	// for: the caller sends the rest again a little later. FAILED_PRECONDITION if the guest is a payload, which reads no console.
+	TypeVM(context.Context, *TypeVMRequest) (*TypeVMResponse, error)
 	// OutputVM sends the output records from an index on; with follow, until the VM has ended and everything was sent.
 	OutputVM(*OutputVMRequest, grpc.ServerStreamingServer[OutputVMResponse]) error
 	// Events sends events from a sequence number on; with follow, for ever.
@@ -643,6 +660,9 @@ func (UnimplementedCellvisorServer) SafeToStop(context.Context, *SafeToStopReque
 }
 func (UnimplementedCellvisorServer) ConsoleVM(*ConsoleVMRequest, grpc.ServerStreamingServer[ConsoleVMResponse]) error {
 	return status.Error(codes.Unimplemented, "method ConsoleVM not implemented")
+}
+func (UnimplementedCellvisorServer) TypeVM(context.Context, *TypeVMRequest) (*TypeVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TypeVM not implemented")
 }
 func (UnimplementedCellvisorServer) OutputVM(*OutputVMRequest, grpc.ServerStreamingServer[OutputVMResponse]) error {
 	return status.Error(codes.Unimplemented, "method OutputVM not implemented")
@@ -1015,6 +1035,24 @@ func _Cellvisor_ConsoleVM_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Cellvisor_ConsoleVMServer = grpc.ServerStreamingServer[ConsoleVMResponse]
 
+func _Cellvisor_TypeVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TypeVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).TypeVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_TypeVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).TypeVM(ctx, req.(*TypeVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_OutputVM_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(OutputVMRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1255,6 +1293,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SafeToStop",
 			Handler:    _Cellvisor_SafeToStop_Handler,
+		},
+		{
+			MethodName: "TypeVM",
+			Handler:    _Cellvisor_TypeVM_Handler,
 		},
 		{
 			MethodName: "ListWorkers",

@@ -256,7 +256,7 @@ func TestRunSendsPayload(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		got.Reset()
-		if err := RecvPayload(s, m.GetSpec().GetFile(), 4<<20, &got); err != nil {
+		if err := RecvPayload(s, 4<<20, Incoming{m.GetSpec().GetFile(), &got}); err != nil {
 			return err
 		}
 		return s.SendAndClose(&RunVMResponse{Vm: &VM{Name: m.GetSpec().GetName()}})
@@ -276,7 +276,7 @@ func TestRunSendsPayload(t *testing.T) {
 func TestRecvPayloadRefusesLies(t *testing.T) {
 	var announced *PayloadFile
 	srv := (&fake{name: "one", runVM: func(s Cellvisor_RunVMServer) error {
-		return RecvPayload(s, announced, 1<<20, &bytes.Buffer{})
+		return RecvPayload(s, 1<<20, Incoming{announced, &bytes.Buffer{}})
 	}}).start(t)
 	c := dialTest(t, srv.addr)
 	for name, file := range map[string]*PayloadFile{

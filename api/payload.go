@@ -14,15 +14,11 @@ import (
 // ChunkBytes is the largest piece of a payload in one message.
 const ChunkBytes = 1 << 20
 
-// Run creates a VM. payload is the file that spec.File announces, and nil for a built-in one. The call is not repeated elsewhere: a
-// second try could find the name in use by the first.
-func (c *Client) Run(ctx context.Context, spec *VMSpec, payload io.ReadSeeker) (*VM, error) {
-	if payload != nil {
-		file, err := announce(payload)
-		if err != nil {
-			return nil, err
-		}
-		spec.Payload = &VMSpec_File{File: file}
+// Run creates a VM. files are what the spec announces: the payload file, or a Linux kernel and, if there is one, its initial RAM disk; none for a
+// built-in payload. The call is not repeated elsewhere: a second try could find the name in use by the first.
+func (c *Client) Run(ctx context.Context, spec *VMSpec, files ...io.ReadSeeker) (*VM, error) {
+	if err := announceAll(spec, files); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -31,20 +27,11 @@ func (c *Client) Run(ctx context.Context, spec *VMSpec, payload io.ReadSeeker) (
 		return nil, err
 	}
 	err = stream.Send(&RunVMRequest{Part: &RunVMRequest_Spec{Spec: spec}})
-	if payload != nil {
-		buf := make([]byte, ChunkBytes)
-		for err == nil {
-			n, rerr := payload.Read(buf)
-			if n > 0 {
-				err = stream.Send(&RunVMRequest{Part: &RunVMRequest_Chunk{Chunk: buf[:n]}})
-			}
-			if errors.Is(rerr, io.EOF) {
-				break
-			}
-			if rerr != nil {
-				return nil, rerr
-			}
+	for _, f := range files {
+		if err != nil {
+			break
 		}
+		err = sendFile(stream, f)
 	}
 	if err != nil && !errors.Is(err, io.EOF) { // io.EOF: the server has refused; CloseAndRecv tells why
 		return nil, err
@@ -54,6 +41,50 @@ func (c *Client) Run(ctx context.Context, spec *VMSpec, payload io.ReadSeeker) (
 		return nil, err
 	}
 	return resp.GetVm(), nil
+}
+
+func sendFile(stream Cellvisor_RunVMClient, f io.Reader) error {
+	buf := make([]byte, ChunkBytes)
+	for {
+		n, rerr := f.Read(buf)
+		if n > 0 {
+			if err := stream.Send(&RunVMRequest{Part: &RunVMRequest_Chunk{Chunk: buf[:n]}}); err != nil {
+				return err
+			}
+		}
+		if errors.Is(rerr, io.EOF) {
+			return nil
+		}
+		if rerr != nil {
+			return rerr
+		}
+	}
+}
+
+// announceAll fills in what the spec says about files.
+func announceAll(spec *VMSpec, files []io.ReadSeeker) error {
+	var all []*PayloadFile
+	for _, f := range files {
+		file, err := announce(f)
+		if err != nil {
+			return err
+		}
+		all = append(all, file)
+	}
+	linux := spec.GetLinux()
+	switch {
+	case len(all) == 0:
+	case linux == nil && len(all) == 1:
+		spec.Payload = &VMSpec_File{File: all[0]}
+	case linux != nil && len(all) <= 2:
+		linux.Kernel = all[0]
+		if len(all) == 2 {
+			linux.Initrd = all[1]
+		}
+	default:
+		return fmt.Errorf("%d files for VM %s, which takes fewer", len(all), spec.GetName())
+	}
+	return nil
 }
 
 // announce measures the payload and rewinds it.
@@ -69,18 +100,42 @@ func announce(payload io.ReadSeeker) (*PayloadFile, error) {
 	return &PayloadFile{SizeBytes: uint64(n), Sha256: h.Sum(nil)}, nil
 }
 
-// RecvPayload is the server's side of Run: it writes the announced payload to w as it comes in, and fails unless size and checksum are the
-// announced ones. limitBytes bounds what is accepted.
-func RecvPayload(stream Cellvisor_RunVMServer, file *PayloadFile, limitBytes uint64, w io.Writer) error {
-	if len(file.GetSha256()) != sha256.Size {
-		return status.Errorf(codes.InvalidArgument, "the payload's checksum has %d bytes, not %d", len(file.GetSha256()), sha256.Size)
+// Incoming is a file that is to be received and where to.
+type Incoming struct {
+	File *PayloadFile
+	To   io.Writer
+}
+
+// RecvPayload is the server's side of Run: it writes the announced files as they come in, and fails unless sizes and checksums are the
+// announced ones. limitBytes bounds what is accepted of each.
+func RecvPayload(stream Cellvisor_RunVMServer, limitBytes uint64, files ...Incoming) error {
+	for _, f := range files {
+		if len(f.File.GetSha256()) != sha256.Size {
+			return status.Errorf(codes.InvalidArgument, "the payload's checksum has %d bytes, not %d", len(f.File.GetSha256()), sha256.Size)
+		}
+		if f.File.GetSizeBytes() > limitBytes {
+			return status.Errorf(codes.InvalidArgument, "the payload has %d bytes, at most %d are allowed", f.File.GetSizeBytes(), limitBytes)
+		}
 	}
-	if file.GetSizeBytes() > limitBytes {
-		return status.Errorf(codes.InvalidArgument, "the payload has %d bytes, at most %d are allowed", file.GetSizeBytes(), limitBytes)
+	for _, f := range files {
+		if err := recvFile(stream, f); err != nil {
+			return err
+		}
 	}
+	switch _, err := stream.Recv(); {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return err
+	}
+	return status.Error(codes.InvalidArgument, "the payload is longer than was announced")
+}
+
+// recvFile takes one file. A message belongs to one file.
+func recvFile(stream Cellvisor_RunVMServer, f Incoming) error {
 	h := sha256.New()
 	var got uint64
-	for {
+	for got < f.File.GetSizeBytes() {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			break
@@ -90,16 +145,16 @@ func RecvPayload(stream Cellvisor_RunVMServer, file *PayloadFile, limitBytes uin
 		}
 		chunk := m.GetChunk()
 		got += uint64(len(chunk))
-		if len(chunk) > ChunkBytes || got > file.GetSizeBytes() {
+		if len(chunk) > ChunkBytes || got > f.File.GetSizeBytes() {
 			return status.Error(codes.InvalidArgument, "the payload is longer than was announced")
 		}
 		h.Write(chunk)
-		if _, err := w.Write(chunk); err != nil {
+		if _, err := f.To.Write(chunk); err != nil {
 			return fmt.Errorf("storing the payload: %w", err)
 		}
 	}
-	if got != file.GetSizeBytes() || string(h.Sum(nil)) != string(file.GetSha256()) {
-		return status.Errorf(codes.InvalidArgument, "the payload came incomplete or damaged: %d of %d bytes", got, file.GetSizeBytes())
+	if got != f.File.GetSizeBytes() || string(h.Sum(nil)) != string(f.File.GetSha256()) {
+		return status.Errorf(codes.InvalidArgument, "the payload came incomplete or damaged: %d of %d bytes", got, f.File.GetSizeBytes())
 	}
 	return nil
 }

@@ -80,6 +80,9 @@ func (f *FSM) protectVM(c *ProtectVM) *Fault {
 	if fault := checkProtect(&spec); fault != nil {
 		return fault
 	}
+	if fault := checkLinux(&spec); fault != nil {
+		return fault
+	}
 	fewer := spec.Protect != ProtectReplica || spec.Replicas < vm.Spec.Replicas
 	vm.Spec = spec
 	if fewer {

@@ -128,12 +128,36 @@ type VMSpec struct {
 	CheckpointMillis int `json:"checkpoint_millis,omitempty"` // between cuts, 0 means adaptive
 
 	// RebootOnCrash restarts the guest in place when it crashes, until CrashLimit crashes in a row came within CrashWindow of their boot; 0 is no limit.
-	RebootOnCrash bool `json:"reboot_on_crash,omitempty"`
-	CrashLimit    int  `json:"crash_limit,omitempty"`
-	Weight        int  `json:"weight,omitempty"` // share of time on the slots; 0 means DefaultWeight
+	RebootOnCrash bool       `json:"reboot_on_crash,omitempty"`
+	CrashLimit    int        `json:"crash_limit,omitempty"`
+	Weight        int        `json:"weight,omitempty"` // share of time on the slots; 0 means DefaultWeight
+	Linux         *LinuxSpec `json:"linux,omitempty"`  // the payload file is a Linux kernel
 
 	// Options are settings for tests and measurements, passed to the workers as they are.
 	Options map[string]string `json:"options,omitempty"`
+}
+
+// LinuxSpec is what a Linux kernel, the VM's payload file, is started with.
+type LinuxSpec struct {
+	InitrdSHA256 string      `json:"initrd_sha256,omitempty"` // hash (hex) of the initial RAM disk, which the payload's server holds, too; "" for none
+	InitrdBytes  ident.Bytes `json:"initrd_bytes,omitempty"`
+	Cmdline      string      `json:"cmdline"`
+	CPU          string      `json:"cpu"` // processor model, see CPUModels
+}
+
+// CPUModels are the processor models that a Linux guest can be shown.
+var CPUModels = []string{"host", "x86-64-v2", "x86-64-v3"}
+
+// Files lists the hashes of the files that the VM is started from.
+func (s *VMSpec) Files() []string {
+	var out []string
+	if s.PayloadSHA256 != "" {
+		out = append(out, s.PayloadSHA256)
+	}
+	if s.Linux != nil && s.Linux.InitrdSHA256 != "" {
+		out = append(out, s.Linux.InitrdSHA256)
+	}
+	return out
 }
 
 // VMPart is one VM's share on one server.
@@ -373,6 +397,10 @@ func (v *VM) clone() VM {
 	out := *v
 	out.Spec.Span = slices.Clone(v.Spec.Span)
 	out.Spec.Options = maps.Clone(v.Spec.Options)
+	if v.Spec.Linux != nil {
+		l := *v.Spec.Linux
+		out.Spec.Linux = &l
+	}
 	out.Parts = slices.Clone(v.Parts)
 	if v.Move != nil {
 		move := *v.Move

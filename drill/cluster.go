@@ -82,7 +82,7 @@ func (r remote) VMs(ctx context.Context) (out []*api.VM, err error) {
 }
 
 func (r remote) Run(ctx context.Context, spec *api.VMSpec) (*api.VM, error) {
-	return r.c.Run(ctx, spec, nil)
+	return r.c.Run(ctx, spec)
 }
 
 func (r remote) Remove(ctx context.Context, vm string) error {

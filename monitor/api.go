@@ -189,11 +189,13 @@ type StartWorker struct {
 	Payload Payload
 }
 
-// Payload says where a VM's payload file is kept.
+// Payload says where a VM's payload file is kept, and with a Linux kernel its initial RAM disk.
 type Payload struct {
-	SHA256 string
-	Bytes  ident.Bytes
-	Server ident.ServerID
+	SHA256      string
+	Bytes       ident.Bytes
+	Server      ident.ServerID
+	Initrd      string // SHA-256, "" for none
+	InitrdBytes ident.Bytes
 }
 
 // SendMembers passes the members to a worker: the first time it starts the VM.

@@ -253,15 +253,21 @@ func (c *Core) tendEnded(w *worker) {
 }
 
 func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
+	payload := Payload{SHA256: vm.Spec.PayloadSHA256, Bytes: vm.Spec.PayloadBytes, Server: vm.Spec.PayloadServer}
+	var linux *wire.WorkerLinux
+	if l := vm.Spec.Linux; l != nil {
+		linux = &wire.WorkerLinux{Cmdline: l.Cmdline, CPU: l.CPU}
+		payload.Initrd, payload.InitrdBytes = l.InitrdSHA256, l.InitrdBytes
+	}
 	c.act(StartWorker{
 		Spec: wire.WorkerSpec{
 			ClusterID: c.cfg.ClusterID, Server: c.cfg.Server, ServerName: c.cfg.Info.Name, Cell: c.cfg.Info.Cell, Incarnation: c.incarnation,
 			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes, Standby: p.Standby,
 			Builtin: vm.Spec.Builtin, Args: vm.Spec.Args, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Secret: vm.Secret,
-			Options: maps.Clone(vm.Spec.Options),
+			Options: maps.Clone(vm.Spec.Options), Linux: linux,
 		},
 		Created: vm.Created,
-		Payload: Payload{SHA256: vm.Spec.PayloadSHA256, Bytes: vm.Spec.PayloadBytes, Server: vm.Spec.PayloadServer},
+		Payload: payload,
 	})
 }
 

@@ -190,6 +190,9 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 	if vm.Spec.PayloadSHA256 != "" {
 		out.Payload = "sha256:" + vm.Spec.PayloadSHA256
 	}
+	if out.Linux = linuxMessage(&vm.Spec); out.Linux != nil {
+		out.Payload = "linux:" + vm.Spec.PayloadSHA256
+	}
 	for _, c := range vm.Cells() {
 		out.Cells = append(out.Cells, string(c))
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ func (v *service) logLengths(vm *cells.VM) (console, records uint64) {
 }
 
 // homeOf returns nil if this server is the VM's home, and the home's API otherwise.
-func (v *service) homeOf(stream grpc.ServerStream, snap *snapshot, vm *cells.VM) (api.CellvisorClient, error) {
+func (v *service) homeOf(ctx context.Context, snap *snapshot, vm *cells.VM) (api.CellvisorClient, error) {
 	var home *cells.VMPart
 	for i := range vm.Parts {
 		if vm.Parts[i].Part == vm.Home {
@@ -77,7 +78,7 @@ func (v *service) homeOf(stream grpc.ServerStream, snap *snapshot, vm *cells.VM)
 		return nil, status.Errorf(codes.FailedPrecondition,
 			"server %s, which keeps the console and the output of VM %s, is dead since epoch %d; they can be read again once it is back",
 			home.ServerName, vm.Spec.Name, sv.Left)
-	case forwarded(stream.Context()):
+	case forwarded(ctx):
 		return nil, status.Errorf(codes.Aborted, "server %s is not the home of VM %s; ask again", v.s.cfg.Name, vm.Spec.Name)
 	}
 	return v.peer(sv)
@@ -173,7 +174,7 @@ func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_Cons
 	if err != nil {
 		return err
 	}
-	home, err := v.homeOf(stream, snap, vm)
+	home, err := v.homeOf(stream.Context(), snap, vm)
 	if err != nil {
 		return err
 	}
@@ -223,7 +224,7 @@ func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_Output
 	if err != nil {
 		return err
 	}
-	home, err := v.homeOf(stream, snap, vm)
+	home, err := v.homeOf(stream.Context(), snap, vm)
 	if err != nil {
 		return err
 	}

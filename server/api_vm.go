@@ -5,21 +5,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/payload"
-	"github.com/cellvisor/cellvisor/vmm/boot"
 )
 
 // standPatience bounds how long StopVM waits for vCPUs to stand still everywhere: Stop, the grace, the kill.
@@ -49,17 +44,11 @@ func (v *service) RunVM(stream api.Cellvisor_RunVMServer) error {
 	if old := v.s.board.now().state.VMNamed(spec.Name); old != nil {
 		return status.Errorf(codes.AlreadyExists, "a VM called %s exists (state %s): choose another name, or remove it first", spec.Name, old.State)
 	}
-	if file := asked.GetFile(); file != nil {
-		unpin, err := v.takePayload(stream, file, spec)
-		if err != nil {
-			return err
-		}
-		defer unpin()
-	} else if err := drain(stream); err != nil {
-		return err
-	} else if err := checkBuiltin(spec); err != nil {
+	unpin, err := v.takeGuest(stream, asked, spec)
+	if err != nil {
 		return err
 	}
+	defer unpin()
 	var vm cells.VM
 	cmd := cells.Command{CreateVM: &cells.CreateVM{Spec: *spec, Secret: randomHex(32)}}
 	if err := v.s.propose(stream.Context(), cmd, &vm); err != nil {
@@ -108,79 +97,10 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 		spec.PayloadSHA256 = hex.EncodeToString(file.GetSha256())
 		spec.PayloadBytes = ident.Bytes(file.GetSizeBytes())
 	}
+	if l := in.GetLinux(); l != nil {
+		linuxFrom(l, spec)
+	}
 	return spec, nil
-}
-
-// drain refuses a payload file after a spec that names a built-in one.
-func drain(stream api.Cellvisor_RunVMServer) error {
-	switch _, err := stream.Recv(); {
-	case errors.Is(err, io.EOF):
-		return nil
-	case err != nil:
-		return err
-	}
-	return status.Error(codes.InvalidArgument, "a payload file was sent, but the spec names a built-in payload")
-}
-
-func checkBuiltin(spec *cells.VMSpec) error {
-	image, err := payload.Open(spec.Builtin)
-	if err == nil {
-		_, err = boot.Load(image, boot.Config{Memory: spec.MemoryBytes, VCPUs: spec.VCPUs, Args: spec.Args})
-	}
-	if err != nil {
-		return status.Error(codes.InvalidArgument, err.Error())
-	}
-	return nil
-}
-
-// takePayload stores the payload that follows on the stream, and checks that it can be loaded. The caller calls unpin once a VM names it.
-func (v *service) takePayload(stream api.Cellvisor_RunVMServer, file *api.PayloadFile, spec *cells.VMSpec) (unpin func(), err error) {
-	w, err := v.s.store.Blobs().Create(ident.Bytes(min(file.GetSizeBytes(), maxPayload)))
-	if err != nil {
-		return nil, status.Errorf(codes.Internal, "server %s: %v", v.s.cfg.Name, err)
-	}
-	defer w.Abort()
-	if err := api.RecvPayload(stream, file, maxPayload, w); err != nil {
-		if _, known := status.FromError(err); !known {
-			err = status.Errorf(codes.Internal, "server %s: %v", v.s.cfg.Name, err)
-		}
-		return nil, err
-	}
-	if err := checkImage(w.Name(), spec); err != nil {
-		return nil, err
-	}
-	unpin = v.s.blobPins.pin(spec.PayloadSHA256)
-	if _, err := w.Commit(spec.PayloadSHA256); err != nil {
-		unpin()
-		return nil, status.Errorf(codes.Internal, "server %s: %v", v.s.cfg.Name, err)
-	}
-	spec.PayloadServer = v.s.store.Identity().Server
-	return unpin, nil
-}
-
-// checkImage refuses a file that the loader of the home part would refuse later. The file is mapped, not read: it may be large.
-func checkImage(path string, spec *cells.VMSpec) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return status.Errorf(codes.Internal, "payload: %v", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return status.Errorf(codes.Internal, "payload: %v", err)
-	}
-	if st.Size() == 0 {
-		return status.Error(codes.InvalidArgument, "the payload is empty")
-	}
-	image, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
-	if err != nil {
-		return status.Errorf(codes.Internal, "payload: %v", err)
-	}
-	defer unix.Munmap(image)
-	if _, err := boot.Load(image, boot.Config{Memory: spec.MemoryBytes, VCPUs: spec.VCPUs, Args: spec.Args}); err != nil {
-		return status.Error(codes.InvalidArgument, err.Error())
-	}
-	return nil
 }
 
 // protectFrom reads "none", "replica" or "replica:K".

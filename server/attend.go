@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,8 +44,8 @@ type household struct {
 	applied uint64
 	peers   map[ident.ServerID]string
 	swept   bool
-	vms     map[ident.VMID]string // payload, "" for a built-in one
-	unfit   bool                  // the registry was told why this host runs no VMs
+	vms     map[ident.VMID]bool // those that were registered when files were last looked at
+	unfit   bool                // the registry was told why this host runs no VMs
 	zeroMs  int64
 }
 
@@ -74,16 +75,18 @@ func (h *household) follow(snap *snapshot) {
 
 // files removes what belongs to VMs that are no longer registered: their directories once, after start; payloads whenever one goes.
 func (h *household) files(state *cells.State) {
-	vms := map[ident.VMID]string{}
+	vms := map[ident.VMID]bool{}
 	needed := map[string]bool{}
 	for i := range state.VMs {
 		vm := &state.VMs[i]
-		vms[vm.ID] = vm.Spec.PayloadSHA256
-		needed[vm.Spec.PayloadSHA256] = true
+		vms[vm.ID] = true
+		for _, sha := range vm.Spec.Files() {
+			needed[sha] = true
+		}
 	}
 	if !h.swept {
 		h.swept = true
-		h.s.workers.keepOnly(func(vm ident.VMID) bool { _, ok := vms[vm]; return ok })
+		h.s.workers.keepOnly(func(vm ident.VMID) bool { return vms[vm] })
 	} else if maps.Equal(vms, h.vms) {
 		return
 	}
@@ -109,7 +112,7 @@ func (h *household) files(state *cells.State) {
 
 func payloadNeeded(state *cells.State, sha string) bool {
 	for i := range state.VMs {
-		if state.VMs[i].Spec.PayloadSHA256 == sha {
+		if slices.Contains(state.VMs[i].Spec.Files(), sha) {
 			return true
 		}
 	}

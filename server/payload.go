@@ -24,18 +24,31 @@ import (
 // fetchPatience bounds the fetch of a payload from one server.
 const fetchPatience = 30 * time.Second
 
-// preparePayload brings a payload file here if this part needs it and does not have it, and returns its path ("" for none).
-func (s *Server) preparePayload(ctx context.Context, a monitor.StartWorker) (string, error) {
-	if a.Payload.SHA256 == "" || !s.isHome(a) {
-		return "", nil
+// guestFiles are the paths of the files that a guest is started from, "" for none.
+type guestFiles struct{ payload, initrd string }
+
+// prepareFiles brings the guest's files here if this part needs them and does not have them. A Linux guest may be started again at any of its
+// parts; a payload is loaded once, at home.
+func (s *Server) prepareFiles(ctx context.Context, a monitor.StartWorker) (files guestFiles, err error) {
+	if a.Payload.SHA256 == "" || a.Spec.Linux == nil && !s.isHome(a) {
+		return files, nil
 	}
+	if files.payload, err = s.haveFile(ctx, a.Payload); err != nil || a.Payload.Initrd == "" {
+		return files, err
+	}
+	files.initrd, err = s.haveFile(ctx, monitor.Payload{SHA256: a.Payload.Initrd, Bytes: a.Payload.InitrdBytes, Server: a.Payload.Server})
+	return files, err
+}
+
+// haveFile brings a file here if it is not, and returns its path.
+func (s *Server) haveFile(ctx context.Context, p monitor.Payload) (string, error) {
 	blobs := s.store.Blobs()
-	if !blobs.Has(a.Payload.SHA256) {
-		if err := s.fetchPayload(ctx, a.Payload); err != nil {
+	if !blobs.Has(p.SHA256) {
+		if err := s.fetchPayload(ctx, p); err != nil {
 			return "", fmt.Errorf("fetch the payload: %w", err)
 		}
 	}
-	return blobs.Path(a.Payload.SHA256)
+	return blobs.Path(p.SHA256)
 }
 
 // isHome tells whether the worker's part is the VM's home.

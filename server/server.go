@@ -109,9 +109,9 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.workers, err = newSupervisor(filepath.Join(s.cfg.DataDir, "workers"), s.workerCommand(), s.cfg.Listen.Pages, s.log); err != nil {
 		return err
 	}
-	s.workers.prepare, s.workers.report = s.preparePayload, s.report
 	s.workers.seal = s.cfg.PageEncryption
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
+	s.workers.prepare, s.workers.report = s.prepareFiles, s.report
 	stored, err := s.store.Load()
 	if err != nil {
 		return err

@@ -48,10 +48,10 @@ type supervisor struct {
 	dir        string   // <data>/workers
 	command    []string // run as `command... worker --dir DIR`
 	listenHost string
-	seal       bool                                                                          // page traffic is encrypted
-	idleSleep  bool                                                                          // see wire.WorkerSpec
-	prepare    func(ctx context.Context, start monitor.StartWorker) (path string, err error) // brings the payload here
-	report     func(monitor.Event)                                                           // blocks until the loop takes it or has ended
+	seal       bool                                                                     // page traffic is encrypted
+	idleSleep  bool                                                                     // see wire.WorkerSpec
+	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here
+	report     func(monitor.Event)                                                      // blocks until the loop takes it or has ended
 	log        zerolog.Logger
 
 	ctx    context.Context

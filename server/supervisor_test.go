@@ -61,7 +61,7 @@ func testSupervisor(t testing.TB, dir string) (*supervisor, *watcher) {
 		case <-s.ctx.Done():
 		}
 	}
-	s.prepare = func(context.Context, monitor.StartWorker) (string, error) { return "", nil }
+	s.prepare = func(context.Context, monitor.StartWorker) (guestFiles, error) { return guestFiles{}, nil }
 	t.Cleanup(func() {
 		_, _ = s.killOnce(^ident.Incarnation(0))
 		s.Close()
@@ -123,12 +123,17 @@ func TestWorkerFailures(t *testing.T) {
 	if gone := expect[monitor.WorkerGone](w); gone.PID == 0 || !strings.Contains(gone.Reason, "exit status 3: the machine is made of cheese") {
 		t.Errorf("crash: %+v", gone)
 	}
-	s.prepare = func(context.Context, monitor.StartWorker) (string, error) { return "", errors.New("no such payload") }
+	s.prepare = func(context.Context, monitor.StartWorker) (guestFiles, error) {
+		return guestFiles{}, errors.New("no such payload")
+	}
 	s.startWorker(monitor.StartWorker{Spec: spec(2, 1, ""), Created: 1})
 	if gone := expect[monitor.WorkerGone](w); gone.VM != 2 || gone.PID != 0 || gone.Reason != "no such payload" {
 		t.Errorf("payload: %+v", gone)
 	}
-	s.prepare = func(ctx context.Context, _ monitor.StartWorker) (string, error) { <-ctx.Done(); return "", ctx.Err() }
+	s.prepare = func(ctx context.Context, _ monitor.StartWorker) (guestFiles, error) {
+		<-ctx.Done()
+		return guestFiles{}, ctx.Err()
+	}
 	s.startWorker(monitor.StartWorker{Spec: spec(3, 1, ""), Created: 1})
 	s.stopWorker(monitor.StopWorker{VM: 3})
 	if gone := expect[monitor.WorkerGone](w); gone.VM != 3 || gone.PID != 0 {

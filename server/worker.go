@@ -43,6 +43,7 @@ type worker struct {
 	statsAt ident.Micros                        // protected by mu; when they came
 	asked   *wire.WorkerMapAsk                  // protected by mu; the newest question only
 	maps    map[uint64]chan *wire.WorkerPageMap // protected by mu; who waits for an answer, by token
+	typed   typing
 }
 
 type sentMarks struct {
@@ -52,6 +53,7 @@ type sentMarks struct {
 	swtch   *wire.WorkerSwitch
 	stop    *wire.WorkerStop
 	asked   *wire.WorkerMapAsk
+	typed   uint64 // number
 }
 
 // post changes what the worker is to know and wakes the sender.
@@ -100,7 +102,11 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.asked != w.sent.asked {
 		out = append(out, wire.ToWorker{PageMap: w.asked})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.asked}
+	if m := w.typed.next; m != nil && m.Seq != w.sent.typed {
+		out = append(out, wire.ToWorker{Typed: m})
+		w.sent.typed = m.Seq
+	}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.asked, w.sent.typed}
 	return out
 }
 
@@ -130,14 +136,19 @@ func (s *supervisor) run(w *worker, a monitor.StartWorker) {
 
 // launch brings the payload here, writes the spec and starts the process.
 func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error) {
-	path, err := s.prepare(w.ctx, a)
+	files, err := s.prepare(w.ctx, a)
 	if err != nil {
 		return nil, err
 	}
 	spec := a.Spec
 	spec.ListenHost, spec.IdleSleep = s.listenHost, s.idleSleep
-	if path != "" {
-		spec.PayloadPath = path
+	if files.payload != "" {
+		spec.PayloadPath = files.payload
+	}
+	if spec.Linux != nil {
+		l := *spec.Linux
+		l.InitrdPath = files.initrd
+		spec.Linux = &l
 	}
 	if err := os.Mkdir(w.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("create the worker's directory: %w", err)

@@ -46,6 +46,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"counts":     cmdCounts,
 	"occupy":     cmdOccupy,
 	"foreign":    cmdForeign,
+	"tinykernel": cmdTinyKernel,
 }
 
 // run runs a command in the script's environment and returns its output and exit code.

@@ -38,6 +38,15 @@ type WorkerSpec struct {
 	Seal        bool              `json:"seal,omitempty"`       // page traffic of this part is encrypted
 	Standby     bool              `json:"standby,omitempty"`    // holds a replica of the VM and runs nothing until it has to take over
 	Options     map[string]string `json:"options,omitempty"`
+
+	Linux *WorkerLinux `json:"linux,omitempty"` // the payload file is a Linux kernel
+}
+
+// WorkerLinux is what a Linux kernel, the payload file, is started with.
+type WorkerLinux struct {
+	InitrdPath string `json:"initrd_path,omitempty"`
+	Cmdline    string `json:"cmdline"`
+	CPU        string `json:"cpu"` // processor model
 }
 
 // WorkerMember is one live part of a VM.
@@ -60,6 +69,7 @@ type ToWorker struct {
 	Stop    *WorkerStop    `json:"stop,omitempty"`
 	Pause   *WorkerPause   `json:"pause,omitempty"`
 	PageMap *WorkerMapAsk  `json:"page_map,omitempty"`
+	Typed   *WorkerTyped   `json:"typed,omitempty"`
 }
 
 // WorkerLease lets the worker run guests and answer page requests until the time on the host's CLOCK_BOOTTIME, in microseconds.
@@ -112,6 +122,21 @@ type WorkerPause struct {
 	On bool `json:"on"`
 }
 
+// MaxTypedBytes bounds WorkerTyped.Data.
+const MaxTypedBytes = 4096
+
+// WorkerTyped is input for the guest's serial port. The worker answers with WorkerTook of the same number.
+type WorkerTyped struct {
+	Seq  uint64 `json:"seq"`
+	Data []byte `json:"data"`
+}
+
+// WorkerTook tells for how much of a WorkerTyped there was room.
+type WorkerTook struct {
+	Seq   uint64 `json:"seq"`
+	Bytes int    `json:"bytes"`
+}
+
 // FromWorker is a message from a worker to serve.
 type FromWorker struct {
 	Ready     *WorkerReady     `json:"ready,omitempty"`
@@ -123,6 +148,7 @@ type FromWorker struct {
 	Switched  *WorkerSwitched  `json:"switched,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
 	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
+	Took      *WorkerTook      `json:"took,omitempty"`
 }
 
 // WorkerReady is the first message on each connection: who the worker is, where its page plane listens, and the epoch it runs under

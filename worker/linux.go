@@ -5,34 +5,36 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/vmm/boot"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/linux"
 	"github.com/cellvisor/cellvisor/vmm/machine"
-	"github.com/cellvisor/cellvisor/vmm/platform"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/vmm/virtio"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
-// Options of a VM whose guest is a Linux kernel instead of a payload. Files are those of the home part's server.
-const (
-	optionKernel  = "linux.kernel"  // bzImage or vmlinux; its presence makes the VM a Linux machine
-	optionInitrd  = "linux.initrd"  // initial RAM disk
-	optionCmdline = "linux.cmdline" // kernel command line
-	optionDisks   = "linux.disks"   // raw images, separated by colons
-	optionCPU     = "linux.cpu"     // processor model, see linux.Model
-)
+// optionDisks names raw images on the server, separated by colons.
+const optionDisks = "linux.disks"
 
 // linuxGuest is what a worker has when its guest is a Linux machine: vCPUs with local APICs, and a board of devices whose serial port is the
 // VM's console. It is a VM of one part.
+//
+//	loading ──setLoaded──► running ──reset, triple fault──► resetting ──loaded again──► running, a new life of the guard
+//	                          └──power off──► ended
 type linuxGuest struct {
-	board *machine.Board
-	entry linux.Entry // of the boot vCPU; valid once home says that the image is loaded
+	fresh []*machine.Processor // each vCPU before it ever ran
+
+	mu     sync.Mutex     // protects everything below
+	board  *machine.Board // nil before the image is loaded
+	typed  wire.WorkerTook
+	resets resetPace
 }
 
-func (w *Worker) isLinux() bool { return w.spec.Options[optionKernel] != "" }
+func (w *Worker) isLinux() bool { return w.spec.Linux != nil }
 
 // physicalSize is how much guest-physical memory the VM has.
 func (w *Worker) physicalSize() (ident.Bytes, error) {
@@ -50,14 +52,22 @@ func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
 	if err := machine.SetUpVM(w.vm, w.spec.MemoryBytes, memory.GuestAddr()); err != nil {
 		return err
 	}
+	guest := &linuxGuest{}
 	for _, id := range w.spec.LocalVCPUs {
-		cpu, err := machine.NewVCPU(system, w.vm, id, w.spec.VCPUs, linux.Model(w.spec.Options[optionCPU]))
+		cpu, err := machine.NewVCPU(system, w.vm, id, w.spec.VCPUs, linux.Model(w.spec.Linux.CPU))
 		if err != nil {
 			return err
 		}
 		w.vcpus = append(w.vcpus, &vcpu{cpu: cpu, wake: make(chan struct{}, 1)})
 	}
-	w.linux = &linuxGuest{}
+	for _, v := range w.vcpus { // once all are there: the state of an APIC depends on the others
+		fresh, err := machine.CaptureProcessor(v.cpu)
+		if err != nil {
+			return err
+		}
+		guest.fresh = append(guest.fresh, fresh)
+	}
+	w.linux = guest
 	return nil
 }
 
@@ -74,39 +84,51 @@ func (c homeConsole) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// loadLinux makes the board and writes the kernel into memory.
+// loadLinux makes the board and loads the kernel, which home does once.
 func (w *Worker) loadLinux() error {
-	h, memory := w.home.Load(), w.plane.ram
+	h := w.home.Load()
 	board := machine.NewBoard(machine.BoardConfig{
-		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: memory, Console: homeConsole{h},
+		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: w.plane.ram, Console: homeConsole{h},
 		Signal: w.signalLinux, Event: w.linuxEvent,
 	})
 	if err := w.addLinuxDevices(board); err != nil {
 		return errors.Join(err, board.Close())
 	}
-	c := linux.Config{Memory: w.spec.MemoryBytes, VCPUs: w.spec.VCPUs, Cmdline: w.spec.Options[optionCmdline]}
+	if err := w.writeKernel(); err != nil {
+		return errors.Join(err, board.Close())
+	}
+	w.linux.mu.Lock()
+	w.linux.board = board
+	w.linux.mu.Unlock()
+	h.setLoaded(make([][]byte, w.spec.VCPUs))
+	return nil
+}
+
+// writeKernel writes the kernel into fresh memory and puts the boot vCPU, which is not in the guest, at its entry. All other vCPUs wait, in
+// KVM, for the guest to start them.
+func (w *Worker) writeKernel() error {
+	c := linux.Config{Memory: w.spec.MemoryBytes, VCPUs: w.spec.VCPUs, Cmdline: w.spec.Linux.Cmdline}
 	var err error
-	if c.Kernel, err = os.ReadFile(w.spec.Options[optionKernel]); err != nil {
+	if c.Kernel, err = os.ReadFile(w.spec.PayloadPath); err != nil {
 		return err
 	}
-	if path := w.spec.Options[optionInitrd]; path != "" {
+	if path := w.spec.Linux.InitrdPath; path != "" {
 		if c.Initrd, err = os.ReadFile(path); err != nil {
 			return err
 		}
 	}
-	if c, err = machine.WithTSC(c, w.vcpus[0].cpu); err != nil {
+	boot := w.vcpus[0].cpu
+	if c, err = machine.WithTSC(c, boot); err != nil {
 		return err
 	}
 	image, err := linux.Load(c)
 	if err != nil {
 		return err
 	}
-	if err := machine.WriteImage(image, memory, w.spec.MemoryBytes); err != nil {
+	if err := machine.WriteImage(image, w.plane.ram, w.spec.MemoryBytes); err != nil {
 		return err
 	}
-	w.linux.board, w.linux.entry = board, image.Entry
-	h.setLoaded(make([][]byte, w.spec.VCPUs))
-	return nil
+	return machine.Enter(boot, image.Entry)
 }
 
 func (w *Worker) addLinuxDevices(board *machine.Board) error {
@@ -131,39 +153,57 @@ func (w *Worker) signalLinux(addr uint64, data uint32) {
 	}
 }
 
-// linuxEvent ends the VM as its guest asked.
-func (w *Worker) linuxEvent(e platform.Event) {
-	if e == platform.PowerOff {
-		w.guestExit(0)
-		return
-	}
-	w.failGuest(fmt.Errorf("the guest asked for a %s", e), "")
-}
-
-// beginLinux puts a vCPU at its start: the boot vCPU at the kernel's entry; all others wait, in KVM, for the guest to start them.
+// beginLinux is called by a vCPU at the begin of each of its lives.
 func (w *Worker) beginLinux(v *vcpu) error {
-	if _, err := w.home.Load().origin(w.ctx, v.cpu.ID()); err != nil {
-		return err
-	}
-	if v.cpu.ID() != ident.VCPU(0) {
-		return nil
-	}
-	return machine.Enter(v.cpu, w.linux.entry)
+	_, err := w.home.Load().origin(w.ctx, v.cpu.ID()) // waits for the image
+	return err
 }
 
 // handleLinux acts on one exit of a Linux machine's vCPU.
 func (w *Worker) handleLinux(v *vcpu, exit kvm.Exit) error {
-	known, err := machine.Dispatch(v.cpu, exit, w.linux.board)
-	if known || err != nil {
+	known, err := machine.Dispatch(v.cpu, exit, w.linux.devices())
+	switch {
+	case err != nil:
 		return err
+	case !known && exit.Reason == kvm.Shutdown:
+		w.resetLinux(fmt.Sprintf("vCPU %d: triple fault", v.cpu.ID()), v.cpu.Dump())
+	case !known:
+		return fmt.Errorf("guest failed: %s", exit)
 	}
-	return fmt.Errorf("guest failed: %s", exit)
+	if w.guard.restarting.Load() {
+		return errEnded // no instruction more in this life
+	}
+	return nil
+}
+
+func (g *linuxGuest) devices() *machine.Board {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.board
+}
+
+// typeLinux hands input to the serial port. A piece that comes again, on a new connection, is answered as before.
+func (w *Worker) typeLinux(m wire.WorkerTyped) {
+	var took wire.WorkerTook
+	if g := w.linux; g != nil {
+		g.mu.Lock()
+		if g.typed.Seq != m.Seq && g.board != nil {
+			g.typed = wire.WorkerTook{Seq: m.Seq, Bytes: g.board.Serial.Receive(m.Data)}
+		}
+		took = g.typed
+		g.mu.Unlock()
+	}
+	took.Seq = m.Seq
+	w.control.send(wire.FromWorker{Took: &took})
 }
 
 // closeLinux ends the devices.
 func (w *Worker) closeLinux() {
-	if w.linux != nil && w.linux.board != nil {
-		if err := w.linux.board.Close(); err != nil {
+	if w.linux == nil {
+		return
+	}
+	if board := w.linux.devices(); board != nil {
+		if err := board.Close(); err != nil {
 			w.log.Warn().Err(err).Msg("close devices")
 		}
 	}

@@ -261,6 +261,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.guard.pause(m.Pause.On)
 	case m.PageMap != nil:
 		w.answerMap(*m.PageMap)
+	case m.Typed != nil:
+		w.typeLinux(*m.Typed)
 	case m.Stop != nil:
 		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
 		if h := w.home.Load(); h != nil && m.Stop.Final {

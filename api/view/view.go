@@ -131,6 +131,7 @@ type VM struct {
 	Registers     string     `json:"registers,omitempty"`
 	Weight        uint32     `json:"weight"`
 
+	Linux       *Linux       `json:"linux,omitempty"`
 	Checkpoints *Checkpoints `json:"checkpoints,omitempty"`
 }
 
@@ -213,7 +214,7 @@ func OfVM(v *api.VM) VM {
 		Span: list(v.GetSpan()), OnLoss: v.GetOnLoss().Word(), Epoch: v.GetEpoch(),
 		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(),
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
-		Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
+		Linux: ofLinux(v.GetLinux()), Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
 		Checkpoints: OfCheckpoints(v),
 		Weight:      v.GetWeight(),

@@ -80,8 +80,8 @@ func ending(v *api.VM) string {
 }
 
 func shortPayload(p string) string {
-	if sum, ok := strings.CutPrefix(p, "sha256:"); ok && len(sum) > 12 {
-		return "sha256:" + sum[:12]
+	if kind, sum, ok := strings.Cut(p, ":"); ok && len(sum) > 12 {
+		return kind + ":" + sum[:12]
 	}
 	return p
 }
@@ -144,6 +144,8 @@ func (a *app) printVM(v *api.VM) error {
 		"home", v.GetHome(),
 		"payload", v.GetPayload(),
 		"arguments", v.GetArgs(),
+		"command line", v.GetLinux().GetCmdline(),
+		"processor", v.GetLinux().GetCpu(),
 		"on loss", v.GetOnLoss().Word(),
 		"protect", view.OfVM(v).Protect,
 		"protection", view.OfVM(v).Protection,

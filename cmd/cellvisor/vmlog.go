@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,25 +36,71 @@ func (j *jsonConsole) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
+// consoleFlags are the options of `vm console`.
+type consoleFlags struct {
+	tail, attach, print bool
+	offset              uint64
+	offsetGiven         bool
+	until               string
+	timeout             time.Duration
+}
+
 func (a *app) vmConsoleCmd() *cobra.Command {
-	var tail bool
-	var offset uint64
+	var f consoleFlags
 	cmd := &cobra.Command{
-		Use:               "console NAME",
-		Short:             "Print what the guest wrote to its console",
-		Example:           "  cellvisor vm console alpha\n  cellvisor vm console alpha --follow",
+		Use:   "console NAME",
+		Short: "Attach to a Linux guest's console, or print what a guest wrote to it",
+		Long: `At a terminal, attaches to the serial console of a running Linux guest: what is typed goes there, Ctrl-] detaches. Otherwise, and for
+payloads, prints what the guest wrote so far.
+
+With --attach, standard input need not be a terminal: what is piped in is typed, and the console printed until the VM has ended or, with
+--until, until the guest has printed a text.`,
+		Example: `  cellvisor vm console debian
+  cellvisor vm console alpha --follow
+  echo "uname -r; echo DO''NE" | cellvisor vm console debian --attach --until DONE --timeout 1m`,
 		Args:              args(1, 1, "the name of one VM"),
 		ValidArgsFunction: a.completeVMs(),
-		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
-			if a.format == "json" {
-				return ended(ctx, c.Console(ctx, names[0], offset, tail, &jsonConsole{a, offset}))
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			f.offsetGiven = cmd.Flags().Changed("offset")
+			switch {
+			case f.attach && (f.tail || f.print || a.format == "json"):
+				return usagef("--attach prints the console as it is and goes on: leave --follow, --print and -o json away")
+			case !f.attach && (f.until != "" || f.timeout != 0):
+				return usagef("--until and --timeout need --attach")
 			}
-			return ended(ctx, c.Console(ctx, names[0], offset, tail, a.out))
+			return nil
+		},
+		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+			return a.console(ctx, c, names[0], f)
 		}),
 	}
-	cmd.Flags().BoolVarP(&tail, "follow", "f", false, "go on until the VM has ended")
-	cmd.Flags().Uint64Var(&offset, "offset", 0, "bytes to skip")
+	fl := cmd.Flags()
+	fl.BoolVarP(&f.tail, "follow", "f", false, "print, and go on until the VM has ended")
+	fl.BoolVar(&f.print, "print", false, "print, at a terminal too")
+	fl.BoolVar(&f.attach, "attach", false, "attach, without a terminal too")
+	fl.Uint64Var(&f.offset, "offset", 0, "bytes to skip (default with --attach: all but the last)")
+	fl.StringVar(&f.until, "until", "", "with --attach: detach once the guest has printed this")
+	fl.DurationVar(&f.timeout, "timeout", 0, "with --attach: detach after so long (exit code 4)")
 	return cmd
+}
+
+// console attaches if that was asked for, or if someone sits at a terminal and the guest takes input.
+func (a *app) console(ctx context.Context, c *api.Client, name string, f consoleFlags) error {
+	if f.attach || !f.print && !f.tail && a.format != "json" && isTerminal(a.in) && isTerminal(a.out) {
+		v, err := getVM(ctx, c, name)
+		switch {
+		case err != nil:
+			return err
+		case v.GetLinux() != nil && !v.GetState().Ended():
+			return a.attach(ctx, c, v, f)
+		case f.attach:
+			return fmt.Errorf("VM %s takes no input: it is %s and runs %s; --attach is for a Linux guest that runs", name, v.GetState().Word(), shortPayload(v.GetPayload()))
+		}
+	}
+	if a.format == "json" {
+		return ended(ctx, c.Console(ctx, name, f.offset, f.tail, &jsonConsole{a, f.offset}))
+	}
+	return ended(ctx, c.Console(ctx, name, f.offset, f.tail, a.out))
 }
 
 func (a *app) vmOutputCmd() *cobra.Command {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -32,12 +33,13 @@ type runFlags struct {
 	checkpoint                    time.Duration
 	rebootOnCrash                 bool
 	crashLimit                    uint32
+	linux                         linuxFlags
 }
 
 func (a *app) vmRunCmd() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use:   "run NAME --payload FILE|BUILTIN",
+		Use:   "run NAME --payload FILE|BUILTIN | --kernel FILE",
 		Short: "Create a VM and start it",
 		Long: `Creates a VM and starts it. Without --wait it returns when the VM runs; with --wait when the VM has ended: exit code 0 if the guest ended with
 status 0, else 1 and the reason. Ctrl-C before the VM runs takes it back; later it ends the watching only (exit code 5).
@@ -45,13 +47,20 @@ status 0, else 1 and the reason. Ctrl-C before the VM runs takes it back; later 
 With --span, the VM's vCPUs and memory lie in these cells, at least one vCPU in each, and the VM depends on all of them. Without, the cluster
 chooses one cell.
 
+With --kernel, the guest is an unmodified Linux kernel, on one server. Files are sent to the cluster. It ends with status 0 when it is switched
+off; a reset, a panic with panic=-1 and a triple fault start it again in place.
+
 Built-in payloads:
 ` + builtinHelp(),
 		Example: `  cellvisor vm run first --payload hello --wait
   cellvisor vm run alpha --payload lock --args 200000 --vcpus 4 --memory 64MiB --span a,b --wait
-  cellvisor vm run mine --payload ./guest.elf --args "any words" --on-loss touch`,
+  cellvisor vm run mine --payload ./guest.elf --args "any words" --on-loss touch
+  cellvisor vm run debian --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0 root=/dev/vda" --vcpus 2 --memory 1GiB`,
 		Args: args(1, 1, "the name of one VM"),
-		PreRunE: func(_ *cobra.Command, names []string) error {
+		PreRunE: func(cmd *cobra.Command, names []string) error {
+			if f.linux.kernel != "" && !cmd.Flags().Changed("memory") {
+				f.memory = linuxMemory
+			}
 			return f.check(names[0])
 		},
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
@@ -62,7 +71,8 @@ Built-in payloads:
 	fl.StringVar(&f.payload, "payload", "", "the guest: a static ELF64 file, or the name of a built-in payload")
 	fl.StringVar(&f.args, "args", "", "argument string for the guest")
 	fl.Uint32Var(&f.vcpus, "vcpus", 1, "number of vCPUs")
-	fl.StringVar(&f.memory, "memory", "64MiB", "guest memory")
+	fl.StringVar(&f.memory, "memory", "64MiB", "guest memory (default with --kernel "+linuxMemory+")")
+	f.linux.register(cmd)
 	fl.IntVar(&f.weight, "weight", gang.DefaultWeight, "share of time on the slots beside other VMs; each vCPU of a VM of weight 200 runs twice as long as one of weight 100")
 	fl.StringSliceVar(&f.span, "span", nil, "cells that the VM lies in, separated by commas (default: one, chosen by the cluster)")
 	fl.StringVar(&f.onLoss, "on-loss", "stop", "when a cell of the VM dies: stop it at once, or when it touches a lost page (stop|touch)")
@@ -102,8 +112,8 @@ func (f *runFlags) check(name string) error {
 	switch {
 	case !vmNamePattern.MatchString(name):
 		return usagef("VM name %q must be 1 to 63 of a-z, 0-9 and '-', beginning with a letter", name)
-	case f.payload == "":
-		return usagef("--payload is missing: name a static ELF64 file or a built-in payload")
+	case f.payload == "" && f.linux.kernel == "":
+		return usagef("--payload is missing: name a static ELF64 file or a built-in payload, or a Linux kernel by --kernel")
 	case f.weight < 1 || f.weight > gang.MaxWeight:
 		return usagef("--weight %d must be from 1 to %d", f.weight, gang.MaxWeight)
 	case f.vcpus == 0:
@@ -120,6 +130,9 @@ func (f *runFlags) check(name string) error {
 	if _, err := config.ParseSize(f.memory); err != nil {
 		return usagef("--memory: %w", err)
 	}
+	if err := f.linux.check(f); err != nil {
+		return err
+	}
 	seen := make(map[string]bool)
 	for _, cell := range f.span {
 		if cell == "" || seen[cell] {
@@ -130,8 +143,8 @@ func (f *runFlags) check(name string) error {
 	return nil
 }
 
-// spec turns the options into what the API takes, and opens the payload file unless a built-in one is meant.
-func (f *runFlags) spec(name string) (*api.VMSpec, *os.File, error) {
+// spec turns the options into what the API takes, and opens the files that it names.
+func (f *runFlags) spec(name string) (*api.VMSpec, []*os.File, error) {
 	size, err := config.ParseSize(f.memory)
 	if err != nil {
 		return nil, nil, err
@@ -146,40 +159,51 @@ func (f *runFlags) spec(name string) (*api.VMSpec, *os.File, error) {
 	if f.onLoss == "touch" {
 		spec.OnLoss = api.OnLoss_ON_LOSS_TOUCH
 	}
+	if f.linux.kernel != "" {
+		files, err := f.linux.open(spec)
+		return spec, files, err
+	}
 	if _, ok := payload.Lookup(f.payload); ok {
 		spec.Payload = &api.VMSpec_Builtin{Builtin: f.payload}
 		return spec, nil, nil
 	}
-	file, err := os.Open(f.payload)
-	if errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(f.payload); errors.Is(err, os.ErrNotExist) {
 		names := view.Map(payload.List(), func(i payload.Info) string { return i.Name })
 		return nil, nil, fmt.Errorf("payload %q is neither a file nor built in (%s)", f.payload, strings.Join(names, ", "))
 	}
+	file, err := openRegular(f.payload)
 	if err != nil {
 		return nil, nil, err
 	}
+	return spec, []*os.File{file}, nil
+}
+
+func openRegular(path string) (*os.File, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
 	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
 		file.Close()
-		return nil, nil, fmt.Errorf("payload %s is not a regular file", f.payload)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
-	return spec, file, nil
+	return file, nil
 }
 
 func (a *app) vmRun(ctx context.Context, c *api.Client, name string, f runFlags) error {
-	spec, file, err := f.spec(name)
+	spec, files, err := f.spec(name)
 	if err != nil {
 		return err
+	}
+	var readers []io.ReadSeeker
+	for _, file := range files {
+		defer file.Close()
+		readers = append(readers, file)
 	}
 	p := a.progress()
 	defer p.done()
 	p.say("creating VM %s", name)
-	var created *api.VM
-	if file == nil {
-		created, err = c.Run(ctx, spec, nil)
-	} else {
-		defer file.Close()
-		created, err = c.Run(ctx, spec, file)
-	}
+	created, err := c.Run(ctx, spec, readers...)
 	if err != nil {
 		return whyRefused(ctx, c, err)
 	}

@@ -33,7 +33,7 @@ const initScript = `#!/bin/busybox sh
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts /dev/shm /dev/net; mount -t devpts none /dev/pts; mount -t tmpfs none /dev/shm; mount -t tmpfs none /tmp
 for m in irqbypass kvm kvm-amd tun; do insmod /bed/` + outerKernel + `/$m.ko; done; ip link set lo up
-export CELLVISOR_BED=/bed REQUIRE_KVM=1 HOME=/tmp
+export CELLVISOR_BED=/bed CELLVISOR_BIN=/cellvisor REQUIRE_KVM=1 HOME=/tmp
 for word in $(cat /proc/cmdline); do case $word in CELLVISOR_*=*) export $word;; esac; done
 cd /; sh /cmd; echo "` + markStatus + `$?"; poweroff -f
 `
@@ -49,20 +49,22 @@ done
 exit $failed
 `
 
-// build compiles the cases into a static binary.
-func (b *bed) build() (string, error) {
+// build compiles the cases and the program into static binaries.
+func (b *bed) build() (cases, program string, err error) {
+	cases, program = filepath.Join(b.cache, "cases.test"), filepath.Join(b.cache, "cellvisor")
 	if b.binary != "" {
-		return b.binary, nil
+		cases = b.binary
+	} else if err := goTool("test", "-c", "-o", cases, "./tests/bed/cases"); err != nil {
+		return "", "", err
 	}
-	out := filepath.Join(b.cache, "cases.test")
-	goTool := os.Getenv("GO")
-	if goTool == "" {
-		goTool = "go"
-	}
-	c := exec.Command(goTool, "test", "-c", "-o", out, "./tests/bed/cases")
+	return cases, program, goTool("build", "-trimpath", "-o", program, "./cmd/cellvisor")
+}
+
+func goTool(args ...string) error {
+	c := exec.Command(defaultTo(os.Getenv("GO"), "go"), args...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
-	return out, c.Run()
+	return c.Run()
 }
 
 // list asks the binary for the cases that the flags choose.
@@ -88,7 +90,7 @@ func (b *bed) list(binary string) ([]string, error) {
 }
 
 func (b *bed) test() error {
-	binary, err := b.build()
+	binary, program, err := b.build()
 	if err != nil {
 		return err
 	}
@@ -101,12 +103,12 @@ func (b *bed) test() error {
 		short = "-test.short"
 	}
 	r := newReport(filepath.Join(b.cache, "reports"), b.echo)
-	err = b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short), map[string]string{"cases.test": binary}, r.line)
+	err = b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short), map[string]string{"cases.test": binary, "cellvisor": program}, r.line)
 	return errors.Join(r.summary(names), err)
 }
 
 func (b *bed) direct() error {
-	binary, err := b.build()
+	binary, program, err := b.build()
 	if err != nil {
 		return err
 	}
@@ -115,7 +117,7 @@ func (b *bed) direct() error {
 		args = append(args, "-test.short")
 	}
 	c := exec.Command(binary, args...)
-	c.Env = append(os.Environ(), "CELLVISOR_BED="+b.guestFilesPath, "REQUIRE_KVM=1")
+	c.Env = append(os.Environ(), "CELLVISOR_BED="+b.guestFilesPath, "CELLVISOR_BIN="+program, "REQUIRE_KVM=1")
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
 	return c.Run()
 }

@@ -52,7 +52,7 @@ type Machine struct {
 	vm     *kvm.VM
 	ram    *ram.RAM
 	cpus   []*kvm.VCPU
-	fresh  []processorState // of each vCPU, before it ever ran
+	fresh  []*Processor // of each vCPU, before it ever ran
 	gate   *gate
 	done   chan struct{}
 	ended  sync.WaitGroup
@@ -89,11 +89,11 @@ func (m *Machine) build(system *kvm.System) error {
 			return err
 		}
 		m.cpus = append(m.cpus, cpu)
-		state, err := captureProcessor(cpu)
+		state, err := CaptureProcessor(cpu)
 		if err != nil {
 			return err
 		}
-		m.fresh = append(m.fresh, *state)
+		m.fresh = append(m.fresh, state)
 	}
 	b := m.config.Board
 	b.VCPUs, b.Memory, b.Backing, b.Event = m.config.Linux.VCPUs, m.config.Linux.Memory, m.ram, m.event
@@ -265,7 +265,7 @@ func (m *Machine) renew() error {
 		return err
 	}
 	for i, cpu := range m.cpus {
-		if err := m.fresh[i].restore(cpu); err != nil {
+		if err := m.fresh[i].Restore(cpu); err != nil {
 			return err
 		}
 	}

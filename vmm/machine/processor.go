@@ -9,13 +9,14 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/linux"
 )
 
-// processorState is a vCPU with its local APIC.
-type processorState struct {
+// Processor is the state of a vCPU with its local APIC.
+type Processor struct {
 	cpu   kvm.VCPUState
 	lapic kvm.LAPIC
 }
 
-func captureProcessor(cpu *kvm.VCPU) (*processorState, error) {
+// CaptureProcessor captures a vCPU that is not in the guest and has no exit half done.
+func CaptureProcessor(cpu *kvm.VCPU) (*Processor, error) {
 	state, err := cpu.State()
 	if err != nil {
 		return nil, err
@@ -24,12 +25,12 @@ func captureProcessor(cpu *kvm.VCPU) (*processorState, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &processorState{*state, *lapic}, nil
+	return &Processor{*state, *lapic}, nil
 }
 
-// restore makes cpu, which is not in the guest, what the captured one was. Registers come before the local APIC, whose mode is among them;
+// Restore makes cpu, which is not in the guest, what the captured one was. Registers come before the local APIC, whose mode is among them;
 // the timer's deadline comes after it, as the APIC's timer mode decides whether it counts.
-func (p *processorState) restore(cpu *kvm.VCPU) error {
+func (p *Processor) Restore(cpu *kvm.VCPU) error {
 	if err := cpu.SetState(&p.cpu); err != nil {
 		return err
 	}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/cells"
+)
+
+// linuxMemory is what a Linux guest gets unless --memory says otherwise.
+const linuxMemory = "512MiB"
+
+// linuxFlags are the options of `vm run` for a Linux guest.
+type linuxFlags struct{ kernel, initrd, cmdline, cpu string }
+
+func (l *linuxFlags) register(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&l.kernel, "kernel", "", "the guest: a Linux kernel, bzImage or vmlinux")
+	fl.StringVar(&l.initrd, "initrd", "", "initial RAM disk of the Linux guest")
+	fl.StringVar(&l.cmdline, "cmdline", "console=ttyS0", "kernel command line")
+	fl.StringVar(&l.cpu, "cpu", "host", "processor that the Linux guest sees; it moves only to servers that have as much ("+strings.Join(cells.CPUModels, "|")+")")
+	_ = cmd.RegisterFlagCompletionFunc("cpu", cobra.FixedCompletions(cells.CPUModels, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// check finds what does not fit together.
+func (l *linuxFlags) check(f *runFlags) error {
+	if l.kernel == "" {
+		if l.initrd != "" {
+			return usagef("--initrd needs --kernel")
+		}
+		return nil
+	}
+	switch {
+	case f.payload != "":
+		return usagef("--payload and --kernel are two guests: give one")
+	case f.args != "":
+		return usagef("--args is for payloads: a kernel takes --cmdline")
+	case len(f.span) > 1:
+		return usagef("--span: a Linux guest lives on one server, so name one cell at most")
+	case f.protect != "none":
+		return usagef("--protect: a Linux guest cannot be protected yet")
+	case len(l.cmdline) > cells.MaxCmdlineBytes:
+		return usagef("--cmdline has %d bytes, at most %d are allowed", len(l.cmdline), cells.MaxCmdlineBytes)
+	case !slices.Contains(cells.CPUModels, l.cpu):
+		return usagef("--cpu %q must be one of %s", l.cpu, strings.Join(cells.CPUModels, ", "))
+	}
+	return nil
+}
+
+// open opens the kernel and the initial RAM disk, in the order in which they are sent.
+func (l *linuxFlags) open(spec *api.VMSpec) (files []*os.File, err error) {
+	spec.Payload = &api.VMSpec_Linux{Linux: &api.LinuxGuest{Cmdline: l.cmdline, Cpu: l.cpu}}
+	for _, path := range []string{l.kernel, l.initrd} {
+		if path == "" {
+			continue
+		}
+		f, err := openRegular(path)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}

@@ -12,6 +12,7 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/linux"
 	"github.com/cellvisor/cellvisor/vmm/machine"
+	"github.com/cellvisor/cellvisor/vmm/platform"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/vmm/virtio"
 	"github.com/cellvisor/cellvisor/wire"
@@ -23,15 +24,15 @@ const optionDisks = "linux.disks"
 // linuxGuest is what a worker has when its guest is a Linux machine: vCPUs with local APICs, and a board of devices whose serial port is the
 // VM's console. It is a VM of one part.
 //
-//	loading ──setLoaded──► running ──reset, triple fault──► resetting ──loaded again──► running, a new life of the guard
-//	                          └──power off──► ended
+//	loading ──setLoaded──► running ──power off──► ended
+//	   ▲                      └──reset, triple fault──► halted ──the registry's word: a new boot─┐
+//	   └───────────────────────────────────────────────────────────────────────────────────────┘
 type linuxGuest struct {
 	fresh []*machine.Processor // each vCPU before it ever ran
 
-	mu     sync.Mutex     // protects everything below
-	board  *machine.Board // nil before the image is loaded
-	typed  wire.WorkerTook
-	resets resetPace
+	mu    sync.Mutex     // protects everything below
+	board *machine.Board // nil before the image is first loaded
+	typed wire.WorkerTook
 }
 
 func (w *Worker) isLinux() bool { return w.spec.Linux != nil }
@@ -84,24 +85,64 @@ func (c homeConsole) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// loadLinux makes the board and loads the kernel, which home does once.
+// loadLinux loads the kernel, which home does once in each boot, into fresh memory; the first time it makes the board. The vCPUs wait for it.
 func (w *Worker) loadLinux() error {
-	h := w.home.Load()
+	if w.linux.devices() == nil {
+		if err := w.makeBoard(); err != nil {
+			return err
+		}
+	} else if err := w.freshProcessors(); err != nil {
+		return err
+	}
+	if err := w.writeKernel(); err != nil {
+		return err
+	}
+	w.home.Load().setLoaded(make([][]byte, w.spec.VCPUs))
+	return nil
+}
+
+func (w *Worker) makeBoard() error {
 	board := machine.NewBoard(machine.BoardConfig{
-		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: w.plane.ram, Console: homeConsole{h},
+		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: w.plane.ram, Console: homeConsole{w.home.Load()},
 		Signal: w.signalLinux, Event: w.linuxEvent,
 	})
 	if err := w.addLinuxDevices(board); err != nil {
 		return errors.Join(err, board.Close())
 	}
-	if err := w.writeKernel(); err != nil {
-		return errors.Join(err, board.Close())
-	}
 	w.linux.mu.Lock()
+	defer w.linux.mu.Unlock()
 	w.linux.board = board
-	w.linux.mu.Unlock()
-	h.setLoaded(make([][]byte, w.spec.VCPUs))
 	return nil
+}
+
+// freshProcessors makes all vCPUs what they were before they ever ran.
+func (w *Worker) freshProcessors() error {
+	for i, v := range w.vcpus {
+		if err := v.cpu.Complete(); err != nil {
+			return err
+		}
+		if err := w.linux.fresh[i].Restore(v.cpu); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restDevices puts the devices into their power-on state, before memory is cleared for a new boot: what they had under way ends.
+func (g *linuxGuest) restDevices() {
+	if board := g.devices(); board != nil {
+		board.Reset()
+	}
+}
+
+// linuxEvent does what the guest asked of its machine, on the thread of the vCPU that did, which enters the guest no more in this boot.
+func (w *Worker) linuxEvent(e platform.Event) {
+	switch e {
+	case platform.PowerOff:
+		w.guestExit(0)
+	case platform.Reset:
+		w.crash(errors.New("the guest reset its machine"), "")
+	}
 }
 
 // writeKernel writes the kernel into fresh memory and puts the boot vCPU, which is not in the guest, at its entry. All other vCPUs wait, in
@@ -166,12 +207,9 @@ func (w *Worker) handleLinux(v *vcpu, exit kvm.Exit) error {
 	case err != nil:
 		return err
 	case !known && exit.Reason == kvm.Shutdown:
-		w.resetLinux(fmt.Sprintf("vCPU %d: triple fault", v.cpu.ID()), v.cpu.Dump())
+		w.crash(fmt.Errorf("vCPU %d: triple fault", v.cpu.ID()), v.cpu.Dump()) // a processor that does so resets its machine
 	case !known:
 		return fmt.Errorf("guest failed: %s", exit)
-	}
-	if w.guard.restarting.Load() {
-		return errEnded // no instruction more in this life
 	}
 	return nil
 }

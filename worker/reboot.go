@@ -40,6 +40,9 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 		<-w.loading
 	}
 	w.members.Store(&m)
+	if w.linux != nil {
+		w.linux.restDevices()
+	}
 	if err := w.cutter.reboot(m.Booted); err != nil {
 		return err
 	}

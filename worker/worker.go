@@ -143,6 +143,7 @@ func (w *Worker) setUp() error {
 	if w.vm, err = system.CreateVM(); err != nil {
 		return err
 	}
+	w.cutter.dirty = newDirtyPages(memory.Pages())
 	if w.isLinux() {
 		if err := w.setUpLinux(system, memory); err != nil {
 			return err
@@ -155,7 +156,7 @@ func (w *Worker) setUp() error {
 	if w.vcpus, err = newVCPUs(w.vm, w.spec.LocalVCPUs); err != nil {
 		return err
 	}
-	w.cutter = cutter{log: w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr()), dirty: newDirtyPages(memory.Pages())}
+	w.cutter.log = w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr())
 	if w.spec.Standby {
 		s, err := newStandby(w.dir, memory)
 		if err != nil {

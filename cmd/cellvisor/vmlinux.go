@@ -14,6 +14,9 @@ import (
 // linuxMemory is what a Linux guest gets unless --memory says otherwise.
 const linuxMemory = "512MiB"
 
+// linuxCrashLimit is how many quick resets in a row end a Linux guest unless --crash-limit says otherwise.
+const linuxCrashLimit = 5
+
 // linuxFlags are the options of `vm run` for a Linux guest.
 type linuxFlags struct{ kernel, initrd, cmdline, cpu string }
 

@@ -61,6 +61,9 @@ Built-in payloads:
 			if f.linux.kernel != "" && !cmd.Flags().Changed("memory") {
 				f.memory = linuxMemory
 			}
+			if f.linux.kernel != "" && !cmd.Flags().Changed("crash-limit") {
+				f.crashLimit = linuxCrashLimit
+			}
 			return f.check(names[0])
 		},
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {

@@ -137,29 +137,6 @@ type VMSpec struct {
 	Options map[string]string `json:"options,omitempty"`
 }
 
-// LinuxSpec is what a Linux kernel, the VM's payload file, is started with.
-type LinuxSpec struct {
-	InitrdSHA256 string      `json:"initrd_sha256,omitempty"` // hash (hex) of the initial RAM disk, which the payload's server holds, too; "" for none
-	InitrdBytes  ident.Bytes `json:"initrd_bytes,omitempty"`
-	Cmdline      string      `json:"cmdline"`
-	CPU          string      `json:"cpu"` // processor model, see CPUModels
-}
-
-// CPUModels are the processor models that a Linux guest can be shown.
-var CPUModels = []string{"host", "x86-64-v2", "x86-64-v3"}
-
-// Files lists the hashes of the files that the VM is started from.
-func (s *VMSpec) Files() []string {
-	var out []string
-	if s.PayloadSHA256 != "" {
-		out = append(out, s.PayloadSHA256)
-	}
-	if s.Linux != nil && s.Linux.InitrdSHA256 != "" {
-		out = append(out, s.Linux.InitrdSHA256)
-	}
-	return out
-}
-
 // VMPart is one VM's share on one server.
 type VMPart struct {
 	Part        ident.Part        `json:"part"`

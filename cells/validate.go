@@ -112,35 +112,6 @@ func checkSpec(spec *VMSpec) *Fault {
 	return nil
 }
 
-// MaxCmdlineBytes bounds a Linux guest's command line: the kernel takes 2047 bytes, of which the machine may need some.
-const MaxCmdlineBytes = 1984
-
-func checkLinux(spec *VMSpec) *Fault {
-	l := spec.Linux
-	if l == nil {
-		return nil
-	}
-	switch {
-	case spec.PayloadSHA256 == "":
-		return faultf(CodeInvalid, "vm %s: a Linux guest needs a kernel file", spec.Name)
-	case l.InitrdSHA256 != "" && !hexOf(l.InitrdSHA256, 64):
-		return faultf(CodeInvalid, "vm %s: an initial RAM disk needs its SHA-256 as 64 hex digits", spec.Name)
-	case len(l.Cmdline) > MaxCmdlineBytes:
-		return faultf(CodeInvalid, "vm %s: kernel command line of %d bytes; at most %d are allowed", spec.Name, len(l.Cmdline), MaxCmdlineBytes)
-	case strings.ContainsRune(l.Cmdline, 0):
-		return faultf(CodeInvalid, "vm %s: the kernel command line contains a NUL", spec.Name)
-	case !slices.Contains(CPUModels, l.CPU):
-		return faultf(CodeInvalid, "vm %s: processor model %q is not known: use %s", spec.Name, clip(l.CPU, 32), strings.Join(CPUModels, ", "))
-	case spec.Args != "":
-		return faultf(CodeInvalid, "vm %s: a Linux guest has a command line, not arguments", spec.Name)
-	case len(spec.Span) > 1:
-		return faultf(CodeInvalid, "vm %s: a Linux guest lives on one server: let it span one cell at most", spec.Name)
-	case spec.Protect == ProtectReplica:
-		return faultf(CodeInvalid, "vm %s: a Linux guest cannot be protected", spec.Name)
-	}
-	return nil
-}
-
 func hexOf(s string, digits int) bool {
 	if len(s) != digits {
 		return false

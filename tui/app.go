@@ -2,6 +2,8 @@ package tui
 
 import (
 	"context"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/charmbracelet/bubbles/key"
@@ -16,8 +18,7 @@ import (
 type source interface {
 	Updates() <-chan feed.Update
 	Refresh()
-	Watch(vm string)
-	WatchCounters(on bool)
+	Want(feed.Want)
 	Client() (api.CellvisorClient, error)
 	Follow(ctx context.Context, vm string, log feed.Log) logReader
 }
@@ -49,6 +50,12 @@ type App struct {
 	ticking bool
 	history []string
 
+	// program runs what the console leaves to the command line; processes are its runs, children what must end before the console does.
+	program   runProgram
+	processes []*process
+	children  sync.WaitGroup
+	drills    []drillInfo
+
 	width, height int
 	// drawn is the last view; dirty says that it must be made anew.
 	drawn string
@@ -72,7 +79,7 @@ type (
 )
 
 func newApp(ctx context.Context, t *theme.Theme, src source, readOnly bool) *App {
-	a := &App{theme: t, source: src, ctx: ctx, readOnly: readOnly, now: time.Now, dirty: true}
+	a := &App{theme: t, source: src, ctx: ctx, readOnly: readOnly, now: time.Now, dirty: true, program: execProgram(nil)}
 	a.stack = []*screen{newOverview(a)}
 	return a
 }
@@ -118,6 +125,14 @@ func (a *App) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		return a, a.tick()
 	case chunkMsg:
 		return a, a.onChunk(m)
+	case processMsg:
+		return a, a.onProcess(m)
+	case planMsg:
+		a.onPlan(m)
+	case drillsMsg:
+		a.onDrills(m)
+	case tea.MouseMsg:
+		return a, a.onMouse(m)
 	case noticeMsg:
 		a.notice = m.notice
 		if m.act {
@@ -194,8 +209,7 @@ func (a *App) popAll() {
 // shown brings the screen that came to the top up to date.
 func (a *App) shown() {
 	s := a.screen()
-	a.source.Watch(s.watch)
-	a.source.WatchCounters(s.counters)
+	a.source.Want(s.want)
 	s.update(a.snapshot())
 }
 
@@ -280,7 +294,17 @@ func (a *App) actionKey(k tea.KeyMsg) tea.Cmd {
 		if !key.Matches(k, act.key) {
 			continue
 		}
-		if line := a.lineOf(act); line != "" {
+		switch line := a.lineOf(act); {
+		case line == "":
+		case strings.HasPrefix(line, ":"):
+			if act.acts && a.readOnly {
+				a.say(theme.Warn, "read-only: nothing is changed because the console was started with --readonly")
+				return nil
+			}
+			a.prompt = newCommandPrompt(a)
+			a.prompt.input.set(line[1:])
+			return nil
+		default:
 			return a.run(line)
 		}
 	}

@@ -3,6 +3,7 @@ package tui
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -31,8 +32,7 @@ func TestMain(m *testing.M) {
 // script is a source whose content a test sets. Its methods run on the test's goroutine.
 type script struct {
 	state     fake.State
-	watched   string
-	counters  bool
+	want      feed.Want
 	refreshed int
 	client    api.CellvisorClient
 	readers   []*scriptReader
@@ -40,8 +40,7 @@ type script struct {
 
 func (s *script) Updates() <-chan feed.Update { return nil }
 func (s *script) Refresh()                    { s.refreshed++ }
-func (s *script) Watch(vm string)             { s.watched = vm }
-func (s *script) WatchCounters(on bool)       { s.counters = on }
+func (s *script) Want(w feed.Want)            { s.want = w }
 
 func (s *script) Client() (api.CellvisorClient, error) {
 	if s.client == nil {
@@ -67,12 +66,18 @@ func (s *script) Follow(_ context.Context, vm string, log feed.Log) logReader {
 
 // snapshot is what a poll would find.
 func (s *script) snapshot(at time.Time) *feed.Snapshot {
-	snap := &feed.Snapshot{At: at, Status: s.state.Status, Servers: s.state.Servers, Cells: s.state.Cells, VMs: s.state.VMs, Events: s.state.Events}
-	if s.watched != "" {
-		snap.Watched = snap.VM(s.watched)
+	snap := &feed.Snapshot{At: at, Status: s.state.Status, Servers: s.state.Servers, Cells: s.state.Cells, VMs: s.state.VMs, Events: s.state.Events,
+		Operations: s.state.Operations}
+	snap.Load = feed.LoadOf(nil, s.state.Workers)
+	snap.Watched = snap.VM(s.want.VM)
+	if s.want.Counters == s.state.Status.GetServer() {
+		snap.Counters = &api.DebugCountersResponse{Server: s.want.Counters, Counters: s.state.Counters}
 	}
-	if s.counters {
-		snap.Counters = &api.DebugCountersResponse{Server: s.state.Status.GetServer(), Counters: s.state.Counters}
+	if s.want.Slices != "" {
+		snap.Slices = s.state.Slices[s.want.Slices]
+	}
+	if s.want.Map != "" {
+		snap.Map = s.state.Maps[s.want.Map]
 	}
 	return snap
 }
@@ -90,9 +95,48 @@ func newRig(t *testing.T, th *theme.Theme, width, height int) *rig {
 	src := &script{state: fake.Small()}
 	r := &rig{t: t, src: src, at: fake.Epoch, app: newApp(t.Context(), th, src, false)}
 	r.app.now = func() time.Time { return r.at }
+	r.app.program = readyDrills
 	r.send(tea.WindowSizeMsg{Width: width, Height: height})
 	r.poll()
 	return r
+}
+
+// readyDrills is a command line that knows two drills.
+func readyDrills(_ context.Context, args []string, out io.Writer) error {
+	if strings.Join(args, " ") == "drill ls -o json" {
+		_, err := io.WriteString(out, `[{"name":"lose-a-cell","cells":3,"servers_per_cell":1,"max_cells":1,"about":"A cell dies; only its dependants notice"},
+			{"name":"lose-the-leader","cells":3,"servers_per_cell":2,"max_cells":1,"about":"The server that leads is killed"}]`)
+		return err
+	}
+	_, err := io.WriteString(out, "ran "+strings.Join(args, " ")+"\n")
+	return err
+}
+
+// serve puts a fake cluster behind the App, for the calls that it makes itself.
+func (r *rig) serve() *fake.Server {
+	r.t.Helper()
+	server := fake.Start(r.src.state)
+	client, conn, err := server.Dial("")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		conn.Close()
+		server.Stop()
+	})
+	r.src.client = client
+	return server
+}
+
+// settle runs a command, in the absence of a program, if its answer is one that ends by itself.
+func (r *rig) settle(cmd tea.Cmd) {
+	if cmd == nil {
+		return
+	}
+	switch m := cmd().(type) {
+	case drillsMsg, planMsg, noticeMsg:
+		r.send(m)
+	}
 }
 
 func plainTheme() *theme.Theme { return theme.New(nil, false, false) }
@@ -182,16 +226,16 @@ func TestDrillDownAndBack(t *testing.T) {
 	r := newRig(t, plainTheme(), 100, 30)
 	r.press("j j enter")
 	r.wants("VM lock", "$ cellvisor vm show lock", "overview › VM lock", "rounds=10000")
-	if r.src.watched != "lock" {
-		t.Errorf("watched %q", r.src.watched)
+	if r.src.want.VM != "lock" {
+		t.Errorf("wants %+v", r.src.want)
 	}
 	r.press("enter")
 	r.poll()
 	r.wants("overview › VM lock › server a-1", "raft.proposals")
 	r.press("esc esc")
 	r.wants("Cells and servers")
-	if r.src.watched != "" || r.src.counters {
-		t.Errorf("still watching %q, %v", r.src.watched, r.src.counters)
+	if r.src.want != (feed.Want{}) {
+		t.Errorf("still wants %+v", r.src.want)
 	}
 	// Esc on the first screen stays there.
 	r.press("esc esc")
@@ -242,8 +286,9 @@ func TestCommands(t *testing.T) {
 		{"help", "Keys of this pane"},
 		{"vm_show_nobody", `there is no VM "nobody"`},
 		{"vm_show", "vm show: 0 arguments given; usage: vm show NAME"},
-		{"vm_frob", `unknown command "vm frob"; vm has: ls, show`},
+		{"top", `unknown command "top"`},
 		{"frob", `unknown command "frob"`},
+		{"vm_frob", "Leave this to the command line?"},
 		{"vm_ls_--wat", "unknown flag --wat"},
 		{"vm_stop_'a", "a quote is not closed"},
 		{"vm_run_x", "--payload is missing"},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -47,9 +48,9 @@ func init() {
 	verbs = []verb{
 		{path: "status", help: "the overview", run: func(a *App, _ call) tea.Cmd { a.popAll(); return nil }},
 		{path: "cell ls", help: "all cells", run: open(newCells)},
-		{path: "cell show", usage: "CELL", args: 1, of: aCell, help: "a cell, its servers, and the VMs that depend on it (console only)", run: showDetail(aCell, newCellDetail)},
+		{path: "cell show", usage: "CELL", args: 1, of: aCell, help: "a cell, its servers, and the VMs that depend on it ", run: showDetail(aCell, newCellDetail)},
 		{path: "server ls", help: "all servers", run: open(newServers)},
-		{path: "server show", usage: "SERVER", args: 1, of: aServer, help: "a server, its VMs, events and counters (console only)", run: showDetail(aServer, newServerDetail)},
+		{path: "server show", usage: "SERVER", args: 1, of: aServer, help: "a server, its VMs, events and counters", run: showDetail(aServer, newServerDetail)},
 		{path: "vm ls", help: "all VMs", run: open(newVMs)},
 		{path: "vm show", usage: "NAME", args: 1, of: aVM, help: "a VM, its parts and their counters, its events", run: showDetail(aVM, newVMDetail)},
 		{path: "vm console", usage: "NAME [--follow]", args: 1, of: aVM, flags: follow, help: "what the guest prints", run: showLog(feed.Console)},
@@ -57,6 +58,31 @@ func init() {
 		{path: "vm stop", usage: "NAME...", args: 1, more: namesMax, of: aVM, acts: true, help: "end VMs; asks first", run: askStop},
 		{path: "vm rm", usage: "NAME... [--force]", args: 1, more: namesMax, of: aVM, acts: true,
 			flags: map[string]bool{"force": false, "f": false}, help: "forget ended VMs and their logs; asks first", run: askRemove},
+		{path: "cell load", help: "the load tree: the cluster, its cells, their servers", run: open(newLoadTree)},
+		{path: "cell cordon", usage: "CELL...", args: 1, more: namesMax, of: aCell, acts: true, help: "keep new VM parts off; asks first", run: cordon("cell", true)},
+		{path: "cell uncordon", usage: "CELL...", args: 1, more: namesMax, of: aCell, acts: true, help: "let new VM parts on again", run: cordon("cell", false)},
+		{path: "cell drain", usage: "CELL... [--deadline 1h|none] [--on-deadline fail|stop] [--max-parallel N] [--reason S]", args: 1, more: namesMax, of: aCell, acts: true,
+			flags: drainFlags, help: "move everything away; shows its dry run and asks", run: drain("cell")},
+		{path: "cell restore", usage: "CELL... [--return none|original|balance]", args: 1, more: namesMax, of: aCell, acts: true,
+			flags: restoreFlags, help: "let VMs on again after a drain; shows its dry run and asks", run: restore("cell")},
+		{path: "cell safe-to-stop", usage: "CELL...", args: 1, more: namesMax, of: aCell, help: "would anything notice if it were off", run: safeToStop("cell")},
+		{path: "server cordon", usage: "SERVER...", args: 1, more: namesMax, of: aServer, acts: true, help: "as for cells", run: cordon("server", true)},
+		{path: "server uncordon", usage: "SERVER...", args: 1, more: namesMax, of: aServer, acts: true, help: "as for cells", run: cordon("server", false)},
+		{path: "server drain", usage: "SERVER...", args: 1, more: namesMax, of: aServer, acts: true, flags: drainFlags, help: "as for cells", run: drain("server")},
+		{path: "server restore", usage: "SERVER...", args: 1, more: namesMax, of: aServer, acts: true, flags: restoreFlags, help: "as for cells", run: restore("server")},
+		{path: "server safe-to-stop", usage: "SERVER...", args: 1, more: namesMax, of: aServer, help: "as for cells", run: safeToStop("server")},
+		{path: "server slices", usage: "SERVER", args: 1, of: aServer, help: "who ran when on it, gangs as such", run: showDetail(aServer, newSlices)},
+		{path: "vm pages", usage: "NAME", args: 1, of: aVM, help: "which part holds which pages", run: showDetail(aVM, newPageMap)},
+		{path: "vm migrate", usage: "NAME --to SERVER|CELL [--from SERVER|CELL]", args: 1, of: aVM, acts: true,
+			flags: map[string]bool{"to": true, "from": true, "reason": true}, help: "move it while it runs; shows its dry run and asks", run: migrate},
+		{path: "vm protect", usage: "NAME none|replica|replica:K", args: 2, of: aVM, acts: true, help: "change its protection", run: protect},
+		{path: "op ls", help: "operations and their progress", run: open(newOperations)},
+		{path: "op show", usage: "ID", args: 1, of: anOperation, help: "an operation, step by step", run: showDetail(anOperation, newOperationDetail)},
+		{path: "op watch", usage: "ID", args: 1, of: anOperation, help: "the same", run: showDetail(anOperation, newOperationDetail)},
+		{path: "op cancel", usage: "ID", args: 1, of: anOperation, acts: true, help: "end it; asks first", run: cancelOperation},
+		{path: "drill ls", help: "ready drills, and the runs of this console", run: open(newDrills)},
+		{path: "drill run", usage: "NAME [--up] [--seed N]", args: 1, of: aDrill, acts: true, help: "run a drill; asks first", run: askDrill,
+			flags: map[string]bool{"up": false, "seed": true, "patience": true, "html": true, "junit": true}},
 		{path: "vm run", usage: "NAME --payload BUILTIN [--args S] [--vcpus N] [--memory SIZE] [--span CELL,CELL] [--on-loss stop|touch]",
 			args: 1, acts: true, help: "create and start a VM", run: runVM,
 			flags: map[string]bool{"payload": true, "args": true, "vcpus": true, "memory": true, "span": true, "on-loss": true}},
@@ -66,6 +92,14 @@ func init() {
 		{path: "recoveries", help: "what was lost, and the time line of each recovery (console only)", run: func(a *App, _ call) tea.Cmd {
 			return a.goTo(newRecoveries(a))
 		}},
+		{path: "run", usage: "N", args: 1, of: aRun, help: "the output of a run of this console (console only)", run: func(a *App, c call) tea.Cmd {
+			n, err := strconv.Atoi(c.args[0])
+			if err != nil {
+				n = -1
+			}
+			return a.showRun(n)
+		}},
+		{path: "interrupt", usage: "N", args: 1, of: aRun, acts: true, help: "interrupt a run, as Ctrl-C does (console only)", run: interrupt},
 		{path: "help", help: "keys and commands", run: func(a *App, _ call) tea.Cmd { return a.goTo(newHelp(a)) }},
 		{path: "quit", help: "leave the console", run: func(*App, call) tea.Cmd { return tea.Quit }},
 		{path: "q", help: "leave the console", run: func(*App, call) tea.Cmd { return tea.Quit }},
@@ -83,7 +117,7 @@ func open(make func(*App) *screen) func(*App, call) tea.Cmd {
 func showDetail(k kind, make func(*App, string) *screen) func(*App, call) tea.Cmd {
 	return func(a *App, c call) tea.Cmd {
 		if !a.exists(target{k, c.args[0]}) {
-			a.say(theme.Bad, fmt.Sprintf("there is no %s %q", [...]string{aCell: "cell", aServer: "server", aVM: "VM"}[k], c.args[0]))
+			a.say(theme.Bad, fmt.Sprintf("there is no %s %q", [...]string{aCell: "cell", aServer: "server", aVM: "VM", anOperation: "operation"}[k], c.args[0]))
 			return nil
 		}
 		return a.goTo(make(a, c.args[0]))
@@ -109,6 +143,9 @@ func (a *App) exists(t target) bool {
 		return s.Server(t.name) != nil
 	case aVM:
 		return s.VM(t.name) != nil
+	case anOperation:
+		id, err := strconv.ParseUint(t.name, 10, 64)
+		return err == nil && s.Operation(id) != nil
 	}
 	return false
 }
@@ -135,6 +172,9 @@ func (a *App) goTo(s *screen) tea.Cmd {
 // run runs a line of the CLI's grammar, typed or meant by a key.
 func (a *App) run(line string) tea.Cmd {
 	c, err := parseCommand(line)
+	if words, werr := splitWords(line); errors.Is(err, errUnknown) && werr == nil {
+		return a.leave(words, err)
+	}
 	if err != nil {
 		a.say(theme.Bad, err.Error())
 		return nil
@@ -186,10 +226,43 @@ func findVerb(words []string) (*verb, []string, error) {
 		}
 	}
 	if len(siblings) > 0 {
-		return nil, nil, fmt.Errorf("unknown command %q; %s has: %s", strings.Join(words, " "), words[0], strings.Join(siblings, ", "))
+		return nil, nil, fmt.Errorf("%w %q; %s has: %s", errUnknown, strings.Join(words, " "), words[0], strings.Join(siblings, ", "))
 	}
-	return nil, nil, fmt.Errorf("unknown command %q; ? shows what there is", words[0])
+	return nil, nil, fmt.Errorf("%w %q; ? shows what there is", errUnknown, words[0])
 }
+
+// errUnknown says that the console has no such command.
+var errUnknown = errors.New("unknown command")
+
+// readers are the commands that the console leaves to the command line and that change nothing, by their first words.
+var readers = []string{"audit", "bench", "doctor", "drill lint", "drill whatif", "health ls", "metrics", "version"}
+
+// strays are words that the command line has no use for inside the console.
+var strays = []string{"top", "up", "down", "serve", "worker", "completion", "demo", "help"}
+
+// leave hands a line that the console does not know to the command line, whose own words those may be.
+func (a *App) leave(words []string, unknown error) tea.Cmd {
+	if len(words) > 0 && words[0] == "cellvisor" {
+		words = words[1:]
+	}
+	if len(words) < 2 && !slices.Contains(readers, joinWords(words)) || slices.Contains(strays, words[0]) {
+		a.say(theme.Bad, unknown.Error())
+		return nil
+	}
+	line := joinWords(words)
+	if slices.ContainsFunc(readers, func(r string) bool { return line == r || strings.HasPrefix(line, r+" ") }) {
+		return a.begin(words)
+	}
+	if a.readOnly {
+		a.say(theme.Warn, unknown.Error()+"; read-only: it is not left to the command line either")
+		return nil
+	}
+	a.ask("Leave this to the command line?", quoteWords(words), []string{"The console does not know this command. It runs as a process of its own, and its output is shown."},
+		func() tea.Cmd { return a.begin(words) })
+	return nil
+}
+
+func joinWords(words []string) string { return strings.Join(words, " ") }
 
 // take sorts the words into arguments and flags.
 func (c *call) take(words []string) error {

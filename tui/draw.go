@@ -153,17 +153,23 @@ func (a *App) header() string {
 	return t.Paint(theme.Bar, t.Fit(" "+strings.Join(texts, " "+t.Wall+" "), a.width))
 }
 
+// shortTabs is what a terminal of 80 columns has room for.
+const shortTabs = " 1 2cells 3servers 4VMs 5events 6recov 7ops 8load 9drills"
+
 // tabs shows the first-level screens by their keys, and the path to the present one, which gives up its beginning first.
 func (a *App) tabs() string {
 	t := a.theme
-	tabs := " 1 overview  2 cells  3 servers  4 VMs  5 events  6 recoveries"
+	tabs := " 1 overview  2 cells  3 servers  4 VMs  5 events  6 recoveries  7 operations  8 load  9 drills"
 	path := make([]string, len(a.stack))
 	for i, s := range a.stack {
 		path[i] = t.Clean(s.crumb)
 	}
-	for _, lead := range []string{tabs, ""} {
+	for _, lead := range []string{tabs, shortTabs, ""} {
 		room := a.width - theme.Width(lead) - 3
 		for from := range path {
+			if from > 0 && lead == tabs {
+				break // the path is worth more than long names
+			}
 			trail := strings.Join(path[from:], " "+t.Crumb+" ")
 			if from > 0 {
 				trail = t.Ellipsis + " " + t.Crumb + " " + trail
@@ -243,6 +249,11 @@ func (a *App) keyLine() string {
 				continue
 			}
 			add(act.key.Help().Key, act.key.Help().Desc, act.rank)
+		}
+		if p, ok := a.screen().focused().(*canvas); ok {
+			for _, b := range p.bindings {
+				add(b.Help().Key, b.Help().Desc, 4)
+			}
 		}
 		if p, ok := a.screen().focused().(*pager); ok {
 			add("f", followWord(p.follow), 3)

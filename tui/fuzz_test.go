@@ -18,10 +18,11 @@ import (
 
 // someKeys are all keys that mean something, and some that do not.
 var someKeys = []string{
-	"j", "k", "g", "G", "h", "l", "f", "w", "S", "R", "r", "q", "e", "c", "o", "s", "x", "y", "n", "?", ":", "/", "1", "2", "3", "4", "5", "6", "z",
+	"j", "k", "g", "G", "h", "l", "f", "w", "S", "R", "r", "q", "e", "c", "o", "s", "x", "y", "n", "?", ":", "/", "1", "2", "3", "4", "5", "6", "7", "8", "9", "z",
+	"C", "D", "U", "M", "P", "X", "i", "t", "m", "+", "-",
 	"enter", "esc", "tab", "shift+tab", "up", "down", "left", "right", "home", "end", "pgup", "pgdown", "backspace", "delete",
 	"ctrl+a", "ctrl+e", "ctrl+k", "ctrl+u", "ctrl+w", "ctrl+d", "ctrl+f", "ctrl+l", "ctrl+@", "alt+x", "f1", "ä", "界", "\x00",
-	"vm show lock", "vm run q --payload count", "vm stop ", "state:running", "!a", "'", "\\",
+	"vm show lock", "vm run q --payload count", "server slices a-1", "vm pages lock", "cell load", "op show 40", "drill run lose-a-cell", "doctor", "vm frob", "vm stop ", "state:running", "!a", "'", "\\",
 }
 
 // hostile are names that a cluster should never tell, but might.
@@ -65,6 +66,8 @@ func (m *monkey) step() {
 		m.send(tickMsg{})
 	case n < 250:
 		m.chunk()
+	case n < 253:
+		m.detail()
 	default:
 		m.send(noticeMsg{notice: notice{text: hostile[m.next()%len(hostile)], role: theme.Bad}})
 	}
@@ -94,6 +97,29 @@ func (m *monkey) mutate() {
 		s.Events = append(slices.Clone(s.Events), &api.Event{Seq: 99, Message: hostile[m.next()%len(hostile)], Type: "x"})
 		s.Status = proto.CloneOf(s.Status)
 		s.Status.Quorum = !s.Status.Quorum
+	}
+}
+
+// detail brings what the cluster and processes answer late, to whatever is on the screen by then.
+func (m *monkey) detail() {
+	name := hostile[m.next()%len(hostile)]
+	switch m.next() % 4 {
+	case 0:
+		m.send(planMsg{line: name, req: &api.StartOperationRequest{}, op: &api.Operation{Subject: name, Steps: []*api.OperationStep{{}, {Vm: name, Note: name}}}})
+	case 1:
+		m.send(drillsMsg{list: []drillInfo{{Name: name, About: name}}})
+	case 2:
+		m.send(tea.MouseMsg{X: m.next(), Y: m.next() / 4, Action: tea.MouseActionPress, Button: tea.MouseButton(m.next() % 8)})
+	case 3:
+		s := &m.src.state
+		s.Slices = map[string]*api.SlicesResponse{"a-1": {Server: "a-1", NowMicros: uint64(m.next()) << 12, Slices: []*api.Slice{
+			{Vm: name, BeginMicros: uint64(m.next()) << 12, EndMicros: uint64(m.next()) << 12, Slots: []uint32{uint32(m.next())}}, {},
+		}}}
+		s.Maps = map[string]*api.PageMapResponse{"lock": {VmId: 23, Pages: uint64(m.next()), PagesPerRegion: uint64(m.next() % 3), Holders: []*api.PageHolder{
+			{Server: name, Modified: []uint32{uint32(m.next())}}, {Standby: true, Shared: []uint32{1, 2}},
+		}}}
+		s.Operations = append(slices.Clone(s.Operations), &api.Operation{Id: uint64(m.next()), Subject: name, State: api.OperationState(m.next() % 7)})
+		m.poll()
 	}
 }
 

@@ -19,6 +19,15 @@ func TestGolden(t *testing.T) {
 		{"cells", "2"},
 		{"events", "5"},
 		{"recoveries", "6"},
+		{"operations", "7"},
+		{"operation", ": text:op_show_40 enter"},
+		{"load", "8"},
+		{"drills", "9"},
+		{"slices", ": text:server_slices_a-1 enter"},
+		{"pages", ": text:vm_pages_lock enter"},
+		{"drain", ": text:cell_drain_b enter"},
+		{"cordon", ": text:cell_cordon_b enter"},
+		{"drill-run", ": text:drill_run_lose-a-cell enter"},
 		{"vm", "j j enter"},
 		{"vm-failed", "enter"},
 		{"server", ": text:server_show_a-1 enter"},
@@ -31,7 +40,8 @@ func TestGolden(t *testing.T) {
 		for _, s := range screens {
 			t.Run(fmt.Sprintf("%s-%dx%d", s.name, size[0], size[1]), func(t *testing.T) {
 				r := newRig(t, plainTheme(), size[0], size[1])
-				r.press(s.keys)
+				r.serve()
+				r.settle(r.press(s.keys))
 				r.poll()
 				golden.RequireEqual(t, []byte(r.view()))
 			})

@@ -3,6 +3,7 @@ package tui
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,9 +29,11 @@ func TestProgram(t *testing.T) {
 		running.Wait()
 	})
 	tm := teatest.NewTestModel(t, newApp(ctx, plainTheme(), feedSource{f}, false), teatest.WithInitialTermSize(100, 30))
-	wants := func(text string) {
+	wants := func(texts ...string) {
 		t.Helper()
-		teatest.WaitFor(t, tm.Output(), func(out []byte) bool { return bytes.Contains(out, []byte(text)) }, teatest.WithDuration(20*time.Second),
+		teatest.WaitFor(t, tm.Output(), func(out []byte) bool {
+			return !slices.ContainsFunc(texts, func(text string) bool { return !bytes.Contains(out, []byte(text)) })
+		}, teatest.WithDuration(20*time.Second),
 			teatest.WithCheckInterval(5*time.Millisecond))
 	}
 	wants("VMs (6)")
@@ -45,8 +48,7 @@ func TestProgram(t *testing.T) {
 	tm.Type("s")
 	wants("Stop VM lock?")
 	tm.Type("y")
-	wants("vm stop lock: stopped")
-	wants("■ stopped")
+	wants("vm stop lock: stopped", "■ stopped")
 	tm.Send(keyMsg("ctrl+c"))
 	tm.WaitFinished(t, teatest.WithFinalTimeout(20*time.Second))
 	if calls := server.Calls(); len(calls) != 1 || calls[0] != "stop lock" {

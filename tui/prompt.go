@@ -241,5 +241,13 @@ func (a *App) completeWord(v *verb, path, rest string, add func(string)) {
 		for _, c := range s.VMs {
 			add(begin + c.GetName())
 		}
+	case anOperation:
+		for _, op := range s.Operations {
+			add(begin + number(op.GetId()))
+		}
+	case aDrill:
+		for _, d := range a.drills {
+			add(begin + d.Name)
+		}
 	}
 }

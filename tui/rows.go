@@ -1,6 +1,7 @@
 package tui
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +20,13 @@ const (
 	aServer
 	aVM
 	anEvent
+	anOperation
+	aDrill
+	aRun
 )
+
+// kindWords are the words that keys of rows begin with.
+var kindWords = [...]string{nothing: "", aCell: "cell", aServer: "server", aVM: "vm", anEvent: "event", anOperation: "op", aDrill: "drill", aRun: "run"}
 
 // target is what the cursor is on.
 type target struct {
@@ -28,21 +35,15 @@ type target struct {
 }
 
 func (t target) key() string {
-	return [...]string{"", "cell/", "server/", "vm/", "event/"}[t.kind] + t.name
+	return kindWords[t.kind] + "/" + t.name
 }
 
-// targetOf reads a row's key back.
+// targetOf reads a row's key back; what follows a # only tells rows about the same thing apart.
 func targetOf(key string) target {
 	prefix, name, _ := strings.Cut(key, "/")
-	switch prefix {
-	case "cell":
-		return target{aCell, name}
-	case "server":
-		return target{aServer, name}
-	case "vm":
-		return target{aVM, name}
-	case "event":
-		return target{anEvent, name}
+	name, _, _ = strings.Cut(name, "#")
+	if i := slices.Index(kindWords[:], prefix); i > 0 {
+		return target{kind(i), name}
 	}
 	return target{}
 }
@@ -180,8 +181,10 @@ var vmColumns = []table.Column{
 	{Title: "MEMORY", Right: true, Rank: 3},
 	{Title: "CELLS", Rank: 1, Min: 5, Max: 24},
 	{Title: "HOME", Rank: 2},
-	{Title: "PROTECT", Rank: 6},
-	{Title: "AGE", Right: true, Rank: 5},
+	{Title: "PROTECTION", Rank: 3},
+	{Title: "LAG", Right: true, Rank: 5},
+	{Title: "CPU", Right: true, Rank: 5},
+	{Title: "AGE", Right: true, Rank: 7},
 	{Title: "ON-LOSS", Rank: 9},
 	{Title: "SERVERS", Rank: 7, Max: 40},
 	{Title: "PAYLOAD", Rank: 8, Max: 24},
@@ -193,13 +196,13 @@ func vmRows(t *theme.Theme, s *feed.Snapshot, pass func(*api.VM) bool) []table.R
 	rows := make([]table.Row, 0, len(s.VMs))
 	for _, vm := range s.VMs {
 		if pass == nil || pass(vm) {
-			rows = append(rows, vmRow(t, vm, s.At))
+			rows = append(rows, vmRow(t, vm, s.VMLoad(vm.GetId()), s.At))
 		}
 	}
 	return rows
 }
 
-func vmRow(t *theme.Theme, vm *api.VM, now time.Time) table.Row {
+func vmRow(t *theme.Theme, vm *api.VM, load feed.VMLoad, now time.Time) table.Row {
 	servers := make([]string, len(vm.GetWorkers()))
 	for i, w := range vm.GetWorkers() {
 		servers[i] = w.GetServer()
@@ -209,9 +212,9 @@ func vmRow(t *theme.Theme, vm *api.VM, now time.Time) table.Row {
 	if m.role == theme.Bad {
 		reasonRole = theme.Bad
 	}
-	order := []uint64{2: uint64(vm.GetVcpus()), 3: vm.GetMemoryBytes(), 7: 0}
+	order := []uint64{2: uint64(vm.GetVcpus()), 3: vm.GetMemoryBytes(), 7: load.LagMicros, 8: load.CPUPermille, 9: 0}
 	if c := vm.GetCreatedAt(); c != nil && now.After(c.AsTime()) {
-		order[7] = uint64(now.Sub(c.AsTime()))
+		order[9] = uint64(now.Sub(c.AsTime()))
 	}
 	return table.Row{
 		Key: target{aVM, vm.GetName()}.key(),
@@ -222,7 +225,9 @@ func vmRow(t *theme.Theme, vm *api.VM, now time.Time) table.Row {
 			{Text: size(vm.GetMemoryBytes())},
 			{Text: t.Clean(strings.Join(vm.GetCells(), ","))},
 			{Text: t.Clean(vm.GetHome())},
-			{Text: t.Clean(vm.GetProtect())},
+			protectionCell(t, vm, load),
+			{Text: lagText(vm, load)},
+			{Text: cpuText(vm, load)},
 			{Text: age(vm.GetCreatedAt(), now)},
 			{Text: vm.GetOnLoss().Word()},
 			{Text: t.Clean(strings.Join(servers, ","))},
@@ -231,6 +236,45 @@ func vmRow(t *theme.Theme, vm *api.VM, now time.Time) table.Row {
 		},
 		Order: order,
 	}
+}
+
+// protectionCell says how the VM is protected now: what it asked for, and whether it has it.
+func protectionCell(t *theme.Theme, vm *api.VM, load feed.VMLoad) table.Cell {
+	text := vm.GetProtect()
+	if text == "" || text == "none" {
+		return table.Cell{Text: "none", Role: theme.Dim}
+	}
+	switch now := vm.GetProtection(); {
+	case vm.GetState().Ended():
+		return table.Cell{Text: t.Clean(text), Role: theme.Dim}
+	case now == "safe":
+		return table.Cell{Text: t.Clean(text + " " + t.Done + " safe"), Role: theme.Good}
+	case now == "syncing" && load.SyncPermille > 0:
+		return table.Cell{Text: t.Clean(text + " " + t.Starting + " syncing " + number(load.SyncPermille/10) + "%"), Role: theme.Warn}
+	case now == "syncing":
+		return table.Cell{Text: t.Clean(text + " " + t.Starting + " syncing"), Role: theme.Warn}
+	case now == "partial":
+		return table.Cell{Text: t.Clean(text + " " + t.Degraded + " partial"), Role: theme.Warn}
+	case now == "unprotected":
+		return table.Cell{Text: t.Clean(text + " " + t.Alarm + " UNPROTECTED"), Role: theme.Bad}
+	}
+	return table.Cell{Text: t.Clean(text)}
+}
+
+// lagText is how far the replicas are behind: the age of the newest checkpoint that all of them hold.
+func lagText(vm *api.VM, load feed.VMLoad) string {
+	if load.LagMicros == 0 || vm.GetState().Ended() {
+		return ""
+	}
+	return span(time.Duration(load.LagMicros) * time.Microsecond)
+}
+
+// cpuText is the share of one CPU that all vCPUs use together.
+func cpuText(vm *api.VM, load feed.VMLoad) string {
+	if vm.GetState() != api.VMState_VM_STATE_RUNNING {
+		return ""
+	}
+	return number(load.CPUPermille/10) + "%"
 }
 
 // vmReason is the VM's reason, with the exit status where there is one to tell.
@@ -243,97 +287,6 @@ func vmReason(vm *api.VM) string {
 		text += ": " + vm.GetReason()
 	}
 	return text
-}
-
-var workerColumns = []table.Column{
-	{Title: "PART", Right: true},
-	{Title: "SERVER", Min: 6},
-	{Title: "CELL", Rank: 7},
-	{Title: "STATE"},
-	{Title: "PID", Right: true, Rank: 1},
-	{Title: "VCPUS", Min: 5, Max: 24},
-	{Title: "RESIDENT", Right: true, Rank: 2},
-	{Title: "READS/S", Right: true, Rank: 3},
-	{Title: "WRITES/S", Right: true, Rank: 3},
-	{Title: "IN/S", Right: true, Rank: 5},
-	{Title: "OUT/S", Right: true, Rank: 5},
-	{Title: "EXITS/S", Right: true, Rank: 4},
-	{Title: "CPU", Right: true, Rank: 3},
-	{Title: "FAULTS", Right: true, Rank: 9},
-	{Title: "READS", Right: true, Rank: 8},
-	{Title: "WRITES", Right: true, Rank: 8},
-	{Title: "ADDR", Rank: 6, Grow: true},
-}
-
-// workerRows lists the parts of a VM; before is an earlier sight of the same VM, from which the rates come, nil if there is none.
-func workerRows(t *theme.Theme, vm, before *api.VM, elapsed time.Duration) []table.Row {
-	rows := make([]table.Row, 0, len(vm.GetWorkers()))
-	for _, w := range vm.GetWorkers() {
-		c := w.GetCounters()
-		cells := []table.Cell{
-			{Text: number(w.GetPart())},
-			{Text: t.Clean(w.GetServer())},
-			{Text: t.Clean(w.GetCell())},
-			workerMark(t, vm, w).cell(),
-			{Text: numberOrDash(w.GetPid())},
-			{Text: vcpuSet(w.GetVcpus())},
-			{Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"}, {Text: "-"},
-			{Text: t.Clean(w.GetAddr()), Role: theme.Dim},
-		}
-		if c != nil {
-			cells[6].Text = size(c.GetResidentBytes())
-			cells[13].Text = count(c.GetLocalFaults())
-			cells[14].Text = count(c.GetRemoteReads())
-			cells[15].Text = count(c.GetRemoteWrites())
-		}
-		if b := sameWorker(before, w); b != nil && c != nil && elapsed > 0 {
-			cells[7].Text = rate(b.GetRemoteReads(), c.GetRemoteReads(), elapsed)
-			cells[8].Text = rate(b.GetRemoteWrites(), c.GetRemoteWrites(), elapsed)
-			cells[9].Text = rate(b.GetPagesIn(), c.GetPagesIn(), elapsed)
-			cells[10].Text = rate(b.GetPagesOut(), c.GetPagesOut(), elapsed)
-			cells[11].Text = rate(b.GetVcpuExits(), c.GetVcpuExits(), elapsed)
-			cells[12].Text = busy(b.GetRunMicros(), c.GetRunMicros(), elapsed)
-		}
-		rows = append(rows, table.Row{Key: target{aServer, w.GetServer()}.key(), Cells: cells})
-	}
-	return rows
-}
-
-func workerMark(t *theme.Theme, vm *api.VM, w *api.Worker) mark {
-	switch {
-	case w.GetLost():
-		return mark{t.Lost, "lost", theme.Bad}
-	case vm.GetState().Ended():
-		return mark{t.Stopped, "ended", theme.Dim}
-	case w.GetReady():
-		return mark{t.Live, "ready", theme.Good}
-	}
-	return mark{t.Starting, "starting", theme.Warn}
-}
-
-// sameWorker finds the counters that the same process had earlier; counters of another process cannot be compared.
-func sameWorker(before *api.VM, w *api.Worker) *api.WorkerCounters {
-	for _, b := range before.GetWorkers() {
-		if b.GetServer() == w.GetServer() && b.GetPid() == w.GetPid() && b.GetPidStartTicks() == w.GetPidStartTicks() {
-			return b.GetCounters()
-		}
-	}
-	return nil
-}
-
-func rate(before, now uint64, elapsed time.Duration) string {
-	if now < before {
-		return "-"
-	}
-	return count(uint64(float64(now-before)/elapsed.Seconds() + 0.5))
-}
-
-// busy is the share of one CPU that the vCPUs used: 200% is two vCPUs that never stop.
-func busy(before, now uint64, elapsed time.Duration) string {
-	if now < before {
-		return "-"
-	}
-	return number(uint64(float64(now-before)/float64(elapsed.Microseconds())*100+0.5)) + "%"
 }
 
 var eventColumns = []table.Column{

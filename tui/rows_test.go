@@ -51,7 +51,7 @@ func TestVMRows(t *testing.T) {
 	got := vmRows(plainTheme(), s, nil)
 	for i, want := range []string{
 		"boom | ‼ failed | 1 | 64 MiB | a | a-1 | none | 3m05s | stop | count | triple fault",
-		"gone | ✗ lost |", "lock | ▶ running | 4 | 512 MiB | a,b | a-1 | none | 3m05s | stop | a-1,b-1 | lock", "next | ◌ starting", "sums | ✓ exited", "tick | ▶ running",
+		"gone | ✗ lost |", "lock | ▶ running | 4 | 512 MiB | a,b | a-1 | replica ✓ safe | 21ms | 0% | 3m05s | stop | a-1,b-1 | lock", "next | ◌ starting", "sums | ✓ exited", "tick | ▶ running",
 		"odd | ? 77 |", "bad | ‼ exited",
 	} {
 		if !strings.HasPrefix(text(got[i]), want) {

@@ -25,9 +25,8 @@ type screen struct {
 	// opened and closed, if set, run when the screen appears and goes.
 	opened func(*App) tea.Cmd
 	closed func(*App)
-	// watch is the VM whose counters the screen wants, counters whether it wants the answering server's.
-	watch    string
-	counters bool
+	// want is what the screen shows beyond the lists.
+	want feed.Want
 	// linked panes show what the cursor of another one is on, so that they are brought up to date with every key.
 	linked bool
 

@@ -140,11 +140,11 @@ func newServerDetail(a *App, name string) *screen {
 		return vmRows(t, s, func(vm *api.VM) bool { return hasPart(vm, name) })
 	})
 	events := newEventsPane(t, func(e *api.Event) bool { return e.GetServer() == name })
-	counters := newTablePane(t, "Counters", counterColumns, "only the server that answers tells its counters", func(s *feed.Snapshot) []table.Row {
+	counters := newTablePane(t, "Counters", counterColumns, "the server has not told its counters", func(s *feed.Snapshot) []table.Row {
 		return counterRows(t, s, name)
 	})
 	return &screen{
-		theme: t, crumb: "server " + name, command: "server ls", about: target{aServer, name}, focus: 1, counters: true,
+		theme: t, crumb: "server " + name, command: "server ls", about: target{aServer, name}, focus: 1, want: feed.Want{Counters: name},
 		panes: []pane{facts, vms, events, counters},
 		arrange: func(_ *screen, width, height int) []rect {
 			top := facts.need(width)
@@ -223,7 +223,7 @@ func newVMDetail(a *App, name string) *screen {
 	registers := newPager(t, "Registers of the vCPU that failed")
 	registers.source = func(s *feed.Snapshot) string { return vmNow(s, name).GetRegisters() }
 	return &screen{
-		theme: t, crumb: "VM " + name, command: "vm show " + name, about: target{aVM, name}, focus: 1, watch: name,
+		theme: t, crumb: "VM " + name, command: "vm show " + name, about: target{aVM, name}, focus: 1, want: feed.Want{VM: name},
 		panes: []pane{facts, parts, registers, events},
 		arrange: func(_ *screen, width, height int) []rect {
 			top := facts.need(width)

@@ -53,8 +53,13 @@ func showConsole(switchFile string) int {
 		}()
 	}
 	go func() {
+		pulled := false
 		for range time.Tick(20 * time.Millisecond) {
 			_, err := os.Stat(switchFile)
+			if pulled == (err == nil) {
+				continue
+			}
+			pulled = err == nil
 			server.Change(func(s *fake.State) {
 				s.RefuseAll = nil
 				if err == nil {
@@ -202,7 +207,7 @@ func TestSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.keys("r")
-	s.wants("$ cellvisor status", "servers 5/6 live", "1 overview")
+	s.wants("$ cellvisor status", "servers 5/6 live", "2cells")
 	s.keys("q")
 	s.left("status 0")
 }

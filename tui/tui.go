@@ -31,12 +31,17 @@ type Options struct {
 	ReadOnly bool
 	// ASCII draws nothing beyond US-ASCII, NoColor no colours. The environment's NO_COLOR and TERM=dumb count too.
 	ASCII, NoColor bool
-	// Interval is the time between looks at the cluster while nothing happens there; 0 means 500 ms, less than 100 ms means 100 ms.
+	// Interval is the least time between two updates; 0 means 100 ms, less than 100 ms means 100 ms.
 	Interval time.Duration
 	// In and Out are the terminal; nil means the process's own. When one of them is not a terminal, plain lines are written instead of
 	// screens (see Plain).
 	In  io.Reader
 	Out io.Writer
+	// Program is the command line, for what the console leaves to it (drills, above all): the path of the binary and its first arguments. Without
+	// it such lines are refused.
+	Program []string
+	// Mouse takes clicks and the wheel from the terminal, whose own selection of text then needs shift.
+	Mouse bool
 	// ForceScreen draws screens even if In and Out are no terminals.
 	ForceScreen bool
 }
@@ -70,7 +75,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	colour := !o.NoColor && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	app := newApp(ctx, theme.New(o.Out, o.ASCII, colour), feedSource{f}, o.ReadOnly)
-	if err := show(ctx, app, o); err != nil {
+	app.program = execProgram(o.Program)
+	err = show(ctx, app, o)
+	cancel()
+	app.awaitChildren(o.Out)
+	if err != nil {
 		return fmt.Errorf("console: %w", err)
 	}
 	return outer.Err()
@@ -79,18 +88,24 @@ func Run(ctx context.Context, o Options) error {
 // show runs the program until the user leaves or ctx ends. Bubble Tea's own handling of signals and contexts is not used: when a signal
 // ends both at once, its signal handler waits for ever for an event loop that has ended, with the terminal still in raw mode.
 func show(ctx context.Context, app *App, o Options) error {
-	program := tea.NewProgram(app, tea.WithoutSignalHandler(), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithAltScreen(),
-		tea.WithFPS(framesPerSecond))
+	options := []tea.ProgramOption{tea.WithoutSignalHandler(), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithAltScreen(), tea.WithFPS(framesPerSecond)}
+	if o.Mouse {
+		options = append(options, tea.WithMouseCellMotion())
+	}
+	program := tea.NewProgram(app, options...)
 	stop := context.AfterFunc(ctx, program.Quit)
 	defer stop()
 	_, err := program.Run()
 	return err
 }
 
+// detailEvery is the time between two questions for what a screen shows beyond the lists.
+const detailEvery = 500 * time.Millisecond
+
 func feedConfig(o Options) (feed.Config, error) {
-	c := feed.Config{Interval: o.Interval, Dial: dial(o.TLS)}
-	if c.Interval > 0 && c.Interval < feed.MinInterval {
-		c.Interval = feed.MinInterval
+	c := feed.Config{Every: o.Interval, Interval: max(o.Interval, detailEvery), Dial: dial(o.TLS)}
+	if c.Every > 0 && c.Every < feed.MinInterval {
+		c.Every = feed.MinInterval
 	}
 	if o.Client != nil {
 		c.Addrs = []string{o.Addr}

@@ -43,7 +43,10 @@ func TestGolden(t *testing.T) {
 				{Kind: "move", State: "done", Vm: "web", From: "b-1", To: "c-1", Bytes: 64 << 20, DownMicros: 5000}, {Kind: "standby", State: "waiting", Vm: "db", From: "b-1"}}}),
 		"balance": OfBalance(&api.BalanceResponse{Mode: "auto", Score: 500, Root: "a-1", Depth: 1, Servers: []*api.ServerLoad{
 			{Server: "a-1", Cell: "a", Slots: 4, Vcpus: 6, Busy: 5}, {Server: "b-1", Cell: "b", Slots: 4, Cordoned: true, Parent: "a-1"}}}),
-		"safety": OfSafety(&api.SafeToStopResponse{Safe: true}),
+		"server-detail": OfServerDetail(&api.Server{Name: "a-1"}, map[string]uint64{"api.calls": 3}),
+		"slices":        OfSlices(&api.SlicesResponse{Server: "a-1", NowMicros: 9, Slots: 2, Slices: []*api.Slice{{Vm: "web", VmId: 7, Number: 3, BeginMicros: 1, EndMicros: 2, Slots: []uint32{0}}}}),
+		"pages":         OfPageMap(&api.PageMapResponse{VmId: 7, Pages: 4, PagesPerRegion: 2, Holders: []*api.PageHolder{{Server: "a-1", Cell: "a", Shared: []uint32{1, 0}, Modified: []uint32{0, 2}}}}),
+		"safety":        OfSafety(&api.SafeToStopResponse{Safe: true}),
 	} {
 		got, err := json.MarshalIndent(v, "", "  ")
 		if err != nil {
@@ -70,7 +73,7 @@ func TestFieldsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}, Operation{}, Step{}, Safety{}, Balance{}, ServerLoad{}} {
+	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}, Operation{}, Step{}, Safety{}, Balance{}, ServerLoad{}, Slices{}, Slice{}, PageMap{}, PageHolder{}} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {
 			name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")

@@ -26,7 +26,7 @@ func (a *app) cellCmd() *cobra.Command {
 			return show(a, cells, view.OfCell, (*api.Cell).GetName, cellColumns)
 		}),
 	}
-	return a.noun("cell", "Cells: the units of fault containment", append([]*cobra.Command{ls}, a.placeCmds(place{noun: "cell", one: "b"})...)...)
+	return a.noun("cell", "Cells: the units of fault containment", append([]*cobra.Command{ls, a.cellShowCmd(), a.cellLoadCmd()}, a.placeCmds(place{noun: "cell", one: "b"})...)...)
 }
 
 func listCells(ctx context.Context, c *api.Client) ([]*api.Cell, error) {

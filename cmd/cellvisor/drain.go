@@ -40,10 +40,7 @@ func (a *app) placeCmds(p place) []*cobra.Command {
 		if p.noun == "cell" {
 			c.ValidArgsFunction = a.completeCells()
 		} else {
-			c.ValidArgsFunction = a.completeNames(func(ctx context.Context, c *api.Client) ([]string, error) {
-				servers, err := listServers(ctx, c)
-				return view.Map(servers, (*api.Server).GetName), err
-			})
+			c.ValidArgsFunction = a.completeServers()
 		}
 	}
 	return all

@@ -13,7 +13,7 @@ import (
 
 func (a *app) serverCmd() *cobra.Command {
 	return a.noun("server", "Servers: hosts and their serve processes",
-		append([]*cobra.Command{a.serverLsCmd(), a.serverStartCmd()}, a.placeCmds(place{noun: "server", one: "b-1"})...)...)
+		append([]*cobra.Command{a.serverLsCmd(), a.serverShowCmd(), a.serverSlicesCmd(), a.serverStartCmd()}, a.placeCmds(place{noun: "server", one: "b-1"})...)...)
 }
 
 func (a *app) serverLsCmd() *cobra.Command {
@@ -94,9 +94,6 @@ admitted to the view as new. The process belongs to the cluster: "down" ends it.
 		}),
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "directory of the local cluster (default $CELLVISOR_DIR, else as for up)")
-	cmd.ValidArgsFunction = a.completeNames(func(ctx context.Context, c *api.Client) ([]string, error) {
-		servers, err := listServers(ctx, c)
-		return view.Map(servers, (*api.Server).GetName), err
-	})
+	cmd.ValidArgsFunction = a.completeServers()
 	return cmd
 }

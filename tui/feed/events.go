@@ -41,58 +41,10 @@ func (l *eventLog) published() []*api.Event {
 	return l.list[max(0, n-MaxEvents):n:n]
 }
 
-// restart begins the log anew if server is another one, and returns the sequence number to go on from.
-func (l *eventLog) restart(server string) uint64 {
+// restart begins the log anew if server is another one.
+func (l *eventLog) restart(server string) {
 	if l.server != server {
 		*l = eventLog{server: server}
-	}
-	return l.next
-}
-
-// followEvents keeps the event log up to date and wakes the poll when something happened.
-func (f *Feed) followEvents(ctx context.Context) {
-	for failures := 0; ctx.Err() == nil; {
-		heard, _ := f.eventStream(ctx)
-		if heard {
-			failures = 0
-		}
-		failures++
-		sleep(ctx, Backoff(failures))
-	}
-}
-
-// eventStream follows the events of the connection in use until it breaks. heard says whether anything came.
-func (f *Feed) eventStream(ctx context.Context) (heard bool, err error) {
-	client, err := f.Client()
-	if err != nil {
-		return false, err
-	}
-	ctx, watchdog := newWatchdog(ctx, silence)
-	defer watchdog.stop()
-	st, err := client.Status(ctx, &api.StatusRequest{})
-	if err != nil {
-		return false, err
-	}
-	f.mu.Lock()
-	from := f.events.restart(st.GetServer())
-	f.mu.Unlock()
-	stream, err := client.Events(ctx, &api.EventsRequest{FromSeq: from, Follow: true})
-	if err != nil {
-		return false, err
-	}
-	for {
-		r, err := stream.Recv()
-		if err != nil {
-			return heard, err
-		}
-		heard = true
-		watchdog.heard()
-		f.mu.Lock()
-		added := f.events.add(r.GetEvents())
-		f.mu.Unlock()
-		if added {
-			f.Refresh()
-		}
 	}
 }
 

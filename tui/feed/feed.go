@@ -22,13 +22,15 @@ type Config struct {
 	Addrs []string
 	// Dial connects; required.
 	Dial Dialer
-	// Interval is the time between polls while nothing happens; 0 means 500 ms.
+	// Every is the least time between two updates; 0 means MinInterval.
+	Every time.Duration
+	// Interval is the time between two questions for what was asked for with Want; 0 means 500 ms.
 	Interval time.Duration
-	// CallTimeout bounds one poll; 0 means 2 s, the time after which a stopped server is given up.
+	// CallTimeout is the time after which a server that says nothing is given up; 0 means 3 s. A server says something every second.
 	CallTimeout time.Duration
 }
 
-// Feed polls and publishes. Its methods may be called from any goroutine.
+// Feed follows the cluster and publishes. Its methods may be called from any goroutine.
 type Feed struct {
 	config  Config
 	updates chan Update
@@ -39,18 +41,17 @@ type Feed struct {
 	conn       Conn
 	addrs      []string
 	generation uint64
-	// astray counts the polls in a row that a server without a quorum answered.
-	astray int
+	world      world
+	detail     detail
+	events     eventLog
+	// astraySince is when the server in use was first found without a quorum.
+	astraySince time.Time
 
 	mu sync.Mutex
 	// client is the connection in use, nil between connections. protected by mu.
 	client api.CellvisorClient
 	closer io.Closer
-	// watched is the name of the VM whose counters are wanted, "" for none. protected by mu.
-	watched  string
-	counters bool
-	// events holds what the event stream brought. protected by mu.
-	events eventLog
+	want   Want // protected by mu
 }
 
 // New returns a feed that does nothing until Run.
@@ -58,8 +59,11 @@ func New(c Config) *Feed {
 	if c.Interval <= 0 {
 		c.Interval = 500 * time.Millisecond
 	}
+	if c.Every <= 0 {
+		c.Every = MinInterval
+	}
 	if c.CallTimeout <= 0 {
-		c.CallTimeout = 2 * time.Second
+		c.CallTimeout = silence
 	}
 	return &Feed{
 		config:  c,
@@ -72,7 +76,7 @@ func New(c Config) *Feed {
 // Updates returns the channel of updates. It holds at most one, the newest.
 func (f *Feed) Updates() <-chan Update { return f.updates }
 
-// Refresh asks for a poll now, while the cluster is lost an attempt to reconnect.
+// Refresh asks for what is wanted now, while the cluster is lost for an attempt to reconnect.
 func (f *Feed) Refresh() {
 	select {
 	case f.wake <- struct{}{}:
@@ -80,26 +84,21 @@ func (f *Feed) Refresh() {
 	}
 }
 
-// Watch asks for the counters of a VM in the following snapshots, "" for none.
-func (f *Feed) Watch(vm string) {
+// Want replaces what is asked for beyond the lists.
+func (f *Feed) Want(w Want) {
 	f.mu.Lock()
-	changed := f.watched != vm
-	f.watched = vm
+	changed := f.want != w
+	f.want = w
 	f.mu.Unlock()
-	if changed && vm != "" {
+	if changed && w != (Want{}) {
 		f.Refresh()
 	}
 }
 
-// WatchCounters asks for the answering server's own counters, or no longer.
-func (f *Feed) WatchCounters(on bool) {
+func (f *Feed) wanted() Want {
 	f.mu.Lock()
-	changed := f.counters != on
-	f.counters = on
-	f.mu.Unlock()
-	if changed && on {
-		f.Refresh()
-	}
+	defer f.mu.Unlock()
+	return f.want
 }
 
 // ErrNotConnected is returned for calls made while no server is known to answer.
@@ -115,46 +114,26 @@ func (f *Feed) Client() (api.CellvisorClient, error) {
 	return f.client, nil
 }
 
-// Run polls until ctx ends. It closes its connections before it returns.
+// Run follows the cluster until ctx ends. It closes its connections before it returns.
 func (f *Feed) Run(ctx context.Context) {
-	var followers sync.WaitGroup
-	followers.Go(func() { f.followEvents(ctx) })
-	defer followers.Wait()
 	defer f.hangUp()
 	for ctx.Err() == nil {
-		began := time.Now()
-		snapshot, err := f.attempt(ctx)
-		if ctx.Err() != nil {
+		err := f.session(ctx)
+		f.next()
+		switch {
+		case ctx.Err() != nil:
 			return
+		case errors.Is(err, errAstray):
+			f.astraySince = time.Time{}
+			continue
 		}
-		pause, wakeable := f.config.Interval, time.Duration(0)
-		if err != nil {
-			f.conn.Err = err
-			f.conn.Attempt++
-			pause = Backoff(f.conn.Attempt)
-			f.conn.RetryAt = time.Now().Add(pause)
-			f.next()
-		} else {
-			f.last = snapshot
-			f.conn = Conn{Addr: f.conn.Addr}
-			f.learn(snapshot)
-			f.seekQuorum(snapshot)
-			wakeable = MinInterval
-		}
+		f.conn.Err = err
+		f.conn.Attempt++
+		pause := Backoff(f.conn.Attempt)
+		f.conn.RetryAt = time.Now().Add(pause)
 		f.publish(Update{Snapshot: f.last, Conn: f.conn})
-		f.pause(ctx, pause-time.Since(began), wakeable-time.Since(began))
+		f.pause(ctx, pause)
 	}
-}
-
-// attempt makes sure of a connection and polls over it.
-func (f *Feed) attempt(ctx context.Context) (*Snapshot, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.config.CallTimeout)
-	defer cancel()
-	client, err := f.connect()
-	if err != nil {
-		return nil, err
-	}
-	return f.poll(ctx, client)
 }
 
 func (f *Feed) connect() (api.CellvisorClient, error) {
@@ -211,20 +190,8 @@ func (f *Feed) learn(s *Snapshot) {
 	f.addrs = addrs
 }
 
-// astrayPolls is how often a server without a quorum is asked before another one is tried.
-const astrayPolls = 4
-
-// seekQuorum goes to another server when this one is cut off: it may be the only one that is.
-func (f *Feed) seekQuorum(s *Snapshot) {
-	if s.Status.GetQuorum() && s.Status.GetServerState() == api.ServerState_SERVER_STATE_LIVE {
-		f.astray = 0
-		return
-	}
-	if f.astray++; f.astray >= astrayPolls && len(f.addrs) > 1 {
-		f.astray = 0
-		f.next()
-	}
-}
+// astrayPatience is how long a server without a quorum is listened to before another one is tried.
+const astrayPatience = 2 * time.Second
 
 // publish replaces an update that was not taken yet.
 func (f *Feed) publish(u Update) {
@@ -235,19 +202,10 @@ func (f *Feed) publish(u Update) {
 	f.updates <- u
 }
 
-// pause waits for the pause to pass, or for a wake-up, which counts once wakeable has passed.
-func (f *Feed) pause(ctx context.Context, pause, wakeable time.Duration) {
+// pause waits for the pause to pass, or for a wake-up.
+func (f *Feed) pause(ctx context.Context, pause time.Duration) {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
-	early := time.NewTimer(wakeable)
-	defer early.Stop()
-	select {
-	case <-ctx.Done():
-		return
-	case <-timer.C:
-		return
-	case <-early.C:
-	}
 	select {
 	case <-ctx.Done():
 	case <-timer.C:

@@ -6,9 +6,9 @@ import (
 	"github.com/cellvisor/cellvisor/api"
 )
 
-// Snapshot is what a poll found.
+// Snapshot is the cluster as it was last heard of.
 type Snapshot struct {
-	// At is the local time at which the poll ended.
+	// At is the local time at which it was.
 	At     time.Time
 	Status *api.StatusResponse
 	// Each sorted by name, as the API lists them.
@@ -17,11 +17,16 @@ type Snapshot struct {
 	VMs     []*api.VM
 	// Events in order, the newest last, at most MaxEvents.
 	Events []*api.Event
-	// Watched is the VM asked for with Watch, with its workers' counters; nil if none was, or it is gone.
-	Watched *api.VM
-	// Counters are those of the server that answered, if WatchCounters is on.
+	// Operations by their number.
+	Operations []*api.Operation
+	// Load is nil until workers were heard of twice.
+	Load *Load
+	// What was asked for with Want, nil if it was not, or is not there yet, or is gone.
+	Watched  *api.VM
+	Map      *api.PageMapResponse
 	Counters *api.DebugCountersResponse
-	// Stale is why the lists are those of an earlier poll although a server answered: typically no quorum. Nil if they are fresh.
+	Slices   *api.SlicesResponse
+	// Stale is why something asked for with Want could not be had although a server answers.
 	Stale error
 	// Generation grows by one with each snapshot.
 	Generation uint64
@@ -57,11 +62,37 @@ func (s *Snapshot) VM(name string) *api.VM {
 	return nil
 }
 
+// Operation returns the operation of that number, nil if there is none.
+func (s *Snapshot) Operation(id uint64) *api.Operation {
+	for _, x := range s.Operations {
+		if x.GetId() == id {
+			return x
+		}
+	}
+	return nil
+}
+
+// VMLoad returns the load of a VM, a zero one if it is not known.
+func (s *Snapshot) VMLoad(id uint64) VMLoad {
+	if s.Load == nil || s.Load.VMs[id] == nil {
+		return VMLoad{}
+	}
+	return *s.Load.VMs[id]
+}
+
+// ServerLoad returns the load of a server, a zero one if it is not known.
+func (s *Snapshot) ServerLoad(name string) ServerLoad {
+	if s.Load == nil || s.Load.Servers[name] == nil {
+		return ServerLoad{}
+	}
+	return *s.Load.Servers[name]
+}
+
 // Conn says how the connection to the cluster is.
 type Conn struct {
-	// Err is why the last poll failed, nil while connected and before the first answer.
+	// Err is why the last connection failed, nil while connected and before the first answer.
 	Err error
-	// Attempt counts the failed polls in a row.
+	// Attempt counts the failed connections in a row.
 	Attempt int
 	// RetryAt is when the next one starts.
 	RetryAt time.Time
@@ -78,12 +109,14 @@ type Update struct {
 
 // Limits of the feed.
 const (
-	// MinInterval bounds the polls to ten a second.
+	// MinInterval bounds the updates to ten a second.
 	MinInterval = 100 * time.Millisecond
 	// MaxEvents bounds the events kept.
 	MaxEvents = 2000
 	// MaxChunkBytes bounds the console bytes that wait to be drawn. Of a guest that prints faster, the newest bytes are kept.
 	MaxChunkBytes = 1 << 20
+	// MapRegions is into how many regions the map of a VM's pages is divided at most.
+	MapRegions = 2048
 )
 
 // Backoff returns the pause before the attempt that follows the given number of failures: 250 ms, doubled each time, at most 5 s. There

@@ -107,6 +107,16 @@ func (t *Table) Select(key string) bool {
 	return true
 }
 
+// ClickRow puts the cursor on the row in line y of those that are seen, and says whether it was there already.
+func (t *Table) ClickRow(y int) (again bool) {
+	i := t.top + y
+	if y < 0 || y >= t.visible() || i >= len(t.shown) {
+		return false
+	}
+	again, t.cursor = i == t.cursor, i
+	return again
+}
+
 // Move moves the cursor by rows and stops at the ends.
 func (t *Table) Move(rows int) {
 	t.cursor += rows

@@ -34,8 +34,18 @@ const (
 	// Bar is the header line, Alarm the banner that tells of a lost cluster.
 	Bar
 	Alarm
+	// hue0 and its followers tell things of one kind apart; see Hue.
+	hue0
+	_
+	_
+	_
+	_
+	hue5
 	roles
 )
+
+// Hue returns one of a few roles by which things of one kind are told apart, beside a glyph of their own.
+func Hue(n int) Role { return hue0 + Role(n%int(hue5-hue0+1)) }
 
 // Glyphs are the marks that accompany words. All of them are one cell wide.
 type Glyphs struct {
@@ -44,7 +54,9 @@ type Glyphs struct {
 	Cursor, Ellipsis, Full, Empty, Rule, Wall    string
 	Alarm, Crumb, Dot, Unknown, Up, Down, Prompt string
 	TopLeft, TopRight, BottomLeft, BottomRight   string
-	Branch, LastBranch                           string
+	Branch, LastBranch, Trunk                    string
+	// Half is a bar's cell that is used in part; Many stands where several hold something.
+	Half, Many string
 }
 
 var unicodeGlyphs = Glyphs{
@@ -53,7 +65,8 @@ var unicodeGlyphs = Glyphs{
 	Cursor: "›", Ellipsis: "…", Full: "█", Empty: "░", Rule: "─", Wall: "│",
 	Alarm: "▲", Crumb: "›", Dot: "·", Unknown: "?", Up: "↑", Down: "↓", Prompt: "$",
 	TopLeft: "┌", TopRight: "┐", BottomLeft: "└", BottomRight: "┘",
-	Branch: "├", LastBranch: "└",
+	Branch: "├", LastBranch: "└", Trunk: "│",
+	Half: "▌", Many: "≡",
 }
 
 var asciiGlyphs = Glyphs{
@@ -62,7 +75,8 @@ var asciiGlyphs = Glyphs{
 	Cursor: ">", Ellipsis: "~", Full: "#", Empty: ".", Rule: "-", Wall: "|",
 	Alarm: "!", Crumb: ">", Dot: "-", Unknown: "?", Up: "^", Down: "v", Prompt: "$",
 	TopLeft: "+", TopRight: "+", BottomLeft: "+", BottomRight: "+",
-	Branch: "|", LastBranch: "`",
+	Branch: "|", LastBranch: "`", Trunk: "|",
+	Half: ":", Many: "=",
 }
 
 // Theme paints. It is immutable and may be shared.
@@ -109,6 +123,9 @@ func (t *Theme) coloured(r *lipgloss.Renderer) *Theme {
 		SelectedAway: s().Bold(true),
 		Bar:          s().Reverse(true),
 		Alarm:        s().Foreground(lipgloss.Color("15")).Background(lipgloss.Color("1")).Bold(true),
+	}
+	for i, colour := range []string{"2", "4", "3", "5", "6", "9"} {
+		styles[Hue(i)] = s().Foreground(lipgloss.Color(colour))
 	}
 	// Rendering through lipgloss costs microseconds a cell, and a screen has a thousand cells: keep what it puts around the text.
 	for role, style := range styles {

@@ -30,6 +30,12 @@ type State struct {
 	VMs      []*api.VM
 	Events   []*api.Event
 	Counters map[string]uint64
+	// Operations by number.
+	Operations []*api.Operation
+	Workers    []*api.WorkerInfo
+	// Slices by server, Maps by VM.
+	Slices map[string]*api.SlicesResponse
+	Maps   map[string]*api.PageMapResponse
 	// Consoles and Outputs hold the logs by VM name.
 	Consoles map[string][]byte
 	Outputs  map[string][]uint32
@@ -165,10 +171,10 @@ func (s *Server) GetVM(_ context.Context, q *api.GetVMRequest) (*api.GetVMRespon
 }
 
 // DebugCounters implements the API.
-func (s *Server) DebugCounters(context.Context, *api.DebugCountersRequest) (*api.DebugCountersResponse, error) {
+func (s *Server) DebugCounters(_ context.Context, q *api.DebugCountersRequest) (*api.DebugCountersResponse, error) {
 	r := &api.DebugCountersResponse{Counters: map[string]uint64{}}
 	return r, s.read(false, func(st *State) {
-		r.Server = st.Status.GetServer()
+		r.Server = q.GetServer()
 		for k, v := range st.Counters {
 			r.Counters[k] = v
 		}

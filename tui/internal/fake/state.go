@@ -58,6 +58,7 @@ func Small() State {
 	s.Cells[2].State, s.Cells[2].ServersLive, s.Cells[2].SlotsUsed = api.CellState_CELL_STATE_DEGRADED, 1, 1
 	s.VMs = smallVMs()
 	s.smallEvents()
+	s.smallDetails()
 	return s
 }
 
@@ -83,6 +84,7 @@ func smallVMs() []*api.VM {
 	lock := vm(23, "lock", api.VMState_VM_STATE_RUNNING, "a", "b")
 	lock.Vcpus, lock.MemoryBytes, lock.Payload, lock.Args, lock.Span = 4, 512*mib, "lock", "rounds=10000", []string{"a", "b"}
 	lock.ConsoleBytes, lock.OutputRecords = 44, 3
+	lock.Protect, lock.Protection = "replica", "safe"
 	lock.Workers = []*api.Worker{
 		{Part: 0, Server: "a-1", Cell: "a", Pid: 48101, Vcpus: []uint32{0, 1}, Addr: "127.0.0.1:9001", Ready: true, PidStartTicks: 1,
 			Counters: &api.WorkerCounters{RemoteReads: 81234, RemoteWrites: 50321, LocalFaults: 912, PagesIn: 131555, PagesOut: 131002,

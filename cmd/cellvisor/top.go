@@ -54,8 +54,11 @@ func (a *app) self() []string {
 	if err != nil {
 		return nil
 	}
-	if a.addr == "" {
-		return []string{path}
+	own := []string{path}
+	for _, f := range [][2]string{{"--addr", a.addr}, {"--context", a.context}, {"--ca", a.tls.CA}, {"--cert", a.tls.Cert}, {"--key", a.tls.Key}} {
+		if f[1] != "" {
+			own = append(own, f[0], f[1])
+		}
 	}
-	return []string{path, "--addr", a.addr}
+	return own
 }

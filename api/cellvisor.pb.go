@@ -549,7 +549,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37, 0}
 }
 
 type StatusRequest struct {
@@ -1255,7 +1255,8 @@ type VMSpec struct {
 	// End the VM as FAILED at the crash that is this many in a row, each within 10 s of its boot. 0 means no limit; not set means 3.
 	CrashLimit *uint32 `protobuf:"varint,12,opt,name=crash_limit,json=crashLimit,proto3,oneof" json:"crash_limit,omitempty"`
 	// Share of time on the slots beside other VMs, 1 to 10,000; not given: 100. The vCPUs of a VM of weight 200 run twice as long as those of one of 100.
-	Weight *int32 `protobuf:"varint,21,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	Weight *int32  `protobuf:"varint,21,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	Disks  []*Disk `protobuf:"bytes,16,rep,name=disks,proto3" json:"disks,omitempty"`
 	// Settings for tests and measurements, by name. Not part of the compatibility promise.
 	Options       map[string]string `protobuf:"bytes,15,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -1403,6 +1404,13 @@ func (x *VMSpec) GetWeight() int32 {
 	return 0
 }
 
+func (x *VMSpec) GetDisks() []*Disk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
 func (x *VMSpec) GetOptions() map[string]string {
 	if x != nil {
 		return x.Options
@@ -1435,6 +1443,95 @@ func (*VMSpec_File) isVMSpec_Payload() {}
 
 func (*VMSpec_Linux) isVMSpec_Payload() {}
 
+// Disk is a disk that a VM has.
+type Disk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the disk, unique in the cluster: 1 to 63 letters, digits, '-', '_' and '.'.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Path of an image on the server that is home when the disk is new; empty for an empty disk of size_bytes.
+	Source    string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Copies in other cells.
+	Mirrors uint32 `protobuf:"varint,4,opt,name=mirrors,proto3" json:"mirrors,omitempty"`
+	// "writeback" (or empty), "writethrough" or "unsafe".
+	Cache         string `protobuf:"bytes,5,opt,name=cache,proto3" json:"cache,omitempty"`
+	ReadOnly      bool   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Disk) Reset() {
+	*x = Disk{}
+	mi := &file_api_cellvisor_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Disk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Disk) ProtoMessage() {}
+
+func (x *Disk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Disk.ProtoReflect.Descriptor instead.
+func (*Disk) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Disk) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Disk) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Disk) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Disk) GetMirrors() uint32 {
+	if x != nil {
+		return x.Mirrors
+	}
+	return 0
+}
+
+func (x *Disk) GetCache() string {
+	if x != nil {
+		return x.Cache
+	}
+	return ""
+}
+
+func (x *Disk) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
 // PayloadFile announces a payload file and lets the receiver check it.
 type PayloadFile struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1447,7 +1544,7 @@ type PayloadFile struct {
 
 func (x *PayloadFile) Reset() {
 	*x = PayloadFile{}
-	mi := &file_api_cellvisor_proto_msgTypes[9]
+	mi := &file_api_cellvisor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1556,7 @@ func (x *PayloadFile) String() string {
 func (*PayloadFile) ProtoMessage() {}
 
 func (x *PayloadFile) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[9]
+	mi := &file_api_cellvisor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1569,7 @@ func (x *PayloadFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PayloadFile.ProtoReflect.Descriptor instead.
 func (*PayloadFile) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{9}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PayloadFile) GetSizeBytes() uint64 {
@@ -1507,7 +1604,7 @@ type LinuxGuest struct {
 
 func (x *LinuxGuest) Reset() {
 	*x = LinuxGuest{}
-	mi := &file_api_cellvisor_proto_msgTypes[10]
+	mi := &file_api_cellvisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1616,7 @@ func (x *LinuxGuest) String() string {
 func (*LinuxGuest) ProtoMessage() {}
 
 func (x *LinuxGuest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[10]
+	mi := &file_api_cellvisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1629,7 @@ func (x *LinuxGuest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinuxGuest.ProtoReflect.Descriptor instead.
 func (*LinuxGuest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{10}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LinuxGuest) GetKernel() *PayloadFile {
@@ -1576,7 +1673,7 @@ type RunVMRequest struct {
 
 func (x *RunVMRequest) Reset() {
 	*x = RunVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1685,7 @@ func (x *RunVMRequest) String() string {
 func (*RunVMRequest) ProtoMessage() {}
 
 func (x *RunVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1698,7 @@ func (x *RunVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMRequest.ProtoReflect.Descriptor instead.
 func (*RunVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunVMRequest) GetPart() isRunVMRequest_Part {
@@ -1659,7 +1756,7 @@ type ProtectVMRequest struct {
 
 func (x *ProtectVMRequest) Reset() {
 	*x = ProtectVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1768,7 @@ func (x *ProtectVMRequest) String() string {
 func (*ProtectVMRequest) ProtoMessage() {}
 
 func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1781,7 @@ func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVMRequest.ProtoReflect.Descriptor instead.
 func (*ProtectVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProtectVMRequest) GetName() string {
@@ -1717,7 +1814,7 @@ type ProtectVMResponse struct {
 
 func (x *ProtectVMResponse) Reset() {
 	*x = ProtectVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +1826,7 @@ func (x *ProtectVMResponse) String() string {
 func (*ProtectVMResponse) ProtoMessage() {}
 
 func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +1839,7 @@ func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVMResponse.ProtoReflect.Descriptor instead.
 func (*ProtectVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProtectVMResponse) GetVm() *VM {
@@ -1763,7 +1860,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1872,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1885,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResetVMRequest) GetName() string {
@@ -1814,7 +1911,7 @@ type ResetVMResponse struct {
 
 func (x *ResetVMResponse) Reset() {
 	*x = ResetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1923,7 @@ func (x *ResetVMResponse) String() string {
 func (*ResetVMResponse) ProtoMessage() {}
 
 func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +1936,7 @@ func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMResponse.ProtoReflect.Descriptor instead.
 func (*ResetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResetVMResponse) GetVm() *VM {
@@ -1858,7 +1955,7 @@ type RunVMResponse struct {
 
 func (x *RunVMResponse) Reset() {
 	*x = RunVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +1967,7 @@ func (x *RunVMResponse) String() string {
 func (*RunVMResponse) ProtoMessage() {}
 
 func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +1980,7 @@ func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMResponse.ProtoReflect.Descriptor instead.
 func (*RunVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RunVMResponse) GetVm() *VM {
@@ -1946,7 +2043,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2055,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2068,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VM) GetId() uint64 {
@@ -2210,7 +2307,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2319,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2332,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Worker) GetPart() uint32 {
@@ -2345,7 +2442,7 @@ type WorkerCounters struct {
 
 func (x *WorkerCounters) Reset() {
 	*x = WorkerCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2454,7 @@ func (x *WorkerCounters) String() string {
 func (*WorkerCounters) ProtoMessage() {}
 
 func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2467,7 @@ func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCounters.ProtoReflect.Descriptor instead.
 func (*WorkerCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WorkerCounters) GetRemoteReads() uint64 {
@@ -2507,7 +2604,7 @@ type CheckpointCounters struct {
 
 func (x *CheckpointCounters) Reset() {
 	*x = CheckpointCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2616,7 @@ func (x *CheckpointCounters) String() string {
 func (*CheckpointCounters) ProtoMessage() {}
 
 func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2629,7 @@ func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointCounters.ProtoReflect.Descriptor instead.
 func (*CheckpointCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckpointCounters) GetPauseMedianMicros() uint64 {
@@ -2614,7 +2711,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2723,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2736,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WatchRequest) GetEveryMs() uint32 {
@@ -2697,7 +2794,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2806,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2819,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchResponse) GetWhole() bool {
@@ -2824,7 +2921,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +2933,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +2946,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
 }
 
 type ListWorkersResponse struct {
@@ -2861,7 +2958,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +2970,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +2983,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*WorkerInfo {
@@ -2910,7 +3007,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +3019,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +3032,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WorkerInfo) GetVmId() uint64 {
@@ -2977,7 +3074,7 @@ type PageMapRequest struct {
 
 func (x *PageMapRequest) Reset() {
 	*x = PageMapRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3086,7 @@ func (x *PageMapRequest) String() string {
 func (*PageMapRequest) ProtoMessage() {}
 
 func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3099,7 @@ func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapRequest.ProtoReflect.Descriptor instead.
 func (*PageMapRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PageMapRequest) GetName() string {
@@ -3032,7 +3129,7 @@ type PageMapResponse struct {
 
 func (x *PageMapResponse) Reset() {
 	*x = PageMapResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3141,7 @@ func (x *PageMapResponse) String() string {
 func (*PageMapResponse) ProtoMessage() {}
 
 func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3154,7 @@ func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapResponse.ProtoReflect.Descriptor instead.
 func (*PageMapResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PageMapResponse) GetVmId() uint64 {
@@ -3105,7 +3202,7 @@ type PageHolder struct {
 
 func (x *PageHolder) Reset() {
 	*x = PageHolder{}
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3214,7 @@ func (x *PageHolder) String() string {
 func (*PageHolder) ProtoMessage() {}
 
 func (x *PageHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3227,7 @@ func (x *PageHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageHolder.ProtoReflect.Descriptor instead.
 func (*PageHolder) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PageHolder) GetPart() uint32 {
@@ -3187,7 +3284,7 @@ type SlicesRequest struct {
 
 func (x *SlicesRequest) Reset() {
 	*x = SlicesRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3296,7 @@ func (x *SlicesRequest) String() string {
 func (*SlicesRequest) ProtoMessage() {}
 
 func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3309,7 @@ func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesRequest.ProtoReflect.Descriptor instead.
 func (*SlicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SlicesRequest) GetServer() string {
@@ -3245,7 +3342,7 @@ type SlicesResponse struct {
 
 func (x *SlicesResponse) Reset() {
 	*x = SlicesResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3354,7 @@ func (x *SlicesResponse) String() string {
 func (*SlicesResponse) ProtoMessage() {}
 
 func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3367,7 @@ func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesResponse.ProtoReflect.Descriptor instead.
 func (*SlicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SlicesResponse) GetServer() string {
@@ -3328,7 +3425,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3437,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3450,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Slice) GetVm() string {
@@ -3413,7 +3510,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3522,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3535,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 type ListVMsResponse struct {
@@ -3450,7 +3547,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3559,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3572,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -3494,7 +3591,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3603,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3616,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -3538,7 +3635,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3550,7 +3647,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3563,7 +3660,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -3585,7 +3682,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3694,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3707,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -3644,7 +3741,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3656,7 +3753,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3669,7 +3766,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -3690,7 +3787,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +3799,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +3812,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -3741,7 +3838,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3753,7 +3850,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3766,7 +3863,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -3786,7 +3883,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3798,7 +3895,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3811,7 +3908,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -3836,7 +3933,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3848,7 +3945,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3861,7 +3958,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
 }
 
 type TypeVMRequest struct {
@@ -3875,7 +3972,7 @@ type TypeVMRequest struct {
 
 func (x *TypeVMRequest) Reset() {
 	*x = TypeVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3887,7 +3984,7 @@ func (x *TypeVMRequest) String() string {
 func (*TypeVMRequest) ProtoMessage() {}
 
 func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3900,7 +3997,7 @@ func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMRequest.ProtoReflect.Descriptor instead.
 func (*TypeVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TypeVMRequest) GetName() string {
@@ -3926,7 +4023,7 @@ type TypeVMResponse struct {
 
 func (x *TypeVMResponse) Reset() {
 	*x = TypeVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3938,7 +4035,7 @@ func (x *TypeVMResponse) String() string {
 func (*TypeVMResponse) ProtoMessage() {}
 
 func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3951,7 +4048,7 @@ func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMResponse.ProtoReflect.Descriptor instead.
 func (*TypeVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TypeVMResponse) GetTaken() uint32 {
@@ -3973,7 +4070,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3985,7 +4082,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4095,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -4034,7 +4131,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4143,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4156,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -4088,7 +4185,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +4197,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +4210,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -4149,7 +4246,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4161,7 +4258,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4174,7 +4271,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -4202,7 +4299,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +4311,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +4324,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -4254,7 +4351,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4266,7 +4363,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4279,7 +4376,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -4322,7 +4419,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4334,7 +4431,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4347,7 +4444,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4458,7 +4555,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4470,7 +4567,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4483,7 +4580,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -4503,7 +4600,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +4612,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +4625,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -4548,7 +4645,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4657,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4670,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DebugCountersRequest) GetServer() string {
@@ -4593,7 +4690,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +4702,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +4715,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -4652,7 +4749,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4664,7 +4761,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4677,7 +4774,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Fault) GetKind() FaultKind {
@@ -4737,7 +4834,7 @@ type SetFaultsRequest struct {
 
 func (x *SetFaultsRequest) Reset() {
 	*x = SetFaultsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4749,7 +4846,7 @@ func (x *SetFaultsRequest) String() string {
 func (*SetFaultsRequest) ProtoMessage() {}
 
 func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4762,7 +4859,7 @@ func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
 func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetFaultsRequest) GetSet() bool {
@@ -4805,7 +4902,7 @@ type SetFaultsResponse struct {
 
 func (x *SetFaultsResponse) Reset() {
 	*x = SetFaultsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +4914,7 @@ func (x *SetFaultsResponse) String() string {
 func (*SetFaultsResponse) ProtoMessage() {}
 
 func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +4927,7 @@ func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
 func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetFaultsResponse) GetServer() string {
@@ -4863,7 +4960,7 @@ type CrashGuestRequest struct {
 
 func (x *CrashGuestRequest) Reset() {
 	*x = CrashGuestRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4875,7 +4972,7 @@ func (x *CrashGuestRequest) String() string {
 func (*CrashGuestRequest) ProtoMessage() {}
 
 func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4888,7 +4985,7 @@ func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
 func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CrashGuestRequest) GetName() string {
@@ -4906,7 +5003,7 @@ type CrashGuestResponse struct {
 
 func (x *CrashGuestResponse) Reset() {
 	*x = CrashGuestResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4918,7 +5015,7 @@ func (x *CrashGuestResponse) String() string {
 func (*CrashGuestResponse) ProtoMessage() {}
 
 func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4931,7 +5028,7 @@ func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
 func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 type StopServerRequest struct {
@@ -4942,7 +5039,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4954,7 +5051,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4967,7 +5064,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 type StopServerResponse struct {
@@ -4978,7 +5075,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4990,7 +5087,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5003,7 +5100,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 type CordonRequest struct {
@@ -5018,7 +5115,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5127,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5140,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -5075,7 +5172,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5184,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5197,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 type StartOperationRequest struct {
@@ -5132,7 +5229,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5241,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5254,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -5261,7 +5358,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5370,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5383,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -5322,7 +5419,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5334,7 +5431,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5347,7 +5444,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -5473,7 +5570,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5485,7 +5582,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5498,7 +5595,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -5579,7 +5676,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5591,7 +5688,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5604,7 +5701,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 type ListOperationsResponse struct {
@@ -5616,7 +5713,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5628,7 +5725,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5641,7 +5738,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -5660,7 +5757,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5672,7 +5769,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5685,7 +5782,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -5704,7 +5801,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5716,7 +5813,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5729,7 +5826,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -5750,7 +5847,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5762,7 +5859,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5775,7 +5872,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -5801,7 +5898,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5813,7 +5910,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5826,7 +5923,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -5846,7 +5943,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5858,7 +5955,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5871,7 +5968,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -5899,7 +5996,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5911,7 +6008,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5924,7 +6021,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -5951,7 +6048,7 @@ type BalanceRequest struct {
 
 func (x *BalanceRequest) Reset() {
 	*x = BalanceRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5963,7 +6060,7 @@ func (x *BalanceRequest) String() string {
 func (*BalanceRequest) ProtoMessage() {}
 
 func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5976,7 +6073,7 @@ func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
 func (*BalanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *BalanceRequest) GetMode() string {
@@ -6003,7 +6100,7 @@ type BalanceResponse struct {
 
 func (x *BalanceResponse) Reset() {
 	*x = BalanceResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6015,7 +6112,7 @@ func (x *BalanceResponse) String() string {
 func (*BalanceResponse) ProtoMessage() {}
 
 func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6028,7 +6125,7 @@ func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
 func (*BalanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *BalanceResponse) GetMode() string {
@@ -6084,7 +6181,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6096,7 +6193,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6109,7 +6206,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ServerLoad) GetServer() string {
@@ -6228,7 +6325,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x11memory_used_bytes\x18\b \x01(\x04R\x0fmemoryUsedBytes\x12\x1a\n" +
 	"\bcordoned\x18\t \x01(\bR\bcordoned\x12\x10\n" +
 	"\x03vms\x18\n" +
-	" \x01(\rR\x03vms\"\x8d\x05\n" +
+	" \x01(\rR\x03vms\"\xb7\x05\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\abuiltin\x18\x02 \x01(\tH\x00R\abuiltin\x12/\n" +
@@ -6245,7 +6342,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0freboot_on_crash\x18\v \x01(\bH\x01R\rrebootOnCrash\x88\x01\x01\x12$\n" +
 	"\vcrash_limit\x18\f \x01(\rH\x02R\n" +
 	"crashLimit\x88\x01\x01\x12\x1b\n" +
-	"\x06weight\x18\x15 \x01(\x05H\x03R\x06weight\x88\x01\x01\x12;\n" +
+	"\x06weight\x18\x15 \x01(\x05H\x03R\x06weight\x88\x01\x01\x12(\n" +
+	"\x05disks\x18\x10 \x03(\v2\x12.cellvisor.v1.DiskR\x05disks\x12;\n" +
 	"\aoptions\x18\x0f \x03(\v2!.cellvisor.v1.VMSpec.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -6253,7 +6351,15 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\apayloadB\x12\n" +
 	"\x10_reboot_on_crashB\x0e\n" +
 	"\f_crash_limitB\t\n" +
-	"\a_weight\"D\n" +
+	"\a_weight\"\x9e\x01\n" +
+	"\x04Disk\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x18\n" +
+	"\amirrors\x18\x04 \x01(\rR\amirrors\x12\x14\n" +
+	"\x05cache\x18\x05 \x01(\tR\x05cache\x12\x1b\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\"D\n" +
 	"\vPayloadFile\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x16\n" +
@@ -6727,7 +6833,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -6747,80 +6853,81 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*ListCellsResponse)(nil),       // 15: cellvisor.v1.ListCellsResponse
 	(*Cell)(nil),                    // 16: cellvisor.v1.Cell
 	(*VMSpec)(nil),                  // 17: cellvisor.v1.VMSpec
-	(*PayloadFile)(nil),             // 18: cellvisor.v1.PayloadFile
-	(*LinuxGuest)(nil),              // 19: cellvisor.v1.LinuxGuest
-	(*RunVMRequest)(nil),            // 20: cellvisor.v1.RunVMRequest
-	(*ProtectVMRequest)(nil),        // 21: cellvisor.v1.ProtectVMRequest
-	(*ProtectVMResponse)(nil),       // 22: cellvisor.v1.ProtectVMResponse
-	(*ResetVMRequest)(nil),          // 23: cellvisor.v1.ResetVMRequest
-	(*ResetVMResponse)(nil),         // 24: cellvisor.v1.ResetVMResponse
-	(*RunVMResponse)(nil),           // 25: cellvisor.v1.RunVMResponse
-	(*VM)(nil),                      // 26: cellvisor.v1.VM
-	(*Worker)(nil),                  // 27: cellvisor.v1.Worker
-	(*WorkerCounters)(nil),          // 28: cellvisor.v1.WorkerCounters
-	(*CheckpointCounters)(nil),      // 29: cellvisor.v1.CheckpointCounters
-	(*WatchRequest)(nil),            // 30: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 31: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 32: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 33: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 34: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 35: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 36: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 37: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 38: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 39: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 40: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 41: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 42: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 43: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 44: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 45: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 46: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 47: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 48: cellvisor.v1.StopVMResponse
-	(*RemoveVMRequest)(nil),         // 49: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 50: cellvisor.v1.RemoveVMResponse
-	(*TypeVMRequest)(nil),           // 51: cellvisor.v1.TypeVMRequest
-	(*TypeVMResponse)(nil),          // 52: cellvisor.v1.TypeVMResponse
-	(*ConsoleVMRequest)(nil),        // 53: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 54: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 55: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 56: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 57: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 58: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 59: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 60: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 61: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 62: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 63: cellvisor.v1.DebugCountersResponse
-	(*Fault)(nil),                   // 64: cellvisor.v1.Fault
-	(*SetFaultsRequest)(nil),        // 65: cellvisor.v1.SetFaultsRequest
-	(*SetFaultsResponse)(nil),       // 66: cellvisor.v1.SetFaultsResponse
-	(*CrashGuestRequest)(nil),       // 67: cellvisor.v1.CrashGuestRequest
-	(*CrashGuestResponse)(nil),      // 68: cellvisor.v1.CrashGuestResponse
-	(*StopServerRequest)(nil),       // 69: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 70: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 71: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 72: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 73: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 74: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 75: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 76: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 77: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 78: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 79: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 80: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 81: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 82: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 83: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 84: cellvisor.v1.SafeToStopResponse
-	(*BalanceRequest)(nil),          // 85: cellvisor.v1.BalanceRequest
-	(*BalanceResponse)(nil),         // 86: cellvisor.v1.BalanceResponse
-	(*ServerLoad)(nil),              // 87: cellvisor.v1.ServerLoad
-	nil,                             // 88: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 89: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 90: cellvisor.v1.DebugCountersResponse.CountersEntry
-	(*timestamppb.Timestamp)(nil),   // 91: google.protobuf.Timestamp
+	(*Disk)(nil),                    // 18: cellvisor.v1.Disk
+	(*PayloadFile)(nil),             // 19: cellvisor.v1.PayloadFile
+	(*LinuxGuest)(nil),              // 20: cellvisor.v1.LinuxGuest
+	(*RunVMRequest)(nil),            // 21: cellvisor.v1.RunVMRequest
+	(*ProtectVMRequest)(nil),        // 22: cellvisor.v1.ProtectVMRequest
+	(*ProtectVMResponse)(nil),       // 23: cellvisor.v1.ProtectVMResponse
+	(*ResetVMRequest)(nil),          // 24: cellvisor.v1.ResetVMRequest
+	(*ResetVMResponse)(nil),         // 25: cellvisor.v1.ResetVMResponse
+	(*RunVMResponse)(nil),           // 26: cellvisor.v1.RunVMResponse
+	(*VM)(nil),                      // 27: cellvisor.v1.VM
+	(*Worker)(nil),                  // 28: cellvisor.v1.Worker
+	(*WorkerCounters)(nil),          // 29: cellvisor.v1.WorkerCounters
+	(*CheckpointCounters)(nil),      // 30: cellvisor.v1.CheckpointCounters
+	(*WatchRequest)(nil),            // 31: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 32: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 33: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 34: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 35: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 36: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 37: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 38: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 39: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 40: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 41: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 42: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 43: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 44: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 45: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 46: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 47: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 48: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 49: cellvisor.v1.StopVMResponse
+	(*RemoveVMRequest)(nil),         // 50: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 51: cellvisor.v1.RemoveVMResponse
+	(*TypeVMRequest)(nil),           // 52: cellvisor.v1.TypeVMRequest
+	(*TypeVMResponse)(nil),          // 53: cellvisor.v1.TypeVMResponse
+	(*ConsoleVMRequest)(nil),        // 54: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 55: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 56: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 57: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 58: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 59: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 60: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 61: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 62: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 63: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 64: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 65: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 66: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 67: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 68: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 69: cellvisor.v1.CrashGuestResponse
+	(*StopServerRequest)(nil),       // 70: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 71: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 72: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 73: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 74: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 75: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 76: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 77: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 78: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 79: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 80: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 81: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 82: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 83: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 84: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 85: cellvisor.v1.SafeToStopResponse
+	(*BalanceRequest)(nil),          // 86: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 87: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 88: cellvisor.v1.ServerLoad
+	nil,                             // 89: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 90: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 91: cellvisor.v1.DebugCountersResponse.CountersEntry
+	(*timestamppb.Timestamp)(nil),   // 92: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -6829,127 +6936,128 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	1,  // 3: cellvisor.v1.Server.state:type_name -> cellvisor.v1.ServerState
 	16, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
 	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
-	18, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
-	19, // 7: cellvisor.v1.VMSpec.linux:type_name -> cellvisor.v1.LinuxGuest
+	19, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
+	20, // 7: cellvisor.v1.VMSpec.linux:type_name -> cellvisor.v1.LinuxGuest
 	4,  // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	88, // 9: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
-	18, // 10: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
-	18, // 11: cellvisor.v1.LinuxGuest.initrd:type_name -> cellvisor.v1.PayloadFile
-	17, // 12: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
-	26, // 13: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
-	26, // 14: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
-	26, // 15: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
-	3,  // 16: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
-	27, // 17: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
-	4,  // 18: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	91, // 19: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	91, // 20: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	91, // 21: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
-	19, // 22: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
-	28, // 23: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	29, // 24: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
-	10, // 25: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	13, // 26: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	16, // 27: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	26, // 28: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	75, // 29: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	59, // 30: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	34, // 31: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	34, // 32: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	28, // 33: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	37, // 34: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	40, // 35: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	26, // 36: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	26, // 37: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	8,  // 38: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	26, // 39: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	26, // 40: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	59, // 41: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	91, // 42: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	89, // 43: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	90, // 44: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,  // 45: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
-	64, // 46: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
-	64, // 47: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	6,  // 48: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	75, // 49: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	6,  // 50: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	7,  // 51: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	76, // 52: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	91, // 53: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	91, // 54: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	91, // 55: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	75, // 56: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	75, // 57: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	75, // 58: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	87, // 59: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
-	9,  // 60: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11, // 61: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14, // 62: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	20, // 63: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	41, // 64: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	43, // 65: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	45, // 66: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	47, // 67: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	21, // 68: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	23, // 69: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	49, // 70: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	71, // 71: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	73, // 72: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	77, // 73: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	79, // 74: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	81, // 75: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	85, // 76: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	83, // 77: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	53, // 78: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	51, // 79: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
-	55, // 80: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	57, // 81: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	30, // 82: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	32, // 83: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	35, // 84: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	38, // 85: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	60, // 86: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	62, // 87: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	65, // 88: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	67, // 89: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	69, // 90: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10, // 91: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12, // 92: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15, // 93: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	25, // 94: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	42, // 95: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	44, // 96: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	46, // 97: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	48, // 98: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	22, // 99: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	24, // 100: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	50, // 101: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	72, // 102: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	74, // 103: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	78, // 104: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	80, // 105: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	82, // 106: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	86, // 107: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	84, // 108: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	54, // 109: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	52, // 110: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	56, // 111: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	58, // 112: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	31, // 113: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	33, // 114: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	36, // 115: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	39, // 116: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	61, // 117: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	63, // 118: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	66, // 119: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	68, // 120: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	70, // 121: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	91, // [91:122] is the sub-list for method output_type
-	60, // [60:91] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	18, // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
+	89, // 10: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	19, // 11: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
+	19, // 12: cellvisor.v1.LinuxGuest.initrd:type_name -> cellvisor.v1.PayloadFile
+	17, // 13: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
+	27, // 14: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
+	27, // 15: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
+	27, // 16: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
+	3,  // 17: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
+	28, // 18: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
+	4,  // 19: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
+	92, // 20: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	92, // 21: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	92, // 22: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	20, // 23: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
+	29, // 24: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
+	30, // 25: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
+	10, // 26: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13, // 27: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16, // 28: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	27, // 29: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	76, // 30: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	60, // 31: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	35, // 32: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	35, // 33: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	29, // 34: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	38, // 35: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	41, // 36: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	27, // 37: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	27, // 38: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,  // 39: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	27, // 40: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	27, // 41: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	60, // 42: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	92, // 43: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	90, // 44: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	91, // 45: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,  // 46: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	65, // 47: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	65, // 48: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	6,  // 49: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	76, // 50: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,  // 51: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,  // 52: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	77, // 53: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	92, // 54: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	92, // 55: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	92, // 56: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	76, // 57: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	76, // 58: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	76, // 59: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	88, // 60: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,  // 61: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11, // 62: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14, // 63: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	21, // 64: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	42, // 65: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	44, // 66: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	46, // 67: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	48, // 68: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	22, // 69: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	24, // 70: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	50, // 71: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	72, // 72: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	74, // 73: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	78, // 74: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	80, // 75: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	82, // 76: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	86, // 77: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	84, // 78: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	54, // 79: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	52, // 80: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	56, // 81: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	58, // 82: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	31, // 83: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	33, // 84: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	36, // 85: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	39, // 86: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	61, // 87: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	63, // 88: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	66, // 89: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	68, // 90: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	70, // 91: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10, // 92: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12, // 93: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15, // 94: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	26, // 95: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	43, // 96: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	45, // 97: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	47, // 98: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	49, // 99: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	23, // 100: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	25, // 101: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	51, // 102: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	73, // 103: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	75, // 104: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	79, // 105: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	81, // 106: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	83, // 107: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	87, // 108: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	85, // 109: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	55, // 110: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	53, // 111: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	57, // 112: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	59, // 113: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	32, // 114: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	34, // 115: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	37, // 116: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	40, // 117: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	62, // 118: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	64, // 119: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	67, // 120: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	69, // 121: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	71, // 122: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	92, // [92:123] is the sub-list for method output_type
+	61, // [61:92] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -6962,7 +7070,7 @@ func file_api_cellvisor_proto_init() {
 		(*VMSpec_File)(nil),
 		(*VMSpec_Linux)(nil),
 	}
-	file_api_cellvisor_proto_msgTypes[11].OneofWrappers = []any{
+	file_api_cellvisor_proto_msgTypes[12].OneofWrappers = []any{
 		(*RunVMRequest_Spec)(nil),
 		(*RunVMRequest_Chunk)(nil),
 	}
@@ -6972,7 +7080,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   82,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -83,6 +83,9 @@ func (f *FSM) protectVM(c *ProtectVM) *Fault {
 	if fault := checkLinux(&spec); fault != nil {
 		return fault
 	}
+	if fault := checkDisks(&spec); fault != nil {
+		return fault
+	}
 	fewer := spec.Protect != ProtectReplica || spec.Replicas < vm.Spec.Replicas
 	vm.Spec = spec
 	if fewer {

@@ -9,7 +9,7 @@ import (
 
 func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 	spec := c.Spec
-	spec.Span = slices.Clone(spec.Span)
+	spec.Span, spec.Disks = slices.Clone(spec.Span), slices.Clone(spec.Disks)
 	if spec.OnLoss == "" {
 		spec.OnLoss = OnLossStop
 	}

@@ -133,6 +133,8 @@ type VMSpec struct {
 	Weight        int        `json:"weight,omitempty"` // share of time on the slots; 0 means DefaultWeight
 	Linux         *LinuxSpec `json:"linux,omitempty"`  // the payload file is a Linux kernel
 
+	Disks []DiskSpec `json:"disks,omitempty"`
+
 	// Options are settings for tests and measurements, passed to the workers as they are.
 	Options map[string]string `json:"options,omitempty"`
 }
@@ -378,6 +380,7 @@ func (v *VM) clone() VM {
 		l := *v.Spec.Linux
 		out.Spec.Linux = &l
 	}
+	out.Spec.Disks = slices.Clone(v.Spec.Disks)
 	out.Parts = slices.Clone(v.Parts)
 	if v.Move != nil {
 		move := *v.Move

@@ -94,6 +94,9 @@ func checkSpec(spec *VMSpec) *Fault {
 	if fault := checkLinux(spec); fault != nil {
 		return fault
 	}
+	if fault := checkDisks(spec); fault != nil {
+		return fault
+	}
 	if len(spec.Options) > MaxOptions {
 		return faultf(CodeInvalid, "vm %s: %d options; at most %d are allowed", spec.Name, len(spec.Options), MaxOptions)
 	}

@@ -32,6 +32,8 @@ var list = []Info{
 		"N pages a series (default 1000); MODE all, local, read, read-seq, write, write-seq or shared (default all); the last MEASURERS vCPUs touch (default 1), vCPU 0 has written, vCPUs 1 to SHARERS have read (default those left, at most 3)"},
 	{"hello", "every vCPU says hello in turn, vCPU 0 emits 0 to 9", "[WORDS]", "WORDS are printed"},
 	{"idle", "all vCPUs idle for ever", "", ""},
+	{"journal", "keeps a checksummed journal on the first disk: writes, flushes, emits the record's number, verifies all of it again and again", "[N] [RATE_HZ] [BLOCKS] [append|verify]",
+		"N records (0 = for ever, default 100) at RATE_HZ a second (0 = as fast as it goes, default 100) in BLOCKS blocks of 4KiB (0 = the whole disk, default); verify only reads"},
 	{"litmus", "memory-order tests between vCPUs; fails on an outcome that x86-TSO forbids", "[ROUNDS] [TEST]",
 		"ROUNDS of each test (default 100000); TEST all, or one of sb, sbf, sbx, mp, lb, 22w, s, coww, corr, corw, cowr, wrc, iriw, canary (must fail) (default all)"},
 	{"lock", "all vCPUs increment counters under a spinlock and by atomics; the sums must be exact", "[ROUNDS]",

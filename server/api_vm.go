@@ -90,6 +90,7 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 	for _, c := range in.GetSpan() {
 		spec.Span = append(spec.Span, ident.CellName(c))
 	}
+	spec.Disks = disksFrom(in.GetDisks())
 	if in.GetPayload() == nil {
 		return nil, status.Error(codes.InvalidArgument, "the VM needs a payload: the name of a built-in one, or an ELF64 file")
 	}

@@ -96,6 +96,9 @@ func (s *supervisor) workerDir(vm ident.VMID, created ident.Epoch) string {
 	return filepath.Join(s.dir, fmt.Sprintf("%d-%d", vm, created))
 }
 
+// diskDir is where this server keeps its copies of guest disks.
+func (s *supervisor) diskDir() string { return filepath.Join(filepath.Dir(s.dir), "disks") }
+
 // startWorker carries out the action. A second one for the same VM is ignored.
 func (s *supervisor) startWorker(a monitor.StartWorker) {
 	s.mu.Lock()

@@ -141,7 +141,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		return nil, err
 	}
 	spec := a.Spec
-	spec.ListenHost, spec.IdleSleep = s.listenHost, s.idleSleep
+	spec.ListenHost, spec.IdleSleep, spec.DiskDir = s.listenHost, s.idleSleep, s.diskDir()
 	if files.payload != "" {
 		spec.PayloadPath = files.payload
 	}

@@ -40,6 +40,9 @@ type WorkerSpec struct {
 	Options     map[string]string `json:"options,omitempty"`
 
 	Linux *WorkerLinux `json:"linux,omitempty"` // the payload file is a Linux kernel
+
+	Disks   []WorkerDisk `json:"disks,omitempty"`
+	DiskDir string       `json:"disk_dir,omitempty"` // where this server keeps its copies of disks, one directory each
 }
 
 // WorkerLinux is what a Linux kernel, the payload file, is started with.
@@ -47,6 +50,15 @@ type WorkerLinux struct {
 	InitrdPath string `json:"initrd_path,omitempty"`
 	Cmdline    string `json:"cmdline"`
 	CPU        string `json:"cpu"` // processor model
+}
+
+// WorkerDisk is a disk of the VM.
+type WorkerDisk struct {
+	Name     string      `json:"name"`
+	Source   string      `json:"source,omitempty"` // image of a new disk, a path on the home part's server
+	Bytes    ident.Bytes `json:"bytes,omitempty"`  // size of a new disk without an image
+	Cache    string      `json:"cache"`            // "writeback", "writethrough" or "unsafe"
+	ReadOnly bool        `json:"read_only,omitempty"`
 }
 
 // WorkerMember is one live part of a VM.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -24,8 +25,14 @@ func (w *Worker) atHome() bool { return w.home.Load() != nil }
 
 // device does one operation at the home part for a vCPU of this part, in the vCPU's order.
 func (w *Worker) device(v *vcpu, op deviceOp, value uint32) (uint32, error) {
+	answer, err := w.request(v, deviceRequest{op: op, value: value})
+	return uint32(answer), err
+}
+
+// request numbers a request of a vCPU and has home carry it out.
+func (w *Worker) request(v *vcpu, r deviceRequest) (uint64, error) {
 	v.deviceSeq++
-	r := deviceRequest{vcpu: v.cpu.ID(), op: op, seq: v.deviceSeq, value: value}
+	r.vcpu, r.seq = v.cpu.ID(), v.deviceSeq
 	if h := w.home.Load(); h != nil {
 		return h.do(r)
 	}
@@ -33,10 +40,10 @@ func (w *Worker) device(v *vcpu, op deviceOp, value uint32) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(answer) != 4 {
-		return 0, fmt.Errorf("home answered device request with %d bytes, want 4", len(answer))
+	if len(answer) != 8 {
+		return 0, fmt.Errorf("home answered device request with %d bytes, want 8", len(answer))
 	}
-	return binary.LittleEndian.Uint32(answer), nil
+	return binary.LittleEndian.Uint64(answer), nil
 }
 
 // loadVCPU gives a vCPU the state that it begins its life with, which home knows.
@@ -59,7 +66,7 @@ func (w *Worker) loadVCPU(v *vcpu, life uint64) error {
 
 // askHome repeats a request until the home part has answered it, has no more to say, or the life ends that it was made in.
 func (w *Worker) askHome(life uint64, r deviceRequest) ([]byte, error) {
-	var buf [deviceRequestBytes]byte
+	var buf [deviceRequestBytes + machine.AccessBytes]byte
 	body := r.encode(buf[:0])
 	for {
 		if w.guard.lifeNow.Load() != life || w.guard.restarting.Load() {
@@ -97,6 +104,8 @@ func (w *Worker) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceReques
 		req.Reply(wire.DeviceNotReady, nil)
 	case r.op == opOrigin:
 		go w.replyOrigin(h, r.vcpu, req) // waits for the image
+	case r.op == opAccess:
+		go w.replyDevice(h, r, req) // may wait for a device, which waits for a page that this thread brings
 	default:
 		w.replyDevice(h, r, req)
 	}
@@ -106,8 +115,8 @@ func (w *Worker) replyDevice(h *home, r deviceRequest, req link.DeviceRequest) {
 	value, err := h.do(r)
 	switch {
 	case err == nil:
-		var answer [4]byte
-		binary.LittleEndian.PutUint32(answer[:], value)
+		var answer [8]byte
+		binary.LittleEndian.PutUint64(answer[:], value)
 		req.Reply(wire.DeviceOK, answer[:])
 	case errors.Is(err, errEnded):
 		req.Reply(wire.DeviceNotReady, nil)

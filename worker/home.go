@@ -3,7 +3,6 @@ package worker
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,49 +12,9 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/wire"
 )
-
-// deviceOp is one operation of the payload ABI that only the home part can do.
-type deviceOp uint8
-
-const (
-	opConsole deviceOp = iota + 1 // value: the byte
-	opRecord                      // value: the record
-	opClock                       // answer: milliseconds since the VM first started
-	opExit                        // value: the guest's status
-	opOrigin                      // waits until the image is loaded; answer: the vCPU's origin
-)
-
-// deviceRequest is one such operation of one vCPU. Seq rises with each request of a vCPU, from 1, so that one repeated after a broken
-// connection is done once.
-type deviceRequest struct {
-	vcpu  ident.VCPU
-	op    deviceOp
-	seq   uint64
-	value uint32
-}
-
-const deviceRequestBytes = 16
-
-func (r deviceRequest) encode(b []byte) []byte {
-	b = binary.LittleEndian.AppendUint64(b, r.seq)
-	b = binary.LittleEndian.AppendUint32(b, r.value)
-	b = binary.LittleEndian.AppendUint16(b, uint16(r.vcpu))
-	return append(b, byte(r.op), 0)
-}
-
-func decodeDeviceRequest(b []byte) (deviceRequest, error) {
-	if len(b) != deviceRequestBytes {
-		return deviceRequest{}, fmt.Errorf("device request of %d bytes, want %d", len(b), deviceRequestBytes)
-	}
-	return deviceRequest{
-		seq:   binary.LittleEndian.Uint64(b),
-		value: binary.LittleEndian.Uint32(b[8:]),
-		vcpu:  ident.VCPU(binary.LittleEndian.Uint16(b[12:])),
-		op:    deviceOp(b[14]),
-	}, nil
-}
 
 var (
 	errEnded      = errors.New("the VM has ended")
@@ -83,17 +42,20 @@ type home struct {
 	closed    bool
 	down      bool // the guest boots again: requests of the former boot are refused
 	holding   bool
-	origins   [][]byte      // by vCPU; valid once loaded is closed
-	loaded    chan struct{} // of this boot; closed when the image is in memory
-	asked     []bool        // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
-	gone      chan struct{} // of this boot; closed when it ends
-	urgent    chan struct{} // has a token when a checkpoint should not wait: the guest's end is held back
+	origins   [][]byte       // by vCPU; valid once loaded is closed
+	loaded    chan struct{}  // of this boot; closed when the image is in memory
+	asked     []bool         // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
+	gone      chan struct{}  // of this boot; closed when it ends
+	urgent    chan struct{}  // has a token when a checkpoint should not wait: the guest's end is held back
+	board     *machine.Board // nil if the guest has no PCI bus
+
+	accessMu sync.Mutex // held over an access to the board; taken before mu
 }
 
 // doneRequest remembers a vCPU's last request and its answer.
 type doneRequest struct {
 	Seq   uint64 `json:"seq"`
-	Value uint32 `json:"value"`
+	Value uint64 `json:"value"`
 }
 
 // newHome opens the console and output files in dir, which it appends to.
@@ -148,31 +110,24 @@ func (h *home) origin(ctx context.Context, vcpu ident.VCPU) ([]byte, error) {
 
 // do carries out one request other than opOrigin. An error other than errEnded and errBadRequest is a failure of the home's files and
 // ends the VM.
-func (h *home) do(r deviceRequest) (uint32, error) {
+func (h *home) do(r deviceRequest) (uint64, error) {
 	if int(r.vcpu) >= len(h.done) {
 		return 0, fmt.Errorf("%w: vCPU %d of %d", errBadRequest, r.vcpu, len(h.done))
 	}
+	if r.op == opAccess {
+		return h.access(r)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.down {
-		return 0, errEnded
-	}
-	last := &h.done[r.vcpu]
-	if r.seq == last.Seq {
-		return last.Value, nil
-	}
-	if r.seq < last.Seq {
-		return 0, fmt.Errorf("%w: number %d of vCPU %d after %d", errBadRequest, r.seq, r.vcpu, last.Seq)
-	}
-	if h.exited || h.closed {
-		return 0, errEnded
+	if answer, done, err := h.known(r); done || err != nil {
+		return answer, err
 	}
 	value, err := h.perform(r)
 	if err != nil {
 		return 0, err
 	}
-	*last = doneRequest{Seq: r.seq, Value: value}
-	return value, nil
+	h.done[r.vcpu] = doneRequest{Seq: r.seq, Value: uint64(value)}
+	return uint64(value), nil
 }
 
 // perform requires mu.
@@ -341,6 +296,7 @@ func (h *home) restore(state []byte, elapsed time.Duration) error {
 
 // close ends all output. What is held back stays unseen: it belongs to a checkpoint that is not safe.
 func (h *home) close() {
+	defer h.closeDevices()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {

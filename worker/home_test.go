@@ -2,10 +2,12 @@ package worker
 
 import (
 	"errors"
-	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/cellvisor/cellvisor/vmm/kvm"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 )
 
 func testHome(t *testing.T, vcpus int, onExit func(uint32)) (h *home, console, output string) {
@@ -98,4 +100,35 @@ func TestStartRoundTrip(t *testing.T) {
 	if err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
+}
+
+func TestDeviceRequestCodec(t *testing.T) {
+	for _, r := range []deviceRequest{
+		{vcpu: 3, op: opRecord, seq: 1 << 40, value: 77},
+		{vcpu: 1, op: opAccess, seq: 2, access: machine.Access{Addr: 0xc0003000, Data: 1 << 33, Size: 8, Write: true}},
+		{op: opAccess, access: machine.Access{Addr: 0xcfc, Size: 4, Port: true}},
+	} {
+		got, err := decodeDeviceRequest(r.encode(nil))
+		if err != nil || got != r {
+			t.Errorf("%+v came back as %+v, %v", r, got, err)
+		}
+		if _, err := decodeDeviceRequest(append(r.encode(nil), 0)); err == nil {
+			t.Errorf("%+v: a byte too many is no error", r)
+		}
+		if _, err := decodeDeviceRequest(r.encode(nil)[:deviceRequestBytes-1]); err == nil {
+			t.Errorf("%+v: bytes too few are no error", r)
+		}
+	}
+}
+
+func FuzzDeviceRequest(f *testing.F) {
+	f.Add(deviceRequest{vcpu: 3, op: opRecord, seq: 5, value: 77}.encode(nil))
+	f.Add(deviceRequest{op: opAccess, access: machine.Access{Addr: 0xcfc, Size: 4, Port: true}}.encode(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, err := decodeDeviceRequest(b); err == nil {
+			if again, err := decodeDeviceRequest(r.encode(nil)); err != nil || again != r {
+				t.Fatalf("%+v came back as %+v, %v", r, again, err)
+			}
+		}
+	})
 }

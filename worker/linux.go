@@ -42,7 +42,7 @@ func (w *Worker) physicalSize() (ident.Bytes, error) {
 	if w.isLinux() {
 		return w.spec.MemoryBytes, nil
 	}
-	return boot.PhysicalSize(w.spec.MemoryBytes, w.spec.VCPUs)
+	return boot.PhysicalSize(w.spec.MemoryBytes, w.spec.VCPUs, w.hasDevices())
 }
 
 // setUpLinux makes the processors of a Linux machine.
@@ -174,6 +174,13 @@ func (w *Worker) writeKernel() error {
 
 func (w *Worker) addLinuxDevices(board *machine.Board) error {
 	if err := board.AddEntropy(); err != nil {
+		return err
+	}
+	disks, err := openDisks(w.spec.DiskDir, w.spec.Disks)
+	if err != nil {
+		return err
+	}
+	if err := disks.addTo(board); err != nil {
 		return err
 	}
 	for i, path := range strings.FieldsFunc(w.spec.Options[optionDisks], func(r rune) bool { return r == ':' }) {

@@ -43,6 +43,9 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	if w.linux != nil {
 		w.linux.restDevices()
 	}
+	if h != nil {
+		h.resetDevices()
+	}
 	if err := w.cutter.reboot(m.Booted); err != nil {
 		return err
 	}

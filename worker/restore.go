@@ -91,6 +91,7 @@ func (w *Worker) resume(m wire.WorkerMembers, r *replica, began, remapped time.T
 
 // giveUpLife stops a surviving member's vCPUs for good in what they were doing, and its devices if it was home.
 func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
+	w.plane.refusePins()
 	if h := w.home.Swap(nil); h != nil {
 		h.close()
 	}

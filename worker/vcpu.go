@@ -106,7 +106,11 @@ func (w *Worker) handle(v *vcpu, exit kvm.Exit) error {
 		return nil
 	case w.linux != nil:
 		return w.handleLinux(v, exit)
-	case exit.Reason == kvm.IO && exit.Count == 1:
+	}
+	if a, ok := w.isDeviceAccess(exit); ok {
+		return w.accessDevice(v, a)
+	}
+	if exit.Reason == kvm.IO && exit.Count == 1 {
 		return w.handlePort(v, exit)
 	}
 	return fmt.Errorf("guest failed: %s", exit)

@@ -34,6 +34,7 @@ type runFlags struct {
 	rebootOnCrash                 bool
 	crashLimit                    uint32
 	linux                         linuxFlags
+	disks                         []string
 }
 
 func (a *app) vmRunCmd() *cobra.Command {
@@ -46,6 +47,7 @@ status 0, else 1 and the reason. Ctrl-C before the VM runs takes it back; later 
 
 With --span, the VM's vCPUs and memory lie in these cells, at least one vCPU in each, and the VM depends on all of them. Without, the cluster
 chooses one cell.
+` + diskHelp + `
 
 With --kernel, the guest is an unmodified Linux kernel, on one server. Files are sent to the cluster. It ends with status 0 when it is switched
 off; a reset, a panic with panic=-1 and a triple fault start it again in place.
@@ -83,6 +85,7 @@ Built-in payloads:
 	fl.DurationVar(&f.checkpoint, "checkpoint", 0, "time between checkpoints of a protected VM; output waits for one (default adaptive, 20ms to 200ms)")
 	fl.BoolVar(&f.rebootOnCrash, "reboot-on-crash", true, "restart the guest in place when it crashes")
 	fl.Uint32Var(&f.crashLimit, "crash-limit", cells.DefaultCrashLimit, "end the VM at so many crashes in a row, each within 10s of its boot (0 = no limit)")
+	fl.StringArrayVar(&f.disks, "disk", nil, "a disk: FILE[,size=SIZE][,mirror=N][,cache=MODE][,readonly]; repeatable")
 	fl.BoolVar(&f.wait, "wait", false, "wait until the guest has ended")
 	fl.DurationVar(&f.timeout, "timeout", 0, "longest wait; the VM goes on (exit code 4)")
 	fl.StringToStringVar(&f.options, "option", nil, "setting for tests, NAME=VALUE")
@@ -136,6 +139,11 @@ func (f *runFlags) check(name string) error {
 	if err := f.linux.check(f); err != nil {
 		return err
 	}
+	for _, d := range f.disks {
+		if _, err := parseDisk(d); err != nil {
+			return err
+		}
+	}
 	seen := make(map[string]bool)
 	for _, cell := range f.span {
 		if cell == "" || seen[cell] {
@@ -159,6 +167,13 @@ func (f *runFlags) spec(name string) (*api.VMSpec, []*os.File, error) {
 	}
 	weight := int32(f.weight)
 	spec.Weight = &weight
+	for _, text := range f.disks {
+		d, err := parseDisk(text)
+		if err != nil {
+			return nil, nil, err
+		}
+		spec.Disks = append(spec.Disks, d)
+	}
 	if f.onLoss == "touch" {
 		spec.OnLoss = api.OnLoss_ON_LOSS_TOUCH
 	}

@@ -13,6 +13,8 @@
 //	                 (unmapped up to the next 2 MiB boundary)
 //	hidden           tables and stacks that did not fit below 2 MiB: large memories, many vCPUs
 //	physical size
+//	...
+//	0xc0000000       with Config.Window: where PCI devices answer, WindowBytes long; not cached
 //
 // The hidden area exists so that a payload may use all memory from its image to the size it is told: the loader's own never lies there.
 // Pages outside memory are not mapped, and there is no IDT, so a payload that reaches outside its memory ends by a triple fault.
@@ -43,6 +45,10 @@ const (
 
 	largePage = 2 << 20
 	gigabyte  = 1 << 30
+
+	// WindowAddr and WindowBytes are where the memory of PCI devices lies.
+	WindowAddr  = 0xc0000000
+	WindowBytes = 16 << 20
 )
 
 // Config is what a payload is started with.
@@ -50,6 +56,7 @@ type Config struct {
 	Memory ident.Bytes // what the guest is told it has: a multiple of 4 KiB, MinMemory to MaxMemory
 	VCPUs  int         // 1 to MaxVCPUs
 	Args   string      // no NUL, at most MaxArgsBytes
+	Window bool        // the guest has PCI devices: their memory window is mapped, and memory must end below it
 }
 
 // Start is a vCPU's first registers. It converts to kvm.Start.
@@ -74,8 +81,8 @@ type Layout struct {
 
 // PhysicalSize is how much guest-physical memory a VM needs that shows memory to a payload on vcpus vCPUs: memory itself, unless the
 // loader's tables and stacks do not fit below 2 MiB. Every part of a VM must make its RAM of this size.
-func PhysicalSize(memory ident.Bytes, vcpus int) (ident.Bytes, error) {
-	m, err := place(memory, vcpus)
+func PhysicalSize(memory ident.Bytes, vcpus int, window bool) (ident.Bytes, error) {
+	m, err := place(memory, vcpus, window)
 	if err != nil {
 		return 0, err
 	}
@@ -88,7 +95,7 @@ func Load(file []byte, c Config) (*Layout, error) {
 	if err := checkArgs(c.Args); err != nil {
 		return nil, err
 	}
-	m, err := place(c.Memory, c.VCPUs)
+	m, err := place(c.Memory, c.VCPUs, c.Window)
 	if err != nil {
 		return nil, err
 	}

@@ -199,7 +199,7 @@ func TestTablesMapExactlyTheMemory(t *testing.T) {
 }
 
 func checkLayout(t *rapid.T, l *Layout, size ident.Bytes, vcpus int) {
-	if want, err := PhysicalSize(size, vcpus); err != nil || want != l.Physical {
+	if want, err := PhysicalSize(size, vcpus, false); err != nil || want != l.Physical {
 		t.Fatalf("PhysicalSize is %s (%v), the layout's %s", want, err, l.Physical)
 	}
 	s := sparse{}
@@ -252,7 +252,7 @@ func TestSmallVMsHaveNothingHidden(t *testing.T) {
 		memory ident.Bytes
 		vcpus  int
 	}{{16 * ident.MiB, 30}, {512 * ident.MiB, 16}, {8 * ident.GiB, 8}, {16*ident.MiB + 4096, 4}} {
-		if got, err := PhysicalSize(c.memory, c.vcpus); err != nil || got != c.memory {
+		if got, err := PhysicalSize(c.memory, c.vcpus, false); err != nil || got != c.memory {
 			t.Errorf("%s with %d vCPUs needs %s (%v)", c.memory, c.vcpus, got, err)
 		}
 	}
@@ -278,4 +278,33 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("%d starts for %d vCPUs", len(l.Starts), vcpus)
 		}
 	})
+}
+
+// TestWindowIsMapped: a guest with devices reaches their window at its own address, uncached, and nothing else changes.
+func TestWindowIsMapped(t *testing.T) {
+	for _, size := range []ident.Bytes{8 * ident.MiB, 64 * ident.MiB, 1<<30 + 4096, 3<<30 - 8*ident.MiB} {
+		l, err := Load(good(), Config{Memory: size, VCPUs: 2, Window: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := sparse{}
+		if err := l.Write(s); err != nil {
+			t.Fatal(err)
+		}
+		rapid.Check(t, func(t *rapid.T) {
+			for _, a := range []uint64{WindowAddr, WindowAddr + WindowBytes - 1, uint64(size) - 1, ImageBase} {
+				if got, ok := s.walk(t, l.Starts[0].CR3, a); !ok || got != a {
+					t.Fatalf("%s: 0x%x maps to 0x%x (%t)", size, a, got, ok)
+				}
+			}
+			for _, a := range []uint64{uint64(size), WindowAddr - 1, WindowAddr + WindowBytes} {
+				if got, ok := s.walk(t, l.Starts[0].CR3, a); ok {
+					t.Fatalf("%s: 0x%x maps to 0x%x", size, a, got)
+				}
+			}
+		})
+	}
+	if _, err := Load(good(), Config{Memory: 4 << 30, VCPUs: 1, Window: true}); err == nil || !strings.Contains(err.Error(), "PCI devices") {
+		t.Errorf("memory across the window: %v", err)
+	}
 }

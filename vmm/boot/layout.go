@@ -13,6 +13,7 @@ type placement struct {
 	memory       uint64
 	physical     ident.Bytes
 	dirs         int    // page directories
+	window       bool   // one more page directory maps the PCI window
 	tail         int    // whole 4 KiB pages in the last, broken, 2 MiB page of memory
 	hidden       uint64 // start of the hidden area: memory rounded up to 2 MiB
 	lowTables    int    // tables below ImageBase; the others are at hidden
@@ -27,22 +28,27 @@ const (
 	entryTable = 0x67
 	entryPage  = 0x67
 	entryLarge = 0xe7
+	entryPCI   = entryLarge | 0x18 // write-through, cache disabled
 	perTable   = 512
 )
 
-func place(memory ident.Bytes, vcpus int) (placement, error) {
+func place(memory ident.Bytes, vcpus int, window bool) (placement, error) {
 	if memory%ident.PageSize != 0 || memory < MinMemory || memory > MaxMemory {
 		return placement{}, fmt.Errorf("memory of %d bytes: must be a multiple of %d, at least %s and at most %s", memory, ident.PageSize, MinMemory, MaxMemory)
 	}
 	if vcpus < 1 || vcpus > MaxVCPUs {
 		return placement{}, fmt.Errorf("%d vCPUs: must be 1 to %d", vcpus, MaxVCPUs)
 	}
-	p := placement{memory: uint64(memory), physical: memory}
+	p := placement{memory: uint64(memory), physical: memory, window: window}
 	p.tail = int(p.memory % largePage / ident.PageSize)
 	p.hidden = roundUp(p.memory, largePage)
 	// What is hidden must be mapped as well, and so costs directories itself: settle by repetition. It grows and is bounded, so it ends.
 	for end := p.memory; ; {
 		p.fill(vcpus, end)
+		if window && uint64(p.physical) > WindowAddr {
+			return placement{}, fmt.Errorf("memory of %s with %d vCPUs: with disks, memory and stacks must end below 0x%x, where PCI devices are: give it at most %s",
+				memory, vcpus, uint64(WindowAddr), ident.Bytes(WindowAddr-gigabyte/4))
+		}
 		if uint64(p.physical) <= end {
 			return p, nil
 		}
@@ -54,6 +60,9 @@ func place(memory ident.Bytes, vcpus int) (placement, error) {
 func (p *placement) fill(vcpus int, end uint64) {
 	p.dirs = int(roundUp(end, gigabyte) / gigabyte)
 	tables := 2 + p.dirs
+	if p.window {
+		tables++
+	}
 	if p.tail > 0 {
 		tables++
 	}
@@ -100,6 +109,12 @@ func (p *placement) tables(memory ident.Bytes) (low, high []Chunk) {
 	large := func(from, to uint64) {
 		for a := from; a < to; a += largePage {
 			set(firstDir+int(a/gigabyte), int(a%gigabyte/largePage), a|entryLarge)
+		}
+	}
+	if p.window {
+		set(pdpt, WindowAddr/gigabyte, p.tableAddr(firstDir+p.dirs)|entryTable)
+		for a := uint64(0); a < WindowBytes; a += largePage {
+			set(firstDir+p.dirs, int(a/largePage), (WindowAddr+a)|entryPCI)
 		}
 	}
 	whole := p.memory / largePage * largePage

@@ -169,3 +169,17 @@ func (r *Root) Write(addr uint64, size int, v uint64) bool {
 	f.write(offset, size, v)
 	return true
 }
+
+// State is the bus's own register, which names the function that is looked at.
+func (r *Root) State() uint32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.address
+}
+
+// SetState sets it.
+func (r *Root) SetState(address uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.address = address
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,11 +69,12 @@ type Block struct {
 	id       string
 	readOnly bool
 	queues   int
+	pairs    Pairs // nil: nobody wants to know
 }
 
 // NewBlock makes a block device of a disk with a number of queues; the guest sees id as its serial number.
 func NewBlock(disk Disk, id string, readOnly bool, queues int) *Block {
-	return &Block{disk, id, readOnly, max(1, queues)}
+	return &Block{disk: disk, id: id, readOnly: readOnly, queues: max(1, queues)}
 }
 
 // Type implements Backend.
@@ -122,7 +124,7 @@ func (b *Block) Close() error { return b.disk.Close() }
 
 // Handle implements Backend.
 func (b *Block) Handle(_ int, h *Handler) error {
-	for {
+	for !h.Held() {
 		c, err := h.Pop()
 		if err != nil || c == nil {
 			return err
@@ -134,6 +136,7 @@ func (b *Block) Handle(_ int, h *Handler) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // request carries out one request. An error is the driver's; what goes wrong with the disk is in the request's status.
@@ -214,7 +217,12 @@ func (b *Block) read(c *Chain, sector uint64) error {
 	if _, err := b.disk.ReadAt(buf, off); err != nil && n > 0 {
 		return err
 	}
-	return c.Write(buf)
+	into := slices.Clone(c.writable)
+	if err := c.Write(buf); err != nil {
+		return err
+	}
+	b.equal(into, off, int64(n))
+	return nil
 }
 
 func (b *Block) write(c *Chain, sector uint64) error {
@@ -224,11 +232,16 @@ func (b *Block) write(c *Chain, sector uint64) error {
 		return err
 	}
 	buf := make([]byte, n)
+	from := slices.Clone(c.readable)
 	if err := c.Read(buf); err != nil {
 		return err
 	}
-	_, err = b.disk.WriteAt(buf, off)
-	return err
+	b.changes(off, int64(n))
+	if _, err = b.disk.WriteAt(buf, off); err != nil {
+		return err
+	}
+	b.equal(from, off, int64(n))
+	return nil
 }
 
 // ranges applies do to each segment of a discard or write-zeroes request.
@@ -246,6 +259,7 @@ func (b *Block) ranges(c *Chain, do func(off, n int64) error) error {
 		if sectors := uint64(b.disk.Size()) / SectorBytes; count > maxRangeSectors || sector > sectors || count > sectors-sector {
 			return errRange
 		}
+		b.changes(int64(sector)*SectorBytes, int64(count)*SectorBytes)
 		if err := do(int64(sector)*SectorBytes, int64(count)*SectorBytes); err != nil {
 			return err
 		}

@@ -63,6 +63,9 @@ type Handler struct {
 	interrupt bool
 }
 
+// Held tells whether the device is to rest: a backend stops between two chains, and is called again when it may go on.
+func (h *Handler) Held() bool { return h.device != nil && h.device.held.Load() }
+
 // Done gives a chain back to the driver; the interrupt, if one is wanted, follows when the backend returns.
 func (h *Handler) Done(c *Chain) error {
 	wanted, err := h.Push(c)
@@ -92,6 +95,7 @@ type Device struct {
 	stopped  chan struct{}
 	running  sync.WaitGroup
 	broken   atomic.Uint64 // how often the driver broke the rules
+	held     atomic.Bool   // no chain is taken
 
 	mu             sync.Mutex // protects everything below
 	status         byte
@@ -190,7 +194,7 @@ func (d *Device) handle(n int, q *virtqueue) error {
 	d.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !live || !q.enabled {
+	if !live || !q.enabled || d.held.Load() {
 		return nil
 	}
 	h := &Handler{Queue: &q.queue, Features: features, device: d}
@@ -200,6 +204,23 @@ func (d *Device) handle(n int, q *virtqueue) error {
 		d.msix.Raise(uint16(q.vector.Load()))
 	}
 	return err
+}
+
+// Hold makes the device rest: when it returns no chain is being worked on, and none is taken until Release. Registers still answer.
+func (d *Device) Hold() {
+	d.held.Store(true)
+	for _, q := range d.queues {
+		q.mu.Lock()   // whoever has it sees held before the next chain
+		q.mu.Unlock() //nolint:staticcheck // the wait is all that is wanted
+	}
+}
+
+// Release ends a Hold.
+func (d *Device) Release() {
+	d.held.Store(false)
+	for i := range d.queues {
+		d.Wake(i)
+	}
 }
 
 // breakDown ends the device until the driver resets it.

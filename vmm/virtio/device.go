@@ -210,9 +210,14 @@ func (d *Device) handle(n int, q *virtqueue) error {
 func (d *Device) Hold() {
 	d.held.Store(true)
 	for _, q := range d.queues {
-		q.mu.Lock()   // whoever has it sees held before the next chain
-		q.mu.Unlock() //nolint:staticcheck // the wait is all that is wanted
+		q.rest()
 	}
+}
+
+// rest waits until nobody works on the queue; whoever does sees held before the next chain.
+func (q *virtqueue) rest() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 }
 
 // Release ends a Hold.

@@ -113,7 +113,7 @@ func (f *FSM) switchVM(c *SwitchVM) *Fault {
 	}
 	f.setStep(vm, StepResuming, "")
 	vm.Move = nil
-	f.takeOver(vm, m.Image, m.Parts)
+	f.takeOver(vm, m.Image, m.Parts, false)
 	vm.MovedMs = f.now.UnixMs
 	vm.Moved = Moved{Op: m.Op, Step: m.Step, Epoch: vm.Epoch, CutMicros: c.CutMicros}
 	f.tendStandbys(vm)

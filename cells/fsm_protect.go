@@ -213,7 +213,7 @@ func (v *VM) freePart() (ident.Part, bool) {
 
 // restore lets the VM go on from what its standby image holds, without the parts in gone. The standby takes over their vCPUs and the devices.
 func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string, cause uint64) {
-	f.takeOver(vm, image, gone)
+	f.takeOver(vm, image, gone, true)
 	vm.Recoveries++
 	f.emit(Event{Kind: EventVMRecovering, Subject: "vm " + vm.Spec.Name, Cause: cause,
 		Text:   fmt.Sprintf("vm %s goes on from its replica on %s: %s", vm.Spec.Name, partNames(vm), reason),
@@ -221,16 +221,20 @@ func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string
 	f.tendStandbys(vm)
 }
 
-// takeOver makes the standby image the home of a new VM epoch, in the place of the parts in gone.
-func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part) {
+// takeOver makes the standby image the home of a new VM epoch, in the place of the parts in gone. With keep, the other standbys that hold a
+// checkpoint stay what the VM can go back to.
+func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part, keep bool) {
 	var vcpus []ident.VCPU
 	for _, p := range vm.Parts {
 		if slices.Contains(gone, p.Part) {
 			vcpus = append(vcpus, p.VCPUs...)
 		}
 	}
-	// Other standbys may hold another checkpoint than the one that the VM goes back to: they begin anew.
-	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool { return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image })
+	// Another standby that holds may hold the checkpoint before or after the one that the VM goes back to. Home brings it to its own, and lets no
+	// output leave before. One that does not hold yet begins anew.
+	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool {
+		return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image && !(keep && p.Holds)
+	})
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Part == image {
 			p.Standby, p.Holds, p.VCPUs = false, false, append(slices.Clone(p.VCPUs), vcpus...)
@@ -265,10 +269,11 @@ func (v *VM) image(gone []ident.Part) (ident.Part, bool) {
 	if v.State != VMRunning {
 		return 0, false
 	}
+	found, part := false, ident.Part(0)
 	for i := range v.Parts {
-		if p := &v.Parts[i]; v.CanGoBackTo(p) && !slices.Contains(gone, p.Part) {
-			return p.Part, true
+		if p := &v.Parts[i]; v.CanGoBackTo(p) && !slices.Contains(gone, p.Part) && (!found || !p.Standby) {
+			found, part = true, p.Part // the image of a recovery that is under way before any other: so that stays one more
 		}
 	}
-	return 0, false
+	return part, found
 }

@@ -274,6 +274,9 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 func members(vm *cells.VM) wire.WorkerMembers {
 	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.BootEpoch(), Booted: vm.BootEpoch(), Home: vm.Home, Restore: vm.Restored, Image: vm.Image}
 	for _, p := range vm.Parts {
+		if p.Standby && p.Holds && vm.Restored {
+			m.Fallback = m.Fallback.Set(p.Part)
+		}
 		if !p.Gone && !p.Standby {
 			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, VCPUs: slices.Clone(p.VCPUs)})
 		}

@@ -67,7 +67,7 @@ func Contain(loss Loss, vm VM) Decision {
 	var gone []ident.Part
 	var lost []LostServer
 	left, members := 0, 0
-	image, doubtful := -1, false
+	image, best := -1, 0
 	for _, p := range vm.Parts {
 		if p.Gone {
 			continue
@@ -77,9 +77,8 @@ func Contain(loss Loss, vm VM) Decision {
 			if !p.Standby {
 				left++
 			}
-			if struck := slices.ContainsFunc(loss.Servers, func(l LostServer) bool { return l.Cell == p.Cell }); p.Holds && (image < 0 || doubtful && !struck) {
-				// A standby in a cell that has just lost a server may be gone as well, and not known to be: another is better.
-				image, doubtful = int(p.Part), struck
+			if doubt := doubts(loss, p); p.Holds && (image < 0 || doubt < best) {
+				image, best = int(p.Part), doubt
 			}
 			continue
 		}
@@ -105,6 +104,19 @@ func Contain(loss Loss, vm VM) Decision {
 		d.Fate = Continues
 	}
 	return d
+}
+
+// doubts tells how much speaks against a part that holds as the image. One in a cell that has just lost a server may be gone as well, and not known
+// to be. And the image of a recovery that is under way is better than a standby, which then stays as one more to go back to.
+func doubts(loss Loss, p Part) int {
+	n := 0
+	if slices.ContainsFunc(loss.Servers, func(l LostServer) bool { return l.Cell == p.Cell }) {
+		n += 2
+	}
+	if p.Standby {
+		n++
+	}
+	return n
 }
 
 // Reason names what was lost: whole cells as such, single servers with their cell, each once.

@@ -102,6 +102,10 @@ type WorkerMembers struct {
 	Restore bool       `json:"restore,omitempty"`
 	Image   ident.Part `json:"image,omitempty"`
 
+	// Fallback are other standbys that the VM can go back to: until they have a later checkpoint, Image lets no output leave that they may not
+	// know of.
+	Fallback ident.PartSet `json:"fallback,omitempty"`
+
 	// Booted is the epoch in which the guest booted last. A part that runs an earlier boot gives up what it has of the guest: memory is Zero
 	// again, home loads the image anew, and every vCPU begins at the start. Console and output go on.
 	Booted ident.Epoch `json:"booted,omitempty"`

@@ -55,6 +55,9 @@ func (r *replicas) run(p wire.WorkerProtect, change, before <-chan struct{}, don
 		return
 	}
 	l := &loop{r: r, h: h, p: p, members: members, change: change}
+	if !l.align(safe) {
+		return
+	}
 	if fresh := p.Standbys &^ safe; fresh != 0 && !l.copyTo(fresh, safe != 0) {
 		return
 	}

@@ -169,7 +169,7 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 	if c.held != number || !c.tracking {
 		return nil, nil, errNotHeld
 	}
-	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow()}}
+	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow(), since: c.safe}}
 	for _, v := range w.vcpus {
 		origin, err := v.capture()
 		if err != nil {

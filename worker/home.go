@@ -288,7 +288,11 @@ func (h *home) restore(state []byte, elapsed time.Duration) error {
 	}
 	h.base, h.began = time.Duration(s.ClockMicros)*time.Microsecond+elapsed, time.Now()
 	h.lastMilli, h.done, h.exited, h.status = s.LastMilli, s.Done, s.Exited, s.Status
-	if h.exited {
+	switch {
+	case !h.exited:
+	case h.holding:
+		h.urgent <- struct{}{} // new, so it has room
+	default:
 		h.onExit(h.status)
 	}
 	return nil

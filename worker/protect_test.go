@@ -34,14 +34,20 @@ func (v *testVM) member(i int) wire.WorkerMember {
 	return wire.WorkerMember{Part: ident.Part(i), Server: ident.ServerID(i + 1), Addr: v.parts[i].ready.PageAddr, ReplicaAddr: v.parts[i].ready.Replica}
 }
 
-func (v *testVM) protect(seq uint64, standbys ident.PartSet) {
-	p := wire.WorkerProtect{Seq: seq, Standbys: standbys, CheckpointMillis: 10}
+func (v *testVM) protect(seq uint64, standbys ident.PartSet) { v.protectFrom(seq, standbys, 0) }
+
+func (v *testVM) protectFrom(seq uint64, standbys ident.PartSet, home ident.Part) {
+	p := wire.WorkerProtect{Seq: seq, Standbys: standbys, Home: home, CheckpointMillis: 10}
 	for i, part := range v.parts {
 		if !part.killed {
 			p.Members = append(p.Members, v.member(i))
 		}
 	}
-	v.send(wire.ToWorker{Protect: &p})
+	for i, part := range v.parts {
+		if !part.killed {
+			v.sendTo(i, wire.ToWorker{Protect: &p})
+		}
+	}
 }
 
 // awaitProtected waits until home says that the VM is protected.

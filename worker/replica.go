@@ -18,7 +18,7 @@ import (
 //
 //	home   -> member   hold, base, cut, release, freeze
 //	member -> standby  chunk
-//	home   -> standby  commit
+//	home   -> standby  commit, align
 //
 // Each may be repeated. An answer of DeviceNotReady means: not yet, ask again.
 type replicaOp uint8
@@ -31,6 +31,7 @@ const (
 	replicaChunk                        // a chunk
 	replicaCommit                       // number of the checkpoint
 	replicaFreeze                       // as hold, for a switchover: time does not end it
+	replicaAlign                        // VM epoch, the checkpoint that the VM went on from in it, whether its shares can be had, the boot
 )
 
 const cutHistory = 1 // flag of replicaCut: with all output that ever left
@@ -55,6 +56,7 @@ type replicas struct {
 	synced  uint64             // protected by mu; permille of it
 	swtch   uint64             // protected by mu; the number of the protection under which a switchover is asked for
 	poke    chan struct{}      // has a token when a switchover was asked for
+	lineage lineage            // protected by mu; at home
 	safe    ident.PartSet      // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
 }
 
@@ -82,6 +84,9 @@ func (r *replicas) set(p wire.WorkerProtect) {
 	close(r.change)
 	r.change = make(chan struct{})
 	r.w.thaw()
+	if s := r.w.standby.Load(); s != nil { // before any message of this protection
+		s.setSeveral(p.Standbys.Len() > 1)
+	}
 	members := make([]wire.WorkerMember, len(p.Members))
 	for i, m := range p.Members {
 		members[i] = m
@@ -145,7 +150,7 @@ func (r *replicas) request(to ident.Part, seq uint64, body []byte) error {
 
 // serve does an operation that a member or standby is asked for, other than chunks, and tells whether it is done.
 func (r *replicas) serve(op replicaOp, body []byte) bool {
-	var v [3]uint64
+	var v [4]uint64
 	for i := range v {
 		if len(body) >= 8*(i+1) {
 			v[i] = binary.LittleEndian.Uint64(body[8*i:])
@@ -163,12 +168,18 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 		return v[0] != 0 && w.release(v[0])
 	case replicaBase:
 		return r.sendBase(v[0], ident.PartSet(v[1]), ident.Epoch(v[2]))
-	case replicaCommit:
+	case replicaCommit, replicaAlign:
 		s := w.standby.Load()
 		if s == nil {
 			return false
 		}
-		done, err := s.commit(v[0])
+		var done bool
+		var err error
+		if op == replicaCommit {
+			done, err = s.commit(v[0])
+		} else {
+			done, err = s.align(ident.Epoch(v[0]), v[1], v[2] != 0, ident.Epoch(v[3]))
+		}
 		if err != nil && !errors.Is(err, errEnded) {
 			w.fail(err)
 		}

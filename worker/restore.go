@@ -113,12 +113,24 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 		if err != nil {
 			return err
 		}
+		h.holdsFor(r, m)
 		if err := h.restore(r.device, time.Since(r.at)); err != nil {
 			return err
+		}
+		if m.Fallback == 0 {
+			if err := h.hold(false); err != nil {
+				return err
+			}
 		}
 		h.setOrigins(r.vcpus)
 		w.home.Store(h)
 		w.checkpoints.resume(r.number)
+		w.replica.setLineage(m.Epoch, r, m.Fallback)
+	}
+	if m.Fallback != 0 { // what is written from now on is all that the other standbys lack
+		if err := w.cutter.track(true); err != nil {
+			return err
+		}
 	}
 	if len(m.Members) > 1 && w.plane.fd == nil {
 		if err := w.plane.watch(); err != nil {

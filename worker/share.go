@@ -14,7 +14,7 @@ import (
 
 // A share is what one member adds to a checkpoint: records, packed into chunks that fit a message of the replica plane.
 //
-//	chunk:  number 8 | boot 8 | members 8 | index 4 | part 1 | flags 1 | records, perhaps compressed
+//	chunk:  number 8 | since 8 | boot 8 | members 8 | index 4 | part 1 | flags 1 | records, perhaps compressed
 //	record: type 1 | page 8 or offset 8 or vCPU 8 | length 4 | bytes
 //
 // All integers are little endian.
@@ -31,7 +31,7 @@ const (
 )
 
 const (
-	chunkHeaderBytes  = 8 + 8 + 8 + 4 + 1 + 1
+	chunkHeaderBytes  = 8 + 8 + 8 + 8 + 4 + 1 + 1
 	recordHeaderBytes = 1 + 8 + 4
 	chunkRecordBytes  = 60 << 10 // records in one chunk, before compression; below wire.DeviceBodyLimit with all headers
 
@@ -43,6 +43,7 @@ const (
 // chunkHeader says what a chunk belongs to.
 type chunkHeader struct {
 	number  uint64      // of the checkpoint; for a base, of the protection
+	since   uint64      // a checkpoint that all standbys hold: what was written since is in the shares
 	booted  ident.Epoch // the guest's boot that it is of: memory was Zero then
 	members ident.PartSet
 	index   uint32
@@ -98,6 +99,7 @@ func (s *share) encodeAt(dst []byte, i, index int, last bool) []byte {
 		records = packed
 	}
 	dst = binary.LittleEndian.AppendUint64(dst, h.number)
+	dst = binary.LittleEndian.AppendUint64(dst, h.since)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.booted))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.members))
 	dst = binary.LittleEndian.AppendUint32(dst, h.index)
@@ -127,11 +129,12 @@ func decodeChunk(b []byte) (h chunkHeader, records []byte, err error) {
 	}
 	h = chunkHeader{
 		number:  binary.LittleEndian.Uint64(b),
-		booted:  ident.Epoch(binary.LittleEndian.Uint64(b[8:])),
-		members: ident.PartSet(binary.LittleEndian.Uint64(b[16:])),
-		index:   binary.LittleEndian.Uint32(b[24:]),
-		part:    ident.Part(b[28]),
-		flags:   b[29],
+		since:   binary.LittleEndian.Uint64(b[8:]),
+		booted:  ident.Epoch(binary.LittleEndian.Uint64(b[16:])),
+		members: ident.PartSet(binary.LittleEndian.Uint64(b[24:])),
+		index:   binary.LittleEndian.Uint32(b[32:]),
+		part:    ident.Part(b[36]),
+		flags:   b[37],
 	}
 	if h.part >= ident.MaxParts || !h.members.Has(h.part) || h.index > 1<<24 {
 		return h, nil, fmt.Errorf("%w: chunk %d of %s", errBadShare, h.index, h.part)

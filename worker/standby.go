@@ -39,12 +39,21 @@ type standby struct {
 	taken    bool
 	received uint64 // bytes
 	scratch  [ident.PageSize]byte
+
+	complete bool        // the memory is that of checkpoint applied, whole
+	several  bool        // there are other standbys: what is applied may have to be undone
+	undo     []*past     // oldest first
+	noting   *past       // of the checkpoint that is being applied
+	last     *cutIn      // the last checkpoint applied
+	epoch    ident.Epoch // of the VM's last recovery
+	aligned  bool        // to the checkpoint that the VM went on from then
 }
 
 // cutIn is a checkpoint that is arriving.
 type cutIn struct {
 	members ident.PartSet
 	booted  ident.Epoch
+	since   uint64
 	parts   map[ident.Part]*staged
 }
 
@@ -60,10 +69,10 @@ func newStandby(dir string, memory *ram.RAM) (*standby, error) {
 	s := &standby{ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
-	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
+	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if s.output, err = os.OpenFile(filepath.Join(dir, wire.WorkerOutputFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
+	if s.output, err = os.OpenFile(filepath.Join(dir, wire.WorkerOutputFile), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("output log: %w", err)
 	}
 	return s, nil
@@ -89,7 +98,7 @@ func (s *standby) take(b []byte) error {
 	}
 	c := s.shares[h.number]
 	if c == nil {
-		c = &cutIn{members: h.members, booted: h.booted, parts: map[ident.Part]*staged{}}
+		c = &cutIn{members: h.members, booted: h.booted, since: h.since, parts: map[ident.Part]*staged{}}
 		s.shares[h.number] = c
 	}
 	c.stage(h, records)
@@ -103,6 +112,7 @@ func (c *cutIn) stage(h chunkHeader, records []byte) {
 		c.parts[h.part] = p
 	}
 	p.chunks[h.index] = records
+	c.since = min(c.since, h.since)
 	if h.flags&chunkLast != 0 {
 		p.total = h.index + 1
 	}
@@ -125,6 +135,10 @@ func (s *standby) takeBase(h chunkHeader, records []byte) error {
 		p = &staged{chunks: map[uint32][]byte{}}
 		s.bases[h.part] = p
 	}
+	if _, again := p.chunks[h.index]; again {
+		return nil
+	}
+	s.complete, s.undo = false, nil
 	if err := eachRecord(records, func(t recordType, key uint64, b []byte) error { return s.apply(t, key, b, true) }); err != nil {
 		return err
 	}
@@ -164,6 +178,12 @@ func (s *standby) commit(number uint64) (bool, error) {
 	if !whole {
 		return false, nil
 	}
+	if s.complete && c.since > s.applied {
+		return false, fmt.Errorf("%w: it has checkpoint %d, the next is one of what was written since %d", errNoWayBack, s.applied, c.since)
+	}
+	if err := s.prepare(c); err != nil {
+		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
+	}
 	if err := s.enterBoot(c.booted); err != nil {
 		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
 	}
@@ -178,13 +198,31 @@ func (s *standby) commit(number uint64) (bool, error) {
 			}
 		}
 	}
-	s.applied, s.at, s.members = number, time.Now(), c.members
+	s.applied, s.at, s.members, s.last, s.noting = number, time.Now(), c.members, c, nil
+	s.complete = s.complete || s.hasBases()
 	for n := range s.shares {
 		if n <= number {
 			delete(s.shares, n)
 		}
 	}
 	return true, nil
+}
+
+// prepare gets ready to apply a checkpoint that may have to be undone. It requires mu.
+func (s *standby) prepare(c *cutIn) error {
+	s.noting = nil
+	if !s.several || !s.complete || c.booted > s.booted { // a new boot is not undone: memory is made Zero as a whole
+		s.undo = nil
+		return nil
+	}
+	return s.remember(c.since)
+}
+
+// hasBases tells whether the full copies of all members are here that the last checkpoint is of. It requires mu.
+func (s *standby) hasBases() bool {
+	whole := s.applied > 0
+	s.members.Each(func(p ident.Part) { whole = whole && s.bases[p].complete() })
+	return whole
 }
 
 // apply requires mu.
@@ -218,6 +256,9 @@ func (s *standby) applyPage(t recordType, key uint64, b []byte, base bool) error
 	}
 	if !base {
 		s.brought[key/64] |= bit
+		if err := s.note(ident.PageNo(key)); err != nil {
+			return err
+		}
 	}
 	switch t {
 	case recordDiff:
@@ -240,6 +281,9 @@ type replica struct {
 	vcpus  map[ident.VCPU][]byte
 	device []byte
 	at     time.Time
+	last   *cutIn // its shares, if they are here
+
+	console, output tail // of the logs: what other standbys may not know of
 }
 
 // takeOver ends the standby and returns what the VM goes on from: the last checkpoint that home asked for. One that is all here but that home
@@ -249,12 +293,21 @@ func (s *standby) takeOver() (*replica, error) {
 	defer s.mu.Unlock()
 	s.taken = true
 	clear(s.shares)
-	s.console.Close()
-	s.output.Close()
-	whole := s.applied > 0
-	s.members.Each(func(p ident.Part) { whole = whole && s.bases[p].complete() })
-	if !whole {
+	defer s.console.Close()
+	defer s.output.Close()
+	if !s.complete && !s.hasBases() {
 		return nil, fmt.Errorf("no checkpoint is complete here")
 	}
-	return &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at}, nil
+	r := &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at, last: s.last, console: tail{at: -1}, output: tail{at: -1}}
+	if len(s.undo) > 0 {
+		var err error
+		if r.console, err = cutTail(s.console, s.undo[0].console); err != nil {
+			return nil, fmt.Errorf("console log: %w", err)
+		}
+		if r.output, err = cutTail(s.output, s.undo[0].output); err != nil {
+			return nil, fmt.Errorf("output log: %w", err)
+		}
+	}
+	s.undo = nil
+	return r, nil
 }

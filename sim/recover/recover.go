@@ -8,11 +8,13 @@
 //   - no two workers of one VM act as home in the same VM epoch, and none acts without its server's lease.
 //
 // At the end faults stop, and it must hold that every VM that still runs is safe again and emits records, and that every other one is lost with a
-// reason. Where at most one cell was struck at a time, and the next only after protection was safe again, no VM is lost at all.
+// reason. Where at most one cell was struck at a time, and the next only after protection was safe again, no VM is lost at all; nor where two were,
+// together or one in the recovery from the other, and all VMs have two replicas.
 package recover
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cellvisor/cellvisor/cells"
@@ -29,6 +31,7 @@ const (
 	canaryStaleReplica   = "stale-replica"        // a standby takes over with the checkpoint before the last
 	canarySafeEarly      = "safe-before-ack"      // home says that the VM is safe when the first checkpoint is cut
 	canaryHoldSkipped    = "hold-skipped"         // output is not held back at all
+	canaryFallback       = "fallback-forgotten"   // a new home lets output leave that the other replicas do not know of
 	canaryLeaseForgotten = "worker-lease-ignored" // a worker runs on when its server's lease has lapsed
 )
 
@@ -37,7 +40,7 @@ func init() {
 		Name:     "recover",
 		Doc:      "protected VMs that lose cells, servers and workers at any moment: nothing seen is taken back, nothing runs twice, safe again",
 		Run:      Run,
-		Canaries: []string{canaryReleaseEarly, canaryStaleReplica, canarySafeEarly, canaryHoldSkipped, canaryLeaseForgotten},
+		Canaries: []string{canaryReleaseEarly, canaryStaleReplica, canarySafeEarly, canaryHoldSkipped, canaryFallback, canaryLeaseForgotten},
 	})
 }
 
@@ -78,6 +81,7 @@ type world struct {
 	*cluster.World
 	canary  string
 	gentle  bool // one cell at a time, the next when all are safe again
+	double  bool // gentle, with two cells in turn or together, and VMs that have two replicas each
 	workers []*worker
 	pids    int
 	names   int
@@ -93,7 +97,9 @@ func build(k *kernel.World, canary string) *world {
 	cfg := shapes[r.IntN(len(shapes))]
 	cfg.OneHost = r.IntN(2) == 0
 	cfg.SnapshotEvery = uint64(20 + r.IntN(200))
-	w := &world{World: cluster.New(k, cfg), canary: canary, gentle: r.IntN(3) == 0, seen: make(map[ident.VMID][]record),
+	gentle := r.IntN(3) == 0
+	double := gentle && len(cfg.Cells) == 5 // two are lost and a majority is left
+	w := &world{World: cluster.New(k, cfg), canary: canary, gentle: gentle, double: double, seen: make(map[ident.VMID][]record),
 		killed: make(map[ident.ServerID]ident.Incarnation), cutOff: make(map[ident.ServerID]bool), starting: make(map[start]*bool)}
 	w.OnAction, w.WorkersLeft, w.Adopt = w.action, w.left, w.adopt
 	return w
@@ -148,17 +154,42 @@ func (w *world) strike() error {
 		if !quiet() {
 			return fmt.Errorf("not safe again %d us after the last fault: %v, %v", settleTime, w.Settled(), w.unsettled())
 		}
-		victim := w.Cell(w.Servers[w.Rand().IntN(len(w.Servers))].Cell())
-		at, long := w.Now()+w.Between(0, 300*ident.Millisecond), w.Between(10*ident.Millisecond, 4*ident.Second)
-		for _, s := range victim {
-			w.At(at, func() { w.kill(s) })
-			w.At(at+long, s.Restart)
+		first := w.Rand().IntN(len(w.Servers))
+		at := w.Now() + w.Between(0, 300*ident.Millisecond)
+		end := w.loseCell(first, at)
+		if w.double { // the other one at any moment of the recovery, or just after
+			when, long := at+w.Between(0, 1500*ident.Millisecond), w.Between(10*ident.Millisecond, 4*ident.Second)
+			other := (first + 1 + w.Rand().IntN(len(w.Servers)-1)) % len(w.Servers)
+			w.At(when, func() { w.loseHome(first, other, long) })
+			end = max(end, when+long)
 		}
-		if err := w.Run(at + long + ident.Millisecond); err != nil {
+		if err := w.Run(end + ident.Millisecond); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// loseCell plans the loss of the cell of server i, and returns when it is back.
+func (w *world) loseCell(i int, at ident.Micros) ident.Micros {
+	long := w.Between(10*ident.Millisecond, 4*ident.Second)
+	for _, s := range w.Cell(w.Servers[i].Cell()) {
+		w.At(at, func() { w.kill(s) })
+		w.At(at+long, s.Restart)
+	}
+	return at + long
+}
+
+// loseHome kills the cell of a home that lives, as often as not the one that has just taken over; or else the other one.
+func (w *world) loseHome(not, other int, long ident.Micros) {
+	for _, x := range w.workers {
+		if x.home && x.server != w.Servers[not] && w.Chance(700) {
+			other = slices.Index(w.Servers, x.server)
+		}
+	}
+	s := w.Servers[other]
+	w.kill(s)
+	w.At(w.Now()+long, s.Restart)
 }
 
 func (w *world) network() {
@@ -177,7 +208,7 @@ func (w *world) create() {
 	if spec.VCPUs == 2 && w.Chance(700) {
 		spec.Span = append(spec.Span, w.Servers[len(w.Servers)-1].Cell())
 	}
-	if len(w.Config.Cells) > 3 && w.Chance(400) {
+	if len(w.Config.Cells) > 3 && w.Chance(400) || w.double {
 		spec.Replicas = 2
 	}
 	s := w.Servers[w.Rand().IntN(len(w.Servers))]

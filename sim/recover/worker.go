@@ -32,8 +32,9 @@ type worker struct {
 	protect  wire.WorkerProtect
 	busy     bool // a checkpoint is on its way
 	safe     ident.PartSet
-	due      ident.Micros // when the last message to it arrives
-	told     uint64       // the Seq that serve was told complete
+	fallback ident.PartSet // standbys that it may be gone back to, and that have nothing of this life yet
+	due      ident.Micros  // when the last message to it arrives
+	told     uint64        // the Seq that serve was told complete
 
 	replica, before []record // of a standby: as of the last checkpoint, and of the one before
 	has             bool
@@ -185,13 +186,21 @@ func (x *worker) takeMembers(m wire.WorkerMembers) {
 			x.w.Tracef("vm %d part %d is told to take over and has nothing", x.vm, x.part)
 			return
 		}
-		x.taken, x.log, x.holding = true, slices.Clone(x.replica), false
+		x.taken, x.log, x.fallback = true, slices.Clone(x.replica), m.Fallback
+		if x.w.canary == canaryFallback {
+			x.fallback = 0
+		}
+		x.holding = x.fallback != 0
 		if x.w.canary == canaryStaleReplica {
 			x.log = slices.Clone(x.before)
 		}
 		x.released = 0
 		x.epoch = m.Epoch
-		x.w.release(x, len(x.log)) // its log file has all of it
+		if !x.holding {
+			x.w.release(x, len(x.log)) // its log file has all of it
+		} else {
+			x.w.release(x, len(x.before)) // the others may not know of the last checkpoint
+		}
 	} else if m.Restore {
 		x.busy, x.safe = false, 0
 	}
@@ -217,6 +226,7 @@ func (x *worker) takeProtect(p wire.WorkerProtect) {
 	if p.Seq > x.protect.Seq {
 		x.protect, x.busy = p, false
 		x.safe &= p.Standbys
+		x.fallback &= p.Standbys
 	}
 }
 
@@ -232,7 +242,7 @@ func (x *worker) live() {
 	for range 1 + x.w.Rand().IntN(3) {
 		x.log = append(x.log, record{x.epoch})
 	}
-	x.holding = x.protect.Home == x.part && x.protect.Standbys != 0 && (x.safe != 0 || x.busy) && x.w.canary != canaryHoldSkipped
+	x.holding = x.fallback != 0 || x.protect.Home == x.part && x.protect.Standbys != 0 && (x.safe != 0 || x.busy) && x.w.canary != canaryHoldSkipped
 	if !x.holding {
 		x.w.release(x, len(x.log))
 	}
@@ -255,7 +265,7 @@ func (x *worker) cut() {
 		if x.dead || x.protect.Seq != seq || x.epoch != epoch {
 			return
 		}
-		x.busy, x.safe = false, x.protect.Standbys
+		x.busy, x.safe, x.fallback = false, x.protect.Standbys, 0
 		w.release(x, len(log))
 		x.sayProtected(seq)
 	}

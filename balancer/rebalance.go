@@ -49,6 +49,9 @@ func Rebalance(servers []Server, vms []Running, limit int) []Transfer {
 	var out []Transfer
 	for len(out) < limit {
 		t, ok := b.next(1)
+		if !ok { // sides are even, yet a server of one may be heavier than one of the other
+			t, ok = b.between(1, 1)
+		}
 		if !ok {
 			t, ok = b.together()
 		}

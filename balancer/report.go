@@ -23,11 +23,10 @@ const (
 	CanaryStaleTree = "stale-tree" // what was told in a former view goes on counting
 	CanaryOrphan    = "orphan"     // a server goes on reporting to a parent that has died
 	CanaryNoSettle  = "no-settle"  // a VM may be moved again at once
-	CanarySibling   = "sibling"    // a part may go to a server that runs a sibling
 )
 
 // Canaries lists them.
-var Canaries = []string{CanaryStaleTree, CanaryOrphan, CanaryNoSettle, CanarySibling}
+var Canaries = []string{CanaryStaleTree, CanaryOrphan, CanaryNoSettle}
 
 // ReportView is the replicated state as far as load reports go.
 type ReportView struct {

@@ -17,6 +17,9 @@ const (
 	BalanceAuto    BalanceMode = "auto"    // the leader starts operations
 )
 
+// CanaryStaleMove plants a bug for tests of the simulator: a balance's move goes where it was planned to, whether it still may or not.
+const CanaryStaleMove = "stale-move"
+
 // MaxBalanceMoves bounds the steps of one balance: what it was planned on is old when the last ones begin.
 const MaxBalanceMoves = 64
 

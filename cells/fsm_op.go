@@ -183,6 +183,9 @@ func (f *FSM) beginStep(op *Operation, i int) {
 			to = Destination{Server: s.To}
 		}
 		target, fault := f.target(vm, parts, s.To, to)
+		if fault != nil && f.hooks.Canary == CanaryStaleMove {
+			target, fault = s.To, nil
+		}
 		if fault != nil && op.Kind == OpBalance {
 			op.putOff(i, fault.Text)
 			return

@@ -13,17 +13,22 @@ import (
 // The leader's share in balancing: it looks whether the load is uneven, and says so or starts an operation, as the mode has it. What to move follows from
 // the replicated state, which the root of the load tree keeps up to date.
 const (
-	stealEvery    = 500 * ident.Millisecond // the idle balancer's looks
-	balanceEvery  = 2 * ident.Second        // the periodic balancer's
-	balanceLooks  = 2                       // that must find something before anything is done
-	suggestAgain  = 5 * 60 * ident.Second
-	settleMs      = 30_000 // a VM that was moved stays for so long
-	balanceMoves  = 8      // of one operation that nobody asked for
-	balanceAtOnce = 2
+	stealEvery   = 500 * ident.Millisecond // the idle balancer's looks
+	balanceEvery = 2 * ident.Second        // the periodic balancer's
+	balanceLooks = 2                       // that must find something before anything is done
+	suggestAgain = 5 * 60 * ident.Second
+	settleMs     = 30_000 // a VM that was moved stays for so long
 )
 
-// balanceWatch is what the leader has seen of the load.
-type balanceWatch struct {
+// BalanceBounds is how many moves an operation that nobody asked for has, and how many go on at once, in a cluster of so many servers.
+func BalanceBounds(servers int) (moves, atOnce int) {
+	return min(max(8, servers), cells.MaxBalanceMoves), min(max(2, servers/4), 16)
+}
+
+// BalanceWatch is what the leader has seen of the load. Look is called now and then; what it returns is to be proposed.
+type BalanceWatch struct {
+	Canary string // a planted bug, for the simulator
+
 	stealAt, balanceAt ident.Micros
 	stealSeen, seen    int    // looks in a row that found something
 	suggested          string // what was last suggested, and when
@@ -31,53 +36,59 @@ type balanceWatch struct {
 }
 
 func (c *Core) tendBalance() {
-	st, w := c.rep.State(), &c.balance
+	if cmd := c.balance.Look(c.now, c.unixMs(), c.rep.State()); cmd != nil {
+		c.propose("balance", *cmd)
+	}
+}
+
+// Look looks at the load as it is in the replicated state.
+func (w *BalanceWatch) Look(now ident.Micros, unixMs int64, st *cells.State) *cells.Command {
 	mode := st.BalanceMode()
 	if mode == cells.BalanceOff || slices.ContainsFunc(st.Operations, func(o cells.Operation) bool { return o.State == cells.OpRunning }) {
 		w.stealSeen, w.seen = 0, 0
-		return
+		return nil
 	}
-	if mode == cells.BalanceAuto && c.now >= w.stealAt {
-		w.stealAt = c.now + stealEvery
-		if c.lookForMoves(true, &w.stealSeen) != nil {
-			return
+	if mode == cells.BalanceAuto && now >= w.stealAt {
+		w.stealAt = now + stealEvery
+		if cmd, _ := w.look(unixMs, st, true, &w.stealSeen); cmd != nil {
+			return cmd
 		}
 	}
-	if c.now < w.balanceAt {
-		return
+	if now < w.balanceAt {
+		return nil
 	}
-	w.balanceAt = c.now + balanceEvery
-	op := c.lookForMoves(false, &w.seen)
-	if op == nil || mode != cells.BalanceSuggest {
-		return
+	w.balanceAt = now + balanceEvery
+	cmd, op := w.look(unixMs, st, false, &w.seen)
+	if cmd == nil || mode == cells.BalanceAuto {
+		return cmd
 	}
 	text := suggestion(op)
-	if text == w.suggested && c.now < w.suggestedAt+suggestAgain {
-		return
+	if text == w.suggested && now < w.suggestedAt+suggestAgain {
+		return nil
 	}
-	w.suggested, w.suggestedAt = text, c.now
-	c.propose("balance/suggest", cells.Command{Report: &cells.Report{Kind: cells.EventBalanceSuggest, Subject: "cluster", Text: text,
-		Fields: map[string]string{"score_before": fmt.Sprint(op.ScoreBefore), "score_after": fmt.Sprint(op.ScoreAfter), "moves": fmt.Sprint(len(op.Steps))}}})
+	w.suggested, w.suggestedAt = text, now
+	return &cells.Command{Report: &cells.Report{Kind: cells.EventBalanceSuggest, Subject: "cluster", Text: text,
+		Fields: map[string]string{"score_before": fmt.Sprint(op.ScoreBefore), "score_after": fmt.Sprint(op.ScoreAfter), "moves": fmt.Sprint(len(op.Steps))}}}
 }
 
-// lookForMoves plans, and returns the plan if there was one in enough looks in a row. In mode auto it starts it.
-func (c *Core) lookForMoves(idle bool, seen *int) *cells.Operation {
-	st := c.rep.State()
-	cmd := &cells.StartOperation{Kind: cells.OpBalance, By: "balancer", Idle: idle, SettledSinceMs: c.unixMs() - settleMs, MaxMoves: balanceMoves, MaxParallel: balanceAtOnce}
+// look plans, and returns what starts the plan if there was one in enough looks in a row.
+func (w *BalanceWatch) look(unixMs int64, st *cells.State, idle bool, seen *int) (*cells.Command, *cells.Operation) {
+	moves, atOnce := BalanceBounds(len(st.View.Live))
+	cmd := &cells.StartOperation{Kind: cells.OpBalance, By: "balancer", Idle: idle, SettledSinceMs: unixMs - settleMs, MaxMoves: moves, MaxParallel: atOnce}
+	if w.Canary == balancer.CanaryNoSettle {
+		cmd.SettledSinceMs = 0
+	}
 	op, fault := PlanOperation(st, cmd)
 	if fault != nil || len(op.Steps) == 0 {
 		*seen = 0
-		return nil
+		return nil, nil
 	}
 	if *seen++; *seen < balanceLooks {
-		return nil
+		return nil, nil
 	}
-	if st.BalanceMode() == cells.BalanceAuto {
-		*seen = 0
-		cmd.Reason = op.Steps[0].Reason
-		c.propose("balance", cells.Command{StartOperation: cmd})
-	}
-	return op
+	*seen = 0
+	cmd.Reason = op.Steps[0].Reason
+	return &cells.Command{StartOperation: cmd}, op
 }
 
 // suggestion tells people what could be done.

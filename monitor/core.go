@@ -44,7 +44,7 @@ type Core struct {
 	suspects   []suspect // by server
 	excluding  *exclusion
 	moves      []moveWatch // as leader
-	balance    balanceWatch
+	balance    BalanceWatch
 
 	workers     []*worker // by VM
 	knownVMs    []ident.VMID

@@ -140,3 +140,9 @@ func PlanOperation(st *cells.State, c *cells.StartOperation) (*cells.Operation, 
 func hooksWith(canary string) cells.Hooks {
 	return cells.Hooks{Placer: placer{}, Mover: mover{}, Balancer: evener{}, Container: container{}, Canary: canary}
 }
+
+// NewFSM returns the replicated state of a cluster before its first command, with the decisions that a server connects to it. For simulations of
+// what follows from the log alone.
+func NewFSM(clusterID, canary string) *cells.FSM {
+	return cells.NewFSM(clusterID, nil, hooksWith(canary))
+}

@@ -1,0 +1,46 @@
+package balance
+
+import (
+	"testing"
+
+	"github.com/cellvisor/cellvisor/sim"
+)
+
+func TestSeeds(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 10
+	}
+	s, _ := sim.Lookup("balance")
+	if _, failures := sim.RunSeeds(s, 1, seeds, "", 3, nil); len(failures) > 0 {
+		t.Fatal(failures[0])
+	}
+}
+
+func TestCanariesAreFound(t *testing.T) {
+	s, _ := sim.Lookup("balance")
+	for _, canary := range s.Canaries {
+		if _, failures := sim.RunSeeds(s, 1, 300, canary, 1, nil); len(failures) == 0 {
+			t.Errorf("canary %s was not found", canary)
+		}
+	}
+}
+
+// What a server sends does not grow with the number of servers, and the depth grows as its logarithm.
+func TestScale(t *testing.T) {
+	small, err := Scale(1, 16, 4, 160)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := Scale(1, 128, 8, 1280)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v\n%+v", small, large)
+	if large.MessagesPerServerSecond > 1 || large.MessagesPerServerSecond > 1.5*small.MessagesPerServerSecond {
+		t.Errorf("messages by server and second grow from %.2f to %.2f", small.MessagesPerServerSecond, large.MessagesPerServerSecond)
+	}
+	if small.Depth > 4 || large.Depth > 7 {
+		t.Errorf("depth %d of 16, %d of 128 servers", small.Depth, large.Depth)
+	}
+}

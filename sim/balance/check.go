@@ -1,0 +1,131 @@
+package balance
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/monitor"
+)
+
+// checkMoves looks at what one command began and ended. It decides by the rules as an operator knows them, not by the balancer's code.
+func (w *world) checkMoves(before, after *cells.State) error {
+	for i := range after.VMs {
+		vm := &after.VMs[i]
+		old := before.VM(vm.ID)
+		if old == nil {
+			continue
+		}
+		if vm.Move != nil && old.Move == nil {
+			if err := w.checkBegin(after, old, vm); err != nil {
+				return err
+			}
+		}
+		if vm.Moved.Epoch != old.Moved.Epoch {
+			if err := w.checkMoved(after, old, vm); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkBegin looks at where a move goes.
+func (w *world) checkBegin(st *cells.State, old, vm *cells.VM) error {
+	var image cells.VMPart
+	vcpus := 0
+	for _, p := range vm.Parts {
+		if p.Part == vm.Move.Image {
+			image = p
+		}
+		if slices.Contains(vm.Move.Parts, p.Part) {
+			vcpus += len(p.VCPUs)
+		}
+	}
+	target := st.Server(image.Server)
+	used := ident.Bytes(0)
+	for i := range st.VMs {
+		o := &st.VMs[i]
+		if !o.State.Active() {
+			continue
+		}
+		for _, p := range o.Parts {
+			switch {
+			case p.Server != target.ID || p.Gone || o.ID == vm.ID && p.Part == image.Part:
+			case p.Standby:
+				used += o.Spec.MemoryBytes
+			default:
+				used += o.Spec.MemoryBytes / ident.Bytes(len(o.Members()))
+			}
+		}
+	}
+	switch {
+	case target.State != cells.ServerLive || target.Cordoned:
+		return fmt.Errorf("vm %s goes to %s, which is %s, cordoned: %v", vm.Spec.Name, target.Name, target.State, target.Cordoned)
+	case vcpus > target.Slots:
+		return fmt.Errorf("vm %s goes to %s with %d vCPUs for %d slots", vm.Spec.Name, target.Name, vcpus, target.Slots)
+	case slices.ContainsFunc(old.Members(), func(p cells.VMPart) bool { return p.Server == target.ID }):
+		return fmt.Errorf("vm %s goes to %s, where a sibling runs", vm.Spec.Name, target.Name)
+	case used+vm.Spec.MemoryBytes > target.MemoryBytes:
+		return fmt.Errorf("vm %s goes to %s, which has %d of %d bytes in use", vm.Spec.Name, target.Name, used, target.MemoryBytes)
+	}
+	return nil
+}
+
+// checkMoved looks at where a VM lies once it was moved, and when it was moved before.
+func (w *world) checkMoved(st *cells.State, old, vm *cells.VM) error {
+	now := vm.Cells()
+	if len(now) > len(old.Cells()) {
+		return fmt.Errorf("vm %s depends on %v, before on %v", vm.Spec.Name, now, old.Cells())
+	}
+	for _, c := range now {
+		if len(vm.Spec.Span) > 0 && !slices.Contains(vm.Spec.Span, c) {
+			return fmt.Errorf("vm %s lies in %v, its span is %v", vm.Spec.Name, now, vm.Spec.Span)
+		}
+	}
+	if last, ok := w.moved[vm.ID]; ok && w.Now()-last < settle {
+		return fmt.Errorf("vm %s was moved %d us after it had been moved", vm.Spec.Name, w.Now()-last)
+	}
+	w.moved[vm.ID] = w.Now()
+	return nil
+}
+
+// checkEnd looks at what must be so when nothing has changed for long.
+func (w *world) checkEnd() error {
+	st := w.fsm.State()
+	for _, s := range w.servers {
+		parent, _ := s.reporter.Place()
+		if s.dead || parent != 0 {
+			continue
+		}
+		loads := s.reporter.Loads()
+		if len(loads) != len(st.View.Live) {
+			return fmt.Errorf("the root, server %d, knows of %d servers, %d are live", s.id, len(loads), len(st.View.Live))
+		}
+	}
+	for i := range st.VMs {
+		vm := &st.VMs[i]
+		if vm.State != cells.VMRunning {
+			continue
+		}
+		for _, p := range vm.Members() {
+			if idle := w.idles(vm.ID, &p); p.Idle != idle {
+				return fmt.Errorf("the registry has %d of the vCPUs of vm %s on %s idle, %d are", p.Idle, vm.Spec.Name, p.ServerName, idle)
+			}
+		}
+	}
+	for i := range st.Operations {
+		if st.Operations[i].State == cells.OpRunning {
+			return fmt.Errorf("operation %d has not ended: %s", st.Operations[i].ID, st.Operations[i].Note)
+		}
+	}
+	op, fault := monitor.PlanOperation(st, &cells.StartOperation{Kind: cells.OpBalance})
+	if fault != nil {
+		return fault
+	}
+	if len(op.Steps) > 0 {
+		return fmt.Errorf("%d moves are left that would make the load more even, the first: %s", len(op.Steps), op.Steps[0].Reason)
+	}
+	return nil
+}

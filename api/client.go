@@ -111,6 +111,15 @@ func (c *Client) API() CellvisorClient {
 	return NewCellvisorClient(conn)
 }
 
+// At returns the service of the server at one address of the list. Calls through it are not repeated elsewhere.
+func (c *Client) At(addr string) CellvisorClient {
+	conn, err := c.conn(addr)
+	if err != nil {
+		return NewCellvisorClient(deadConn{err})
+	}
+	return NewCellvisorClient(conn)
+}
+
 func (c *Client) conn(addr string) (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,6 +4,7 @@
 //	cluster {
 //	  name = "prod"
 //	  id   = "5f0c…"            # 32 hex digits, the same on all servers
+//	  drills = "allow"          # drills may break this server; default: "refuse"
 //	}
 //	server {
 //	  name        = "a-1"        # <cell>-<number>
@@ -88,6 +89,7 @@ type Server struct {
 
 	ClusterID   string // 32 hex digits
 	ClusterName string
+	Drills      bool // drills may break this server
 
 	ID      ident.ServerID // from the initial block of this server's name; 0 if it joins a cluster later
 	Name    ident.ServerName

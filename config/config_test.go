@@ -163,6 +163,7 @@ func TestFormatRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	want.Timing.LeaseLength *= 2
+	want.Drills = true
 	want.TLS = TLS{CA: "/t/ca.crt", Cert: "/t/a-1.crt", Key: "/t/a-1.key"}
 	want.PageEncryption, want.Jail, want.WorkerUser = false, false, "kvm-workers"
 	got, err := Parse("/etc/cv/server.hcl", Format(want))

@@ -60,7 +60,8 @@ func (p *parser) cluster(top *block, s *Server) {
 	if c == nil {
 		return
 	}
-	b := p.open(c.Body, `block "cluster"`, "", c.DefRange, []string{"name", "id"}, nil)
+	b := p.open(c.Body, `block "cluster"`, "", c.DefRange, []string{"name", "id", "drills"}, nil)
+	s.Drills = p.choice(b, "drills", "refuse", "refuse", "allow") == "allow"
 	var at *hcl.Range
 	if s.ClusterName, at = b.str("name", "cellvisor"); !clusterNamePattern.MatchString(s.ClusterName) {
 		p.say(at, fmt.Sprintf("cluster name %q must be 1 to 63 of a-z, 0-9 and '-', beginning with a letter", s.ClusterName))

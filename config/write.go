@@ -11,6 +11,9 @@ func Format(s *Server) []byte {
 	b := f.Body().AppendNewBlock("cluster", nil).Body()
 	setString(b, "name", s.ClusterName)
 	setString(b, "id", s.ClusterID)
+	if s.Drills {
+		setString(b, "drills", "allow")
+	}
 
 	b = f.Body().AppendNewBlock("server", nil).Body()
 	setString(b, "name", string(s.Name))

@@ -63,7 +63,7 @@ type Store struct {
 	db    *bbolt.DB
 	blobs *Blobs
 
-	beforeWrite func() error // tests inject failures here; nil otherwise
+	beforeWrite func() error // protected by mu; failures are injected here; nil otherwise
 
 	mu     sync.Mutex
 	poison error  // protected by mu; the first failed write
@@ -115,6 +115,17 @@ func (s *Store) Dir() string { return s.dir }
 
 // Blobs returns the payload store in the same directory.
 func (s *Store) Blobs() *Blobs { return s.blobs }
+
+// Fail lets every write from now on fail with err, as a disk's would, or, with nil, lets them succeed again. For drills; a Store that has failed once
+// stays so.
+func (s *Store) Fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.beforeWrite = nil
+	if err != nil {
+		s.beforeWrite = func() error { return err }
+	}
+}
 
 // Close writes a commit index that was held back, and gives the directory free.
 func (s *Store) Close() error {

@@ -2,7 +2,12 @@ package drill
 
 import (
 	"context"
+	"slices"
 	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/api"
 )
@@ -17,6 +22,19 @@ type Cluster interface {
 	Remove(ctx context.Context, vm string) error
 	// Output hands the VM's output records from index on to each until the VM has ended; it may return early with an error.
 	Output(ctx context.Context, vm string, index uint64, each func(index uint64, record uint32) error) error
+	// Operate starts an operation on cells and servers, Operation looks at one, Cancel ends one.
+	Operate(context.Context, *api.StartOperationRequest) (*api.Operation, error)
+	Operation(ctx context.Context, id uint64) (*api.Operation, error)
+	Cancel(ctx context.Context, id uint64) error
+	// Dependents names what depends on a cell or server; nothing if it can be stopped.
+	Dependents(ctx context.Context, name string) ([]string, error)
+	// SetFaults has one server do these things to itself, in place of what it did before, until the lease runs out. The error has code UNAVAILABLE if
+	// it does not answer.
+	SetFaults(ctx context.Context, server string, faults []*api.Fault, lease time.Duration, seed uint64) error
+	// Faults tells what one server does to itself, and whether its configuration allows drills.
+	Faults(ctx context.Context, server string) (allowed bool, faults []*api.Fault, err error)
+	// CrashGuest lets a VM's guest crash.
+	CrashGuest(ctx context.Context, vm string) error
 	// Events returns the events of the replicated log, oldest first.
 	Events(context.Context) ([]*api.Event, error)
 }
@@ -50,10 +68,101 @@ type Process struct {
 }
 
 // remote is the Cluster behind the control API.
-type remote struct{ c *api.Client }
+type remote struct {
+	c    *api.Client
+	addr func(server string) string
+}
 
-// Connect makes a client of the control API a Cluster.
-func Connect(c *api.Client) Cluster { return remote{c} }
+// Connect makes a client of the control API a Cluster. addr gives the address at which the API of one server is reached; nil if no server is to be broken.
+func Connect(c *api.Client, addr func(server string) string) Cluster { return remote{c, addr} }
+
+// at returns the service of one server.
+func (r remote) at(server string) (api.CellvisorClient, error) {
+	if r.addr == nil || r.addr(server) == "" {
+		return nil, status.Errorf(codes.NotFound, "the address of server %s is not known", server)
+	}
+	return r.c.At(r.addr(server)), nil
+}
+
+// Operate implements Cluster.
+func (r remote) Operate(ctx context.Context, req *api.StartOperationRequest) (out *api.Operation, err error) {
+	// Not repeated elsewhere: it would begin twice.
+	resp, err := r.c.API().StartOperation(ctx, req)
+	return resp.GetOperation(), err
+}
+
+// Operation implements Cluster.
+func (r remote) Operation(ctx context.Context, id uint64) (out *api.Operation, err error) {
+	err = r.c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		resp, err := svc.GetOperation(ctx, &api.GetOperationRequest{Id: id})
+		out = resp.GetOperation()
+		return err
+	})
+	return out, err
+}
+
+// Cancel implements Cluster.
+func (r remote) Cancel(ctx context.Context, id uint64) error {
+	return r.c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		_, err := svc.CancelOperation(ctx, &api.CancelOperationRequest{Id: id, By: "drill"})
+		return err
+	})
+}
+
+// Dependents implements Cluster.
+func (r remote) Dependents(ctx context.Context, name string) (out []string, err error) {
+	err = r.c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		req := &api.SafeToStopRequest{}
+		if cells, err := svc.ListCells(ctx, &api.ListCellsRequest{}); err != nil {
+			return err
+		} else if slices.ContainsFunc(cells.GetCells(), func(c *api.Cell) bool { return c.GetName() == name }) {
+			req.Cells = []string{name}
+		} else {
+			req.Servers = []string{name}
+		}
+		resp, err := svc.SafeToStop(ctx, req)
+		out = resp.GetDependents()
+		return err
+	})
+	return out, err
+}
+
+// SetFaults implements Cluster.
+func (r remote) SetFaults(ctx context.Context, server string, faults []*api.Fault, lease time.Duration, seed uint64) error {
+	svc, err := r.at(server)
+	if err == nil {
+		_, err = svc.SetFaults(ctx, &api.SetFaultsRequest{Set: true, Faults: faults, LeaseMs: uint32(lease.Milliseconds()), Seed: seed})
+	}
+	return err
+}
+
+// Faults implements Cluster.
+func (r remote) Faults(ctx context.Context, server string) (bool, []*api.Fault, error) {
+	svc, err := r.at(server)
+	if err != nil {
+		return false, nil, err
+	}
+	resp, err := svc.SetFaults(ctx, &api.SetFaultsRequest{})
+	return resp.GetAllowed(), resp.GetFaults(), err
+}
+
+// CrashGuest implements Cluster: the VM's home does it.
+func (r remote) CrashGuest(ctx context.Context, vm string) error {
+	var home string
+	err := r.c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		resp, err := svc.GetVM(ctx, &api.GetVMRequest{Name: vm})
+		home = resp.GetVm().GetHome()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	svc, err := r.at(home)
+	if err == nil {
+		_, err = svc.CrashGuest(ctx, &api.CrashGuestRequest{Name: vm})
+	}
+	return err
+}
 
 func (r remote) Status(ctx context.Context) (out *api.StatusResponse, err error) {
 	err = r.c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {

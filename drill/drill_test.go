@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -340,5 +341,57 @@ func TestForecast(t *testing.T) {
 	}
 	if _, err := WhatIf(t.Context(), fakeCluster{f}, []string{"nix"}); err == nil {
 		t.Error("an unknown cell was accepted")
+	}
+}
+
+// What servers do to themselves, and what was drained, is undone by the drill or at its end, and that is checked.
+func TestInjections(t *testing.T) {
+	f := newFake(t)
+	rep := runOn(t, f, `
+max_cells = 1
+def drill():
+    p = vm("p", span = ["b"], protect = "replica")
+    cut("b", "a")
+    delay("b", "c", "20ms", jitter = "5ms")
+    mend("b", "a")
+    loss("b", "c", permille = 10)
+    wedge_rpc("b", "100ms")
+    drain("c")
+    expect(safe_to_stop("a"))
+    expect(negate(safe_to_stop("b")))
+    restore("c", back = "original")
+    disk_full("b")
+    expect(dead("b"), within = "5s")
+    mend("b")
+    expect(live("b"))
+    drain("b")
+    cut("b")
+    panic_guest(p)
+    expect(state(p, "failed"), within = "5s")
+`)
+	if rep.Verdict != Passed || !rep.Healing.OK {
+		t.Fatalf("%s: %s; %+v", rep.Verdict, rep.Why, rep.Healing)
+	}
+	for server, left := range f.faults {
+		if len(left) > 0 {
+			t.Errorf("server %s is left with %v", server, left)
+		}
+	}
+	if got := fmt.Sprint(rep.Healing.Actions); !strings.Contains(got, "mended b-1") || !strings.Contains(got, "opened b again") || strings.Contains(got, "opened c") {
+		t.Error(got)
+	}
+	if last := f.ops[len(f.ops)-1]; last.GetKind() != api.OperationKind_OPERATION_KIND_RESTORE {
+		t.Errorf("the last operation is a %s", last.GetKind().Word())
+	}
+}
+
+func TestRefusedWithoutConsent(t *testing.T) {
+	f := newFake(t)
+	f.refused = true
+	if _, err := Run(t.Context(), load(t, loseB), fakeCluster{f}, f, Options{}); err == nil || !strings.Contains(err.Error(), `drills = "allow"`) {
+		t.Fatal(err)
+	}
+	if len(f.vms) > 0 || len(f.signals) > 0 {
+		t.Error("something was done all the same")
 	}
 }

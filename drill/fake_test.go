@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -31,6 +32,9 @@ type fake struct {
 	skip    uint32 // a counting VM leaves this record out, if not 0
 	refuse  error  // of Start
 	others  map[int]bool
+	refused bool // its configuration does not allow drills
+	faults  map[string][]*api.Fault
+	ops     []*api.Operation
 }
 
 type fakeServer struct {
@@ -40,7 +44,7 @@ type fakeServer struct {
 }
 
 func newFake(t *testing.T) *fake {
-	f := &fake{dir: t.TempDir(), pid: 100, epoch: 1, others: map[int]bool{}}
+	f := &fake{dir: t.TempDir(), pid: 100, epoch: 1, others: map[int]bool{}, faults: map[string][]*api.Fault{}}
 	for _, cell := range []string{"a", "b", "c"} {
 		f.pid++
 		f.servers = append(f.servers, &fakeServer{name: cell + "-1", cell: cell, pid: f.pid})
@@ -232,4 +236,67 @@ func (f fakeCluster) Servers(context.Context) ([]*api.Server, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.live(), nil
+}
+
+func (f *fake) Operate(_ context.Context, req *api.StartOperationRequest) (*api.Operation, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	op := &api.Operation{Id: uint64(len(f.ops) + 1), Kind: req.GetKind(), Subject: fmt.Sprint(req.GetCells(), req.GetServers()), State: api.OperationState_OPERATION_STATE_DONE}
+	f.ops = append(f.ops, op)
+	return op, nil
+}
+
+func (f *fake) Operation(_ context.Context, id uint64) (*api.Operation, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ops[id-1], nil
+}
+
+func (f *fake) Cancel(context.Context, uint64) error { return nil }
+
+func (f *fake) Dependents(_ context.Context, name string) (out []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, v := range f.vms {
+		if strings.HasPrefix(v.Home, name) {
+			out = append(out, "vm "+v.Name)
+		}
+	}
+	return out, nil
+}
+
+func (f *fake) SetFaults(_ context.Context, server string, faults []*api.Fault, _ time.Duration, _ uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.servers {
+		if s.name == server && s.pid == 0 {
+			return status.Error(codes.Unavailable, "it is down")
+		}
+		if s.name == server {
+			f.faults[server] = slices.Clone(faults)
+			if slices.ContainsFunc(faults, func(o *api.Fault) bool { return o.GetKind() == api.FaultKind_FAULT_KIND_DISK_FULL }) {
+				s.pid = 0
+				delete(f.faults, server)
+				f.lose(s)
+			}
+		}
+	}
+	return nil
+}
+
+func (f *fake) Faults(_ context.Context, server string) (bool, []*api.Fault, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.refused, f.faults[server], nil
+}
+
+func (f *fake) CrashGuest(_ context.Context, vm string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, v := range f.vms {
+		if v.GetName() == vm {
+			v.State, v.Reason = api.VMState_VM_STATE_FAILED, "guest failed"
+		}
+	}
+	return nil
 }

@@ -70,7 +70,19 @@ func healCluster(ctx context.Context, clock Clock, host Host, j *journal, dial D
 		c, hangUp, err = dial(ctx)
 	}
 	defer hangUp()
+	if err := mendAll(ctx, c, j, h); err != nil {
+		return err
+	}
+	if err := startEnded(clock, host, j, h); err != nil { // those that ended before they were mended
+		return err
+	}
 	if err := awaitWhole(ctx, clock, deadline.Sub(clock.Now()), c, host); err != nil {
+		return err
+	}
+	if err := nothingBroken(ctx, clock, c, host); err != nil {
+		return err
+	}
+	if err := undrain(ctx, clock, c, j, cellsOf(host), h); err != nil {
 		return err
 	}
 	return removeVMs(ctx, c, j, h)
@@ -87,8 +99,14 @@ func healProcesses(clock Clock, host Host, j *journal, h *Healing) error {
 		}
 		h.Actions = append(h.Actions, "continued server "+f.Server)
 	}
+	return startEnded(clock, host, j, h)
+}
+
+// startEnded starts the servers that were killed, or ended of what was done to them.
+func startEnded(clock Clock, host Host, j *journal, h *Healing) error {
 	for _, f := range j.Faults {
-		if f.Kind != faultKill {
+		// A server whose disk took no writes has ended, too.
+		if f.Kind != faultKill && (f.Inject == nil || f.Inject.Kind != "disk") {
 			continue
 		}
 		// The runner may have died between journal and signal, or between two signals: what was meant to die is dead before it starts anew.

@@ -19,14 +19,17 @@ const (
 const (
 	faultKill = "kill"
 	faultStop = "stop"
+
+	faultInject = "inject" // done by the server to itself; mended over its API, or by the end of its lease
 )
 
 // fault is something injected and not yet healed.
 type fault struct {
-	Kind      string    `json:"kind"`
-	Server    string    `json:"server"`
-	Cell      string    `json:"cell,omitempty"`
-	Processes []Process `json:"processes"`
+	Kind      string     `json:"kind"`
+	Server    string     `json:"server"`
+	Cell      string     `json:"cell,omitempty"`
+	Processes []Process  `json:"processes,omitempty"`
+	Inject    *injection `json:"inject,omitempty"`
 }
 
 // journalVM is a VM that the drill started.
@@ -43,6 +46,7 @@ type journal struct {
 	StartedAt time.Time   `json:"started_at"`
 	Faults    []fault     `json:"faults"`
 	VMs       []journalVM `json:"vms"`
+	Drained   []drained   `json:"drained,omitempty"`
 
 	path string // "": nothing outlasts the runner, as on the simulator
 }
@@ -161,10 +165,44 @@ func (j *journal) dropFaults(kind, server string) error {
 	return j.save()
 }
 
+// dropInjections forgets what servers do to themselves and their links, by server and peer.
+func (j *journal) dropInjections(match func(server, peer string) bool) error {
+	j.Faults = slices.DeleteFunc(j.Faults, func(f fault) bool { return f.Inject != nil && match(f.Server, f.Inject.Peer) })
+	return j.save()
+}
+
+// addDrain notes names that are about to be taken out of use.
+func (j *journal) addDrain(names []string) error {
+	j.Drained = append(j.Drained, drained{Names: names})
+	return j.save()
+}
+
+// setDrain notes which operation does it.
+func (j *journal) setDrain(names []string, op uint64) error {
+	for i := range j.Drained {
+		if slices.Equal(j.Drained[i].Names, names) {
+			j.Drained[i].Op = op
+		}
+	}
+	return j.save()
+}
+
+// dropDrain forgets names that are in use again.
+func (j *journal) dropDrain(names []string) error {
+	for i := range j.Drained {
+		j.Drained[i].Names = slices.DeleteFunc(slices.Clone(j.Drained[i].Names), func(n string) bool { return slices.Contains(names, n) })
+	}
+	j.Drained = slices.DeleteFunc(j.Drained, func(d drained) bool { return len(d.Names) == 0 })
+	return j.save()
+}
+
 // brokenCells returns the cells with a fault, sorted. A witness counts as a cell of its own.
 func (j *journal) brokenCells() []string {
 	var out []string
 	for _, f := range j.Faults {
+		if f.Inject != nil && f.Inject.Far {
+			continue
+		}
 		cell := f.Cell
 		if cell == "" {
 			cell = f.Server

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.starlark.net/starlark"
+
+	"github.com/cellvisor/cellvisor/api"
 )
 
 // word is one word of the language beyond Starlark's own.
@@ -34,7 +36,7 @@ var vocabulary map[string]word
 
 func init() {
 	vocabulary = map[string]word{
-		"vm":      {params: []string{"name", "payload", "args", "vcpus", "memory", "span", "protect", "on_loss", "checkpoint", "wait", "within"}, do: doVM},
+		"vm":      {params: []string{"name", "payload", "args", "vcpus", "memory", "span", "protect", "on_loss", "checkpoint", "crash_limit", "wait", "within"}, do: doVM},
 		"wait":    {params: []string{"vm", "state", "protection", "within"}, do: doWait},
 		"sleep":   {params: []string{"time"}, do: doSleep},
 		"log":     {params: []string{"text"}, do: doLog},
@@ -49,21 +51,33 @@ func init() {
 		"restart":      {params: []string{"wait", "within"}, variadic: true, do: doRestart},
 		"kill_worker":  {params: []string{"vm", "server"}, do: doKillWorker},
 
+		"cut":         {params: []string{"a", "b"}, do: doCut},
+		"delay":       {params: []string{"a", "b", "time", "jitter"}, do: doDelay},
+		"loss":        {params: []string{"a", "b", "permille"}, do: doLoss},
+		"disk_full":   {params: []string{}, variadic: true, do: doDisk(api.FaultKind_FAULT_KIND_DISK_FULL, "no space is left on the disk of ")},
+		"disk_error":  {params: []string{}, variadic: true, do: doDisk(api.FaultKind_FAULT_KIND_DISK_ERROR, "input/output errors on the disk of ")},
+		"wedge_rpc":   {params: []string{"name", "time"}, do: doWedge},
+		"panic_guest": {params: []string{"vm"}, do: doPanicGuest},
+		"mend":        {params: []string{"a", "b", "wait", "within"}, do: doMend},
+		"drain":       {params: []string{"wait", "within"}, variadic: true, do: doDrain},
+		"restore":     {params: []string{"back", "wait", "within"}, variadic: true, do: doRestore},
+
 		"expect":   {params: []string{"condition", "within", "name"}, do: doExpect},
 		"steady":   {params: []string{"condition", "name"}, do: func(r *run, t *starlark.Thread, c call) (starlark.Value, error) { return r.doWatch(t, c, false) }},
 		"abort_if": {params: []string{"condition", "name"}, do: func(r *run, t *starlark.Thread, c call) (starlark.Value, error) { return r.doWatch(t, c, true) }},
 
-		"running":   {params: []string{"vm"}, do: onVM(func(_ *run, vm string) *condition { return stateIs(vm, "running") })},
-		"safe":      {params: []string{"vm"}, do: onVM(func(_ *run, vm string) *condition { return protectionIs(vm, "safe") })},
-		"state":     {params: []string{"vm", "state"}, do: doState},
-		"recovered": {params: []string{"vm", "times"}, do: doRecovered},
-		"counting":  {params: []string{"vm", "stall"}, do: doCounting},
-		"grows":     {params: []string{"vm", "by"}, do: doGrows},
-		"live":      {params: []string{"name"}, do: onName("live")},
-		"dead":      {params: []string{"name"}, do: onName("dead")},
-		"quorum":    {params: []string{}, do: func(_ *run, _ *starlark.Thread, c call) (starlark.Value, error) { return quorate(true), c.unpack() }},
-		"no_quorum": {params: []string{}, do: func(_ *run, _ *starlark.Thread, c call) (starlark.Value, error) { return quorate(false), c.unpack() }},
-		"negate":    {params: []string{"condition"}, do: doNegate},
+		"running":      {params: []string{"vm"}, do: onVM(func(_ *run, vm string) *condition { return stateIs(vm, "running") })},
+		"safe":         {params: []string{"vm"}, do: onVM(func(_ *run, vm string) *condition { return protectionIs(vm, "safe") })},
+		"state":        {params: []string{"vm", "state"}, do: doState},
+		"recovered":    {params: []string{"vm", "times"}, do: doRecovered},
+		"counting":     {params: []string{"vm", "stall"}, do: doCounting},
+		"grows":        {params: []string{"vm", "by"}, do: doGrows},
+		"live":         {params: []string{"name"}, do: onName("live")},
+		"dead":         {params: []string{"name"}, do: onName("dead")},
+		"safe_to_stop": {params: []string{"name"}, do: doSafeToStop},
+		"quorum":       {params: []string{}, do: func(_ *run, _ *starlark.Thread, c call) (starlark.Value, error) { return quorate(true), c.unpack() }},
+		"no_quorum":    {params: []string{}, do: func(_ *run, _ *starlark.Thread, c call) (starlark.Value, error) { return quorate(false), c.unpack() }},
+		"negate":       {params: []string{"condition"}, do: doNegate},
 	}
 }
 

@@ -18,14 +18,16 @@ const (
 
 // snapshot is what the cluster looked like at one moment. It is never changed after it was published.
 type snapshot struct {
-	begun   time.Time // when the look began: nothing in it is older
-	reached bool      // a server answered
-	quorum  bool
-	epoch   uint64
-	leader  string
-	servers []*api.Server
-	vms     []*api.VM
-	err     error // of a look that failed; servers and vms are then those of the last one that did not
+	begun      time.Time // when the look began: nothing in it is older
+	reached    bool      // a server answered
+	quorum     bool
+	epoch      uint64
+	leader     string
+	servers    []*api.Server
+	vms        []*api.VM
+	operations map[uint64]*api.Operation // those that are waited for
+	dependents map[string][]string       // on the cells and servers that a condition asks about
+	err        error                     // of a look that failed; servers and vms are then those of the last one that did not
 }
 
 func (s *snapshot) vm(name string) *api.VM {
@@ -56,6 +58,8 @@ type observer struct {
 	last    *snapshot
 	changed chan struct{} // closed and replaced at each new snapshot
 	tracks  map[trackKey]*Track
+	ops     []uint64 // to look at, too
+	stops   []string // likewise: what depends on these
 }
 
 type trackKey struct{ kind, name string }
@@ -87,11 +91,57 @@ func (o *observer) look(ctx context.Context) *snapshot {
 	if err == nil {
 		s.vms, err = o.cluster.VMs(ctx)
 	}
+	if err == nil {
+		err = o.lookCloser(ctx, s)
+	}
 	if err != nil {
 		old := o.now()
 		s.err, s.servers, s.vms = err, old.servers, old.vms
 	}
 	return s
+}
+
+// lookCloser looks at what conditions ask for beyond the usual.
+func (o *observer) lookCloser(ctx context.Context, s *snapshot) error {
+	o.mu.Lock()
+	ops, stops := slices.Clone(o.ops), slices.Clone(o.stops)
+	o.mu.Unlock()
+	for _, id := range ops {
+		op, err := o.cluster.Operation(ctx, id)
+		if err != nil {
+			return err
+		}
+		if s.operations == nil {
+			s.operations = make(map[uint64]*api.Operation)
+		}
+		s.operations[id] = op
+	}
+	for _, name := range stops {
+		list, err := o.cluster.Dependents(ctx, name)
+		if err != nil {
+			return err
+		}
+		if s.dependents == nil {
+			s.dependents = make(map[string][]string)
+		}
+		s.dependents[name] = list
+	}
+	return nil
+}
+
+// watchOperation and watchDependents add to what is looked at.
+func (o *observer) watchOperation(id uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ops = append(o.ops, id)
+}
+
+func (o *observer) watchDependents(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !slices.Contains(o.stops, name) {
+		o.stops = append(o.stops, name)
+	}
 }
 
 func (o *observer) publish(s *snapshot) {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.starlark.net/starlark"
@@ -26,18 +27,19 @@ type Options struct {
 
 // run is one drill in progress. All of it belongs to the goroutine that called Run, save what the observer and the followers protect.
 type run struct {
-	ctx     context.Context
-	prog    *Program
-	cluster Cluster
-	host    Host
-	clock   Clock
-	opt     Options
-	thread  *starlark.Thread
-	rng     *rand.Rand
-	start   time.Time
-	report  *Report
-	journal *journal
-	obs     *observer
+	ctx      context.Context
+	prog     *Program
+	cluster  Cluster
+	host     Host
+	clock    Clock
+	opt      Options
+	thread   *starlark.Thread
+	rng      *rand.Rand
+	start    time.Time
+	report   *Report
+	journal  *journal
+	obs      *observer
+	injector *injector
 
 	followers map[string]*follower // by VM
 	order     []string             // the VMs, as they were started
@@ -62,6 +64,9 @@ func Run(ctx context.Context, p *Program, c Cluster, h Host, opt Options) (*Repo
 	defer cancel()
 	r := newRun(ctx, p, c, h, opt)
 	if err := r.fits(); err != nil {
+		return nil, err
+	}
+	if err := r.allowed(); err != nil {
 		return nil, err
 	}
 	var err error
@@ -90,7 +95,7 @@ func newRun(ctx context.Context, p *Program, c Cluster, h Host, opt Options) *ru
 		ctx: ctx, prog: p, cluster: c, host: h, clock: opt.Clock, opt: opt, start: opt.Clock.Now(),
 		rng: rand.New(rand.NewPCG(opt.Seed, 1)), followers: make(map[string]*follower),
 	}
-	r.obs = newObserver(c, r.clock)
+	r.obs, r.injector = newObserver(c, r.clock), newInjector(c, opt.Seed)
 	r.report = &Report{
 		Drill: p.Name, About: p.About, Seed: opt.Seed, Replay: opt.Replay, StartedAt: r.start.UTC(), Cells: r.cells(),
 		Steps: []Step{}, Expectations: []Expectation{}, Invariants: []Invariant{}, Recoveries: []Recovery{}, Lost: []LostVM{}, Outputs: []Output{},
@@ -102,8 +107,10 @@ func newRun(ctx context.Context, p *Program, c Cluster, h Host, opt Options) *ru
 }
 
 // cells returns the names of the cells that the host knows, sorted.
-func (r *run) cells() (out []string) {
-	for _, s := range r.host.Servers() {
+func (r *run) cells() []string { return cellsOf(r.host) }
+
+func cellsOf(h Host) (out []string) {
+	for _, s := range h.Servers() {
 		if s.Cell != "" && !slices.Contains(out, s.Cell) {
 			out = append(out, s.Cell)
 		}
@@ -150,6 +157,10 @@ func (r *run) act() error {
 	defer cancel()
 	if !r.clock.Stepped() {
 		go r.obs.run(ctx)
+		var renewing sync.WaitGroup
+		renewing.Go(func() { r.injector.run(ctx) })
+		defer renewing.Wait()
+		defer cancel()
 	}
 	r.thread = &starlark.Thread{Name: r.prog.Name, Print: func(_ *starlark.Thread, msg string) { r.step("log", "%s", msg) }}
 	r.thread.SetLocal(runKey, r)

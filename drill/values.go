@@ -16,7 +16,7 @@ type vmValue struct {
 	name string
 }
 
-var vmAttrs = []string{"cells", "epoch", "exit_status", "home", "members", "name", "protection", "reason", "records", "recoveries", "standbys", "state"}
+var vmAttrs = []string{"cells", "epoch", "exit_status", "home", "members", "name", "protection", "reason", "records", "recoveries", "restarts", "standbys", "state"}
 
 func (v *vmValue) String() string        { return v.name }
 func (v *vmValue) Type() string          { return "vm" }
@@ -50,6 +50,8 @@ func (v *vmValue) Attr(name string) (starlark.Value, error) {
 		return starlark.String(vm.GetProtection()), nil
 	case "recoveries":
 		return starlark.MakeUint64(vm.GetRecoveries()), nil
+	case "restarts":
+		return starlark.MakeUint64(vm.GetRestarts()), nil
 	case "epoch":
 		return starlark.MakeUint64(vm.GetEpoch()), nil
 	case "exit_status":

@@ -24,13 +24,14 @@ type vmArgs struct {
 	vcpus, memoryMiB                     int
 	span                                 *starlark.List
 	checkpoint, within                   starlark.Value
+	crashLimit                           int
 	wait                                 bool
 }
 
 func doVM(r *run, _ *starlark.Thread, c call) (starlark.Value, error) {
-	a := vmArgs{payload: "count", args: "0 100", protect: "none", onLoss: "stop", vcpus: 1, memoryMiB: 64, wait: true}
+	a := vmArgs{payload: "count", args: "0 100", protect: "none", onLoss: "stop", vcpus: 1, memoryMiB: 64, crashLimit: 3, wait: true}
 	err := c.unpack("name", &a.name, "payload?", &a.payload, "args?", &a.args, "vcpus?", &a.vcpus, "memory?", &a.memoryMiB, "span?", &a.span,
-		"protect?", &a.protect, "on_loss?", &a.onLoss, "checkpoint?", &a.checkpoint, "wait?", &a.wait, "within?", &a.within)
+		"protect?", &a.protect, "on_loss?", &a.onLoss, "checkpoint?", &a.checkpoint, "crash_limit?", &a.crashLimit, "wait?", &a.wait, "within?", &a.within)
 	if err != nil {
 		return nil, err
 	}
@@ -69,12 +70,16 @@ func (a *vmArgs) spec() (*api.VMSpec, error) {
 	case a.onLoss != "stop" && a.onLoss != "touch":
 		return nil, fmt.Errorf("on_loss = %q must be stop or touch", a.onLoss)
 	}
+	if a.crashLimit < 0 || a.crashLimit > 1000 {
+		return nil, fmt.Errorf("crash_limit = %d must be from 0, no limit, to 1000", a.crashLimit)
+	}
+	limit := uint32(a.crashLimit)
 	if _, err := payload.Open(a.payload); err != nil {
 		return nil, err
 	}
 	spec := &api.VMSpec{
 		Name: a.name, Payload: &api.VMSpec_Builtin{Builtin: a.payload}, Args: a.args, Vcpus: uint32(a.vcpus),
-		MemoryBytes: uint64(a.memoryMiB) << 20, OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: a.protect,
+		MemoryBytes: uint64(a.memoryMiB) << 20, CrashLimit: &limit, OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: a.protect,
 	}
 	if a.onLoss == "touch" {
 		spec.OnLoss = api.OnLoss_ON_LOSS_TOUCH

@@ -39,6 +39,11 @@ type pageConn struct {
 	queue  [][]byte    // protected by outMu; bytes that wait for the socket, in order; the writer works on the first
 	queued int         // protected by outMu; bytes in queue
 
+	late      []lateFrame // protected by outMu; what a drill holds up, in order
+	lateBytes int         // protected by outMu
+	lateRuns  bool        // protected by outMu; lateLoop runs
+	lateCount atomic.Int32
+
 	reqMu   sync.Mutex
 	replies map[uint64]*replyWait // protected by reqMu; open requests; nil once dead
 }
@@ -185,6 +190,15 @@ func (c *pageConn) send(buf []byte) bool {
 		p.count.dropped.Add(1)
 		return true // as far as the sender can tell, the network swallowed it
 	}
+	if p.impaired[c.member.part].Load() != nil || c.lateCount.Load() > 0 {
+		return c.sendLate(buf)
+	}
+	return c.sendNow(buf)
+}
+
+// sendNow is send without what a drill does to the link.
+func (c *pageConn) sendNow(buf []byte) bool {
+	p := c.plane
 	c.outMu.Lock()
 	if c.killed != nil {
 		c.outMu.Unlock()

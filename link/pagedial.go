@@ -65,7 +65,7 @@ func (p *Pages) waitUncut(m *member) error {
 		p.mu.Lock()
 		changed := p.changed
 		p.mu.Unlock()
-		if !p.isCut(m.part) {
+		if !p.isCut(m.part) && !p.held(m.part) {
 			return nil
 		}
 		select {
@@ -222,7 +222,7 @@ func (p *Pages) mayEnter(who wire.Identity, deadline time.Time) (*member, error)
 		switch {
 		case closed:
 			return nil, ErrClosed
-		case late || p.isCut(who.Part):
+		case late || p.isCut(who.Part) || p.held(who.Part):
 		case m == nil || m.server != who.Server || who.Part >= p.cfg.Self:
 			return nil, fmt.Errorf("link: %s of server %d: %w", who.Part, who.Server, errNotMember)
 		default:

@@ -88,6 +88,8 @@ type Pages struct {
 	conns [ident.MaxParts]atomic.Pointer[pageConn]
 	cut   atomic.Uint64 // an ident.PartSet
 
+	impaired [ident.MaxParts]atomic.Pointer[impaired] // by part, for senders; changed under mu; nil: nothing is done to it
+
 	mu      sync.Mutex
 	closed  bool
 	members [ident.MaxParts]*member // protected by mu; nil: not a member, or Self
@@ -96,6 +98,8 @@ type Pages struct {
 	done    chan struct{}           // closed by Close
 	running sync.WaitGroup          // every goroutine
 	reqID   atomic.Uint64
+
+	impairments map[ident.ServerID]*impaired // protected by mu
 }
 
 // member is one peer part, as SetMembers told. It is replaced, never changed.
@@ -181,6 +185,7 @@ func (p *Pages) SetMembers(epoch ident.Epoch, members []wire.WorkerMember) error
 			p.running.Go(func() { p.dialLoop(m) })
 		}
 	}
+	p.impairMembers()
 	p.noteChange()
 	return nil
 }

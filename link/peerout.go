@@ -15,6 +15,7 @@ import (
 
 // outgoing is an envelope in a queue. It is stamped when it is sent, so that it carries the epoch of then.
 type outgoing struct {
+	at   time.Time // when it was queued
 	kind wire.EnvelopeKind
 	body []byte
 }
@@ -47,6 +48,7 @@ func newPeer(p *Peers, id ident.ServerID, addr string) *peer {
 
 // enqueue appends an envelope, and makes room for it by dropping the oldest.
 func (q *peer) enqueue(o outgoing) {
+	o.at = time.Now()
 	q.mu.Lock()
 	q.queue = append(q.queue, o)
 	q.queued += envelopeCost + len(o.body)
@@ -142,6 +144,13 @@ func (q *peer) carry(conn net.Conn) error {
 		if is, _ := p.cut(q.id); is {
 			p.count.dropped.Add(uint64(len(batch)))
 			continue
+		}
+		if len(batch) == 0 {
+			continue
+		}
+		if err := q.late(batch[0].at, broken); err != nil {
+			conn.Close()
+			return err
 		}
 		if err := q.write(conn, batch, &buf); err != nil {
 			conn.Close()

@@ -85,7 +85,9 @@ type Peers struct {
 	peers map[ident.ServerID]*peer    // protected by mu
 	conns map[net.Conn]struct{}       // protected by mu; open connections
 	cuts  map[ident.ServerID]struct{} // protected by mu
-	heal  chan struct{}               // protected by mu; closed and replaced when cuts change
+	heal  chan struct{}               // protected by mu; closed and replaced when cuts or impairments change
+
+	impaired map[ident.ServerID]*impaired // protected by mu
 }
 
 // ListenPeers starts to listen. The error names the address when it is taken.

@@ -24,8 +24,9 @@ type Cluster struct {
 	Slots   int      `json:"slots"`
 	Sched   string   `json:"sched,omitempty"`
 	Memory  uint64   `json:"memory_bytes"`
-	Down    bool     `json:"down"` // taken down on purpose: whoever supervises it stops doing so
-	Live    bool     `json:"live"` // all servers were live at once since it was last started
+	Drills  bool     `json:"drills,omitempty"` // may break its servers
+	Down    bool     `json:"down"`             // taken down on purpose: whoever supervises it stops doing so
+	Live    bool     `json:"live"`             // all servers were live at once since it was last started
 	Servers []Server `json:"servers"`
 }
 

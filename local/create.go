@@ -38,6 +38,7 @@ type Shape struct {
 	Sched   config.Sched // "" is gang
 	Memory  ident.Bytes  // of each server
 
+	Drills     bool // drills may break the servers; one that exists and refuses them is changed
 	PlainPages bool // a new cluster's page traffic is not encrypted
 	NoJail     bool // a new cluster's workers are not jailed
 }
@@ -56,7 +57,10 @@ func open(dir string, want Shape) (*Cluster, error) {
 	c, err := Load(dir)
 	switch {
 	case err == nil:
-		return c, c.agrees(want)
+		if err := c.agrees(want); err != nil || !want.Drills || c.Drills {
+			return c, err
+		}
+		return c, c.allowDrills()
 	case !errors.Is(err, ErrNoCluster):
 		return nil, err
 	}
@@ -98,6 +102,22 @@ func foreign(dir string) string {
 	return ""
 }
 
+// allowDrills changes the configurations of a stopped cluster so that drills may break its servers.
+func (c *Cluster) allowDrills() error {
+	for _, s := range c.Servers {
+		cfg, err := config.Load(s.Config)
+		if err != nil {
+			return err
+		}
+		cfg.Drills = true
+		if err := os.WriteFile(s.Config, config.Format(cfg), 0o600); err != nil {
+			return err
+		}
+	}
+	c.Drills = true
+	return c.save()
+}
+
 // agrees tells whether the cluster has the wanted shape.
 func (c *Cluster) agrees(want Shape) error {
 	for _, d := range []struct {
@@ -125,7 +145,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 	want = want.withDefaults()
 	c := &Cluster{
 		Version: clusterVersion, ID: randomHex(16), Name: "local", Dir: dir,
-		Cells: want.Cells, PerCell: want.PerCell, Slots: want.Slots, Sched: string(want.Sched), Memory: uint64(want.Memory),
+		Cells: want.Cells, PerCell: want.PerCell, Slots: want.Slots, Sched: string(want.Sched), Memory: uint64(want.Memory), Drills: want.Drills,
 	}
 	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(randomHex(32)+"\n"), 0o600); err != nil {
 		return nil, err
@@ -150,7 +170,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 			DataDir: filepath.Join(dir, string(p.Name)),
 		}
 		cfg := &config.Server{
-			ClusterID: c.ID, ClusterName: c.Name, Name: p.Name, Cell: p.Cell, Role: p.Role,
+			ClusterID: c.ID, ClusterName: c.Name, Drills: want.Drills, Name: p.Name, Cell: p.Cell, Role: p.Role,
 			DataDir: s.DataDir, Slots: want.Slots, Sched: want.Sched, CPUs: slotCPUs(i, want.Slots), MemoryBytes: want.Memory, Nice: -10,
 			SecretFile: filepath.Join(dir, "secret"), PageEncryption: !want.PlainPages, Jail: !want.NoJail,
 			Listen: config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock"),

@@ -176,13 +176,18 @@ func (c client) Operation(_ context.Context, id uint64) (*api.Operation, error) 
 	return nil, status.Errorf(codes.NotFound, "no operation has the number %d", id)
 }
 
+// Cancel implements drill.Cluster.
+func (c client) Cancel(_ context.Context, id uint64) error {
+	return c.command(cells.Command{EndOperation: &cells.EndOperation{ID: cells.OpID(id), By: "drill"}}, nil)
+}
+
 // Dependents implements drill.Cluster.
-func (c client) Dependents(_ context.Context, names []string) ([]string, error) {
+func (c client) Dependents(_ context.Context, name string) ([]string, error) {
 	r, err := c.registry()
 	if err != nil {
 		return nil, err
 	}
-	return r.SafeToStop(names), nil
+	return r.SafeToStop(name), nil
 }
 
 // CrashGuest implements drill.Cluster.
@@ -199,21 +204,21 @@ func (c client) CrashGuest(_ context.Context, name string) error {
 }
 
 // SetFaults implements drill.Cluster. A fault of the simulator needs no lease: it ends with the world.
-func (c client) SetFaults(_ context.Context, name string, faults []*api.Fault, _ time.Duration) error {
+func (c client) SetFaults(_ context.Context, name string, faults []*api.Fault, _ time.Duration, _ uint64) error {
 	s := c.w.Named(ident.ServerName(name))
 	if s == nil {
 		return fmt.Errorf("no server is called %s", name)
 	}
-	if !s.Running() {
-		return status.Errorf(codes.Unavailable, "server %s does not answer", name)
-	}
 	c.w.mend(s, c.w.faults[name])
 	c.w.faults[name] = slices.Clone(faults)
+	if !s.Running() && len(faults) > 0 {
+		return status.Errorf(codes.Unavailable, "server %s does not answer", name)
+	}
 	c.w.apply(s, faults)
 	return nil
 }
 
 // Faults implements drill.Cluster.
-func (c client) Faults(_ context.Context, name string) ([]*api.Fault, error) {
-	return c.w.faults[name], nil
+func (c client) Faults(_ context.Context, name string) (bool, []*api.Fault, error) {
+	return true, c.w.faults[name], nil
 }

@@ -50,14 +50,12 @@ func (r Registry) VMs() []*api.VM {
 	return out
 }
 
-// SafeToStop is the API's answer to whether anything depends on cells.
-func (r Registry) SafeToStop(names []string) []string {
+// SafeToStop is the API's answer to whether anything depends on a cell or server.
+func (r Registry) SafeToStop(name string) []string {
 	stop := map[ident.ServerID]bool{}
 	for i := range r.State.Servers {
-		for _, name := range names {
-			sv := &r.State.Servers[i]
-			stop[sv.ID] = stop[sv.ID] || string(sv.Cell) == name || string(sv.Name) == name
-		}
+		sv := &r.State.Servers[i]
+		stop[sv.ID] = string(sv.Cell) == name || string(sv.Name) == name
 	}
 	return append(vmsOn(r.State, stop), quorumWithout(&snapshot{state: r.State, status: r.Status}, stop)...)
 }

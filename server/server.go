@@ -55,6 +55,7 @@ type Server struct {
 	gangs   *gangs
 	loads   *loadReports
 	board   board
+	faults  *faults
 
 	inbox     chan monitor.Event
 	loopDone  chan struct{}
@@ -83,6 +84,7 @@ func Run(ctx context.Context, cfg *config.Server) error {
 func RunWith(ctx context.Context, cfg *config.Server, opt Options) error {
 	s := &Server{cfg: cfg, opt: opt, log: opt.Log.With().Str("server", string(cfg.Name)).Logger(), boot: randomHex(8), host: hostID(),
 		inbox: make(chan monitor.Event, inboxEvents), loopDone: make(chan struct{})}
+	s.faults = &faults{s: s}
 	ctx, s.stop = context.WithCancelCause(ctx)
 	defer s.stop(nil)
 	if err := beNice(cfg.Nice); err != nil {

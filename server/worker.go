@@ -38,6 +38,7 @@ type worker struct {
 	protect *wire.WorkerProtect                 // protected by mu
 	swtch   *wire.WorkerSwitch                  // protected by mu
 	stop    *wire.WorkerStop                    // protected by mu
+	faults  *wire.WorkerFaults                  // protected by mu
 	sent    sentMarks                           // protected by mu; what this connection has carried
 	stats   *wire.WorkerStats                   // protected by mu
 	statsAt ident.Micros                        // protected by mu; when they came
@@ -52,6 +53,7 @@ type sentMarks struct {
 	protect *wire.WorkerProtect
 	swtch   *wire.WorkerSwitch
 	stop    *wire.WorkerStop
+	faults  *wire.WorkerFaults
 	asked   *wire.WorkerMapAsk
 	typed   uint64 // number
 }
@@ -96,6 +98,9 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.swtch != w.sent.swtch {
 		out = append(out, wire.ToWorker{Switch: w.swtch})
 	}
+	if w.faults != w.sent.faults {
+		out = append(out, wire.ToWorker{Faults: w.faults})
+	}
 	if w.stop != w.sent.stop {
 		out = append(out, wire.ToWorker{Stop: w.stop})
 	}
@@ -106,7 +111,7 @@ func (w *worker) outgoing() []wire.ToWorker {
 		out = append(out, wire.ToWorker{Typed: m})
 		w.sent.typed = m.Seq
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.asked, w.sent.typed}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.faults, w.asked, w.sent.typed}
 	return out
 }
 

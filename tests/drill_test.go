@@ -115,7 +115,7 @@ func TestDrillIsHealed(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	if out, err := cellvisor("up", "--detach", "--cells", "4"); err != nil {
+	if out, err := cellvisor("up", "--detach", "--drills", "allow", "--cells", "4"); err != nil {
 		t.Fatal(out)
 	}
 	file := filepath.Join(t.TempDir(), "two.star")

@@ -82,6 +82,24 @@ type ToWorker struct {
 	Pause   *WorkerPause   `json:"pause,omitempty"`
 	PageMap *WorkerMapAsk  `json:"page_map,omitempty"`
 	Typed   *WorkerTyped   `json:"typed,omitempty"`
+	Faults  *WorkerFaults  `json:"faults,omitempty"`
+}
+
+// WorkerFaults is what a drill breaks at a worker, in place of what was broken before.
+type WorkerFaults struct {
+	Links      []WorkerLinkFault `json:"links,omitempty"`
+	LastMillis int               `json:"last_millis"` // unless told again, they end by themselves after this long
+	Seed       uint64            `json:"seed"`
+	Crash      uint64            `json:"crash,omitempty"` // rises by one for each crash of the guest that is wanted
+}
+
+// WorkerLinkFault is what happens to the connections with another server's workers.
+type WorkerLinkFault struct {
+	Server       ident.ServerID `json:"server"`
+	Cut          bool           `json:"cut,omitempty"`
+	DelayMillis  int            `json:"delay_millis,omitempty"`
+	JitterMillis int            `json:"jitter_millis,omitempty"`
+	LossPermille int            `json:"loss_permille,omitempty"`
 }
 
 // WorkerLease lets the worker run guests and answer page requests until the time on the host's CLOCK_BOOTTIME, in microseconds.

@@ -89,6 +89,9 @@ func (w *Worker) runVCPU(v *vcpu) {
 
 // runOnce lets the guest run to its next exit, and acts on that.
 func (w *Worker) runOnce(v *vcpu) error {
+	if w.drill.due() {
+		return errors.New("guest failed: made to crash by a drill")
+	}
 	began := time.Now()
 	exit, err := v.cpu.Run()
 	v.exits.Add(1)
@@ -154,7 +157,7 @@ func (w *Worker) idle(v *vcpu, d time.Duration) {
 			return
 		}
 		left := time.Until(until)
-		if left <= 0 {
+		if left <= 0 || w.drill.wanted.Load() {
 			return
 		}
 		timer := time.NewTimer(left)

@@ -44,6 +44,7 @@ type Worker struct {
 	vcpus   []*vcpu // appended to under vcpuMu, by the control connection's reader only
 	running sync.WaitGroup
 	slices  *slicer
+	drill   drillFaults
 	cutter  cutter
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
 	replica *replicas
@@ -260,6 +261,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		}
 	case m.Pause != nil:
 		w.guard.pause(m.Pause.On)
+	case m.Faults != nil:
+		w.breakLinks(*m.Faults)
 	case m.PageMap != nil:
 		w.answerMap(*m.PageMap)
 	case m.Typed != nil:

@@ -207,7 +207,7 @@ func (a *app) drillInside(ctx context.Context, p *drill.Program, f drillFlags) (
 		}
 		err = errors.Join(err, derr)
 	}()
-	shape := local.Shape{Cells: p.Cells, PerCell: p.Servers}
+	shape := local.Shape{Cells: p.Cells, PerCell: p.Servers, Drills: true}
 	if f.cells > 0 {
 		shape.Cells = f.cells
 	}
@@ -265,7 +265,7 @@ func (a *app) drillOn(ctx context.Context, p *drill.Program, c *local.Cluster, f
 	if !f.quiet {
 		opt.Step = a.drillStep()
 	}
-	return drill.Run(ctx, p, drill.Connect(client), localHost{c}, opt)
+	return drill.Run(ctx, p, drill.Connect(client, localHost{c}.addr), localHost{c}, opt)
 }
 
 // drillStep shows the steps of a drill as they happen.

@@ -19,6 +19,16 @@ type localHost struct{ c *local.Cluster }
 
 func (h localHost) Dir() string { return h.c.Dir }
 
+// addr is where one server's API is reached.
+func (h localHost) addr(server string) string {
+	for _, s := range h.c.Servers {
+		if s.Name == server {
+			return s.API
+		}
+	}
+	return ""
+}
+
 func (h localHost) Servers() (out []drill.HostServer) {
 	for _, s := range h.c.Servers {
 		out = append(out, drill.HostServer{Name: s.Name, Cell: s.Cell})
@@ -78,7 +88,7 @@ repeated. Without anything to heal it says so and succeeds.`,
 				if err != nil {
 					return nil, nil, err
 				}
-				return drill.Connect(client), client.Close, nil
+				return drill.Connect(client, localHost{c}.addr), client.Close, nil
 			})
 			if errors.Is(err, drill.ErrNoJournal) {
 				fmt.Fprintln(a.err, "There is nothing to heal.")
@@ -118,7 +128,7 @@ would be lost or the quorum would be.`,
 			return nil
 		},
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, _ []string) error {
-			f, err := drill.WhatIf(ctx, drill.Connect(c), kill)
+			f, err := drill.WhatIf(ctx, drill.Connect(c, nil), kill)
 			if err != nil {
 				return err
 			}

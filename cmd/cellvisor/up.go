@@ -21,6 +21,7 @@ import (
 type upFlags struct {
 	cells, servers, slots int
 	memory, dir, sched    string
+	drills                string
 	detach, respawn, keep bool
 	plainPages, noJail    bool
 	timeout               time.Duration
@@ -73,6 +74,7 @@ A directory that holds a stopped cluster is started again as it was.`,
 	fl.BoolVar(&f.keep, "keep", false, "with -- CMD and without --dir: keep the directory")
 	fl.BoolVar(&f.plainPages, "plain-pages", false, "do not encrypt page traffic; it is authenticated all the same")
 	fl.BoolVar(&f.noJail, "no-jail", false, "let workers do all that you may")
+	fl.StringVar(&f.drills, "drills", "refuse", "whether drills may break this cluster (allow|refuse)")
 	fl.DurationVar(&f.timeout, "timeout", time.Minute, "how long the servers may take to come alive")
 	return cmd
 }
@@ -89,6 +91,8 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		return opt, usagef("--slots %d must be from 1 to 1024", f.slots)
 	case f.sched != string(config.SchedGang) && f.sched != string(config.SchedHost):
 		return opt, usagef("--sched %q must be gang or host", f.sched)
+	case f.drills != "allow" && f.drills != "refuse":
+		return opt, usagef("--drills %q must be allow or refuse", f.drills)
 	case f.detach && len(command) > 0:
 		return opt, usagef("--detach and -- CMD exclude each other")
 	case f.detach && f.respawn:
@@ -99,7 +103,7 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 			return opt, usagef("--memory: %w", err)
 		}
 	}
-	opt.Shape.PlainPages, opt.Shape.NoJail = f.plainPages, f.noJail
+	opt.Shape.PlainPages, opt.Shape.NoJail, opt.Shape.Drills = f.plainPages, f.noJail, f.drills == "allow"
 	if given("cells") {
 		opt.Shape.Cells = f.cells
 	}

@@ -154,7 +154,7 @@ func (w *World) Unwedge(s *cluster.Server) {
 func (w *World) Panic(vm ident.VMID) error {
 	for _, x := range w.workers {
 		if x.vm == vm && x.home && x.acts() {
-			x.end(wire.WorkerEnded{State: "failed", Reason: "guest failed: triple fault", Registers: "simulated"})
+			x.end(wire.WorkerEnded{State: "failed", Reason: "guest failed: triple fault", Registers: "simulated", Crash: true, Booted: max(x.members.Booted, x.first), UpMicros: x.guest.ran})
 			return nil
 		}
 	}

@@ -13,6 +13,7 @@ type guest struct {
 	program program
 	ran     ident.Micros // on its vCPUs
 	log     []record     // made so far
+	base    int          // of these, how many before it booted last
 	done    bool         // it has asked for its end
 }
 
@@ -76,14 +77,17 @@ func (g *guest) run(span ident.Micros, epoch ident.Epoch) {
 			due = min(due, p.count)
 			g.done = due == p.count
 		}
-		for len(g.log) < due {
-			g.log = append(g.log, record{uint32(len(g.log)), epoch})
+		for len(g.log)-g.base < due {
+			g.log = append(g.log, record{uint32(len(g.log) - g.base), epoch})
 		}
 	}
 	if p.seconds > 0 && g.ran >= ident.Micros(p.seconds)*ident.Second {
 		g.done = true
 	}
 }
+
+// boot starts the program anew. What it has put out stays.
+func (g *guest) boot() { g.ran, g.done, g.base = 0, false, len(g.log) }
 
 // saved is a copy that stays as it is.
 func (g *guest) saved() guest {

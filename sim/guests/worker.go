@@ -12,6 +12,7 @@ type worker struct {
 	w      *World
 	server *cluster.Server
 	inc    ident.Incarnation
+	first  ident.Epoch // the VM's, in which it was created
 	vm     ident.VMID
 	part   ident.Part
 	pid    int
@@ -160,7 +161,7 @@ func (w *World) start(s *cluster.Server, a monitor.StartWorker) {
 			return monitor.WorkerGone{VM: a.Spec.VM, Reason: err.Error()}
 		}
 		w.pids++
-		x := &worker{w: w, server: s, inc: a.Spec.Incarnation, vm: a.Spec.VM, part: a.Spec.Part, pid: w.pids, guest: guest{program: model}}
+		x := &worker{w: w, server: s, inc: a.Spec.Incarnation, vm: a.Spec.VM, part: a.Spec.Part, pid: w.pids, first: a.Created, guest: guest{program: model}}
 		if s.Lease.Incarnation == x.inc {
 			x.lease = s.Lease.Until
 		}
@@ -176,7 +177,12 @@ func (x *worker) takeMembers(m wire.WorkerMembers) {
 		return
 	}
 	x.whole = !m.Restore
+	booted := x.epoch > 0 && m.Booted > x.members.Booted
 	x.members, x.frozen, x.asked = m, false, 0
+	if booted { // in place: a crash is not the end then
+		x.ended, x.busy = nil, false
+		x.guest.boot()
+	}
 	if m.Restore && m.Image == x.part {
 		if !x.has || x.taken && x.told > 0 || x.taken && x.ran {
 			x.end(wire.WorkerEnded{State: "failed", Reason: "told to take over without a replica", Host: true})

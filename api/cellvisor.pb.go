@@ -1254,6 +1254,8 @@ type VMSpec struct {
 	RebootOnCrash *bool `protobuf:"varint,11,opt,name=reboot_on_crash,json=rebootOnCrash,proto3,oneof" json:"reboot_on_crash,omitempty"`
 	// End the VM as FAILED at the crash that is this many in a row, each within 10 s of its boot. 0 means no limit; not set means 3.
 	CrashLimit *uint32 `protobuf:"varint,12,opt,name=crash_limit,json=crashLimit,proto3,oneof" json:"crash_limit,omitempty"`
+	// Start again from this spec after the VM was lost, or its worker or host failed: "no" or "always". "" means no.
+	Restart string `protobuf:"bytes,13,opt,name=restart,proto3" json:"restart,omitempty"`
 	// Share of time on the slots beside other VMs, 1 to 10,000; not given: 100. The vCPUs of a VM of weight 200 run twice as long as those of one of 100.
 	Weight *int32  `protobuf:"varint,21,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
 	Disks  []*Disk `protobuf:"bytes,16,rep,name=disks,proto3" json:"disks,omitempty"`
@@ -1395,6 +1397,13 @@ func (x *VMSpec) GetCrashLimit() uint32 {
 		return *x.CrashLimit
 	}
 	return 0
+}
+
+func (x *VMSpec) GetRestart() string {
+	if x != nil {
+		return x.Restart
+	}
+	return ""
 }
 
 func (x *VMSpec) GetWeight() int32 {
@@ -2034,7 +2043,11 @@ type VM struct {
 	Restarts      uint64 `protobuf:"varint,26,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	RebootOnCrash bool   `protobuf:"varint,27,opt,name=reboot_on_crash,json=rebootOnCrash,proto3" json:"reboot_on_crash,omitempty"`
 	CrashLimit    uint32 `protobuf:"varint,28,opt,name=crash_limit,json=crashLimit,proto3" json:"crash_limit,omitempty"`
-	Weight        uint32 `protobuf:"varint,41,opt,name=weight,proto3" json:"weight,omitempty"`
+	// As in VMSpec, never empty.
+	Restart string `protobuf:"bytes,29,opt,name=restart,proto3" json:"restart,omitempty"`
+	// It is lost, and starts again when there is room for it.
+	StartWanted bool   `protobuf:"varint,30,opt,name=start_wanted,json=startWanted,proto3" json:"start_wanted,omitempty"`
+	Weight      uint32 `protobuf:"varint,41,opt,name=weight,proto3" json:"weight,omitempty"`
 	// Of a Linux guest, absent otherwise; without the files' sizes.
 	Linux         *LinuxGuest `protobuf:"bytes,40,opt,name=linux,proto3" json:"linux,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2265,6 +2278,20 @@ func (x *VM) GetCrashLimit() uint32 {
 		return x.CrashLimit
 	}
 	return 0
+}
+
+func (x *VM) GetRestart() string {
+	if x != nil {
+		return x.Restart
+	}
+	return ""
+}
+
+func (x *VM) GetStartWanted() bool {
+	if x != nil {
+		return x.StartWanted
+	}
+	return false
 }
 
 func (x *VM) GetWeight() uint32 {
@@ -6325,7 +6352,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x11memory_used_bytes\x18\b \x01(\x04R\x0fmemoryUsedBytes\x12\x1a\n" +
 	"\bcordoned\x18\t \x01(\bR\bcordoned\x12\x10\n" +
 	"\x03vms\x18\n" +
-	" \x01(\rR\x03vms\"\xb7\x05\n" +
+	" \x01(\rR\x03vms\"\xd1\x05\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\abuiltin\x18\x02 \x01(\tH\x00R\abuiltin\x12/\n" +
@@ -6341,7 +6368,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	" \x01(\rR\fcheckpointMs\x12+\n" +
 	"\x0freboot_on_crash\x18\v \x01(\bH\x01R\rrebootOnCrash\x88\x01\x01\x12$\n" +
 	"\vcrash_limit\x18\f \x01(\rH\x02R\n" +
-	"crashLimit\x88\x01\x01\x12\x1b\n" +
+	"crashLimit\x88\x01\x01\x12\x18\n" +
+	"\arestart\x18\r \x01(\tR\arestart\x12\x1b\n" +
 	"\x06weight\x18\x15 \x01(\x05H\x03R\x06weight\x88\x01\x01\x12(\n" +
 	"\x05disks\x18\x10 \x03(\v2\x12.cellvisor.v1.DiskR\x05disks\x12;\n" +
 	"\aoptions\x18\x0f \x03(\v2!.cellvisor.v1.VMSpec.OptionsEntryR\aoptions\x1a:\n" +
@@ -6386,7 +6414,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fResetVMResponse\x12 \n" +
 	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xeb\a\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xa8\b\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -6424,7 +6452,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\brestarts\x18\x1a \x01(\x04R\brestarts\x12&\n" +
 	"\x0freboot_on_crash\x18\x1b \x01(\bR\rrebootOnCrash\x12\x1f\n" +
 	"\vcrash_limit\x18\x1c \x01(\rR\n" +
-	"crashLimit\x12\x16\n" +
+	"crashLimit\x12\x18\n" +
+	"\arestart\x18\x1d \x01(\tR\arestart\x12!\n" +
+	"\fstart_wanted\x18\x1e \x01(\bR\vstartWanted\x12\x16\n" +
 	"\x06weight\x18) \x01(\rR\x06weight\x12.\n" +
 	"\x05linux\x18( \x01(\v2\x18.cellvisor.v1.LinuxGuestR\x05linux\"\xaa\x02\n" +
 	"\x06Worker\x12\x12\n" +

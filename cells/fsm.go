@@ -96,6 +96,7 @@ func (f *FSM) Apply(index, term uint64, data []byte) Applied {
 		result, fault = f.dispatch(cmd, index, term)
 	}
 	if fault == nil {
+		f.tendStarts()
 		f.tendOperations()
 	}
 	if fault == nil && result != nil {

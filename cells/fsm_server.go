@@ -200,7 +200,7 @@ func (f *FSM) outcome(loss Loss, vm *VM) Outcome {
 func (f *FSM) settle(vm *VM, o Outcome, loss Loss, cause uint64) {
 	switch o.Kind {
 	case OutcomeLost:
-		f.finish(vm, VMLost, o.Reason, cause)
+		f.lose(vm, VMLost, o.Reason, cause)
 	case OutcomeRestore:
 		f.restore(vm, o.Image, o.Gone, o.Reason, cause)
 	case OutcomeUnprotected:

@@ -82,7 +82,7 @@ func (f *FSM) stopVM(c *StopVM) *Fault {
 	if fault != nil {
 		return fault
 	}
-	if !vm.State.Active() {
+	if !vm.State.Active() && !vm.Start.Wanted {
 		return faultf(CodeConflict, "vm %s does not run: it is %s", vm.Spec.Name, vm.State)
 	}
 	reason := c.Reason
@@ -183,7 +183,7 @@ func (f *FSM) losePart(vm *VM, p *VMPart, end VMState, reason string) *Fault {
 	if vm.Spec.Protect == ProtectReplica && end == VMFailed {
 		end, reason = VMLost, reason+"; no standby was safe"
 	}
-	f.finish(vm, end, reason, 0)
+	f.lose(vm, end, reason, 0)
 	return nil
 }
 
@@ -210,12 +210,17 @@ func (f *FSM) endVM(c *EndVM) *Fault {
 		return faultf(CodeInvalid, "vm %s: only the home part can say that the guest exited", vm.Spec.Name)
 	}
 	vm.ExitStatus, vm.Registers = c.ExitStatus, clip(c.Registers, 8192)
+	if c.State == VMLost {
+		f.lose(vm, VMLost, c.Reason, 0)
+		return nil
+	}
 	f.finish(vm, c.State, c.Reason, 0)
 	return nil
 }
 
 // finish ends a VM. Its workers are stopped by the servers that see this state.
 func (f *FSM) finish(vm *VM, state VMState, reason string, cause uint64) {
+	vm.Start.Wanted = false
 	vm.State, vm.Reason, vm.EndedMs = state, clip(reason, 512), f.now.UnixMs
 	kind := map[VMState]EventKind{VMStopped: EventVMStopped, VMExited: EventVMExited, VMLost: EventVMLost, VMFailed: EventVMFailed}[state]
 	text := fmt.Sprintf("vm %s is %s", vm.Spec.Name, state)

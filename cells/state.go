@@ -119,10 +119,10 @@ type VMSpec struct {
 	Args          string           `json:"args,omitempty"`
 	VCPUs         int              `json:"vcpus"`
 	MemoryBytes   ident.Bytes      `json:"memory_bytes"`
-	Span          []ident.CellName `json:"span,omitempty"` // cells to spread over; empty lets placement choose
-	OnLoss        OnLoss           `json:"on_loss"`        // "" means stop
-	Protect       Protect          `json:"protect"`        // "" means none
-	Restart       string           `json:"restart,omitempty"`
+	Span          []ident.CellName `json:"span,omitempty"`    // cells to spread over; empty lets placement choose
+	OnLoss        OnLoss           `json:"on_loss"`           // "" means stop
+	Protect       Protect          `json:"protect"`           // "" means none
+	Restart       string           `json:"restart,omitempty"` // RestartNo, RestartAlways
 
 	Replicas         int `json:"replicas,omitempty"`          // with protect replica: copies in other cells, 0 means 1
 	CheckpointMillis int `json:"checkpoint_millis,omitempty"` // between cuts, 0 means adaptive
@@ -185,6 +185,7 @@ type VM struct {
 	Booted   ident.Epoch `json:"booted,omitempty"`   // VM epoch in which the guest was last restarted in place, 0 if never
 	Restarts uint64      `json:"restarts,omitempty"` // in place, by crashes and by operators
 	Crashes  int         `json:"crashes,omitempty"`  // in a row, each within CrashWindow of its boot
+	Start    Start       `json:"start,omitzero"`
 
 	Move  *Move `json:"move,omitempty"` // the move that is under way
 	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
@@ -244,6 +245,7 @@ const (
 	EventVMMoving       EventKind = "vm-moving" // its parts are to go elsewhere: a copy is made there
 	EventVMMoved        EventKind = "vm-moved"  // it runs there
 	EventVMFailed       EventKind = "vm-failed"
+	EventVMStartedAgain EventKind = "vm-again"     // from its spec, after it was lost
 	EventVMRestarted    EventKind = "vm-restarted" // in place: its guest crashed, or an operator reset it
 	EventVMDegraded     EventKind = "vm-degraded"  // on-loss touch: goes on without some parts
 	EventVMRemoved      EventKind = "vm-removed"

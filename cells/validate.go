@@ -77,12 +77,14 @@ func checkSpec(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: it needs one payload, a built-in or a file", spec.Name)
 	case spec.PayloadSHA256 != "" && (!hexOf(spec.PayloadSHA256, 64) || spec.PayloadServer == 0):
 		return faultf(CodeInvalid, "vm %s: a payload file needs its SHA-256 as 64 hex digits and the server that holds it", spec.Name)
-	case len(spec.Builtin) > 63 || len(spec.Args) > MaxArgBytes || len(spec.Restart) > 32:
+	case len(spec.Builtin) > 63 || len(spec.Args) > MaxArgBytes:
 		return faultf(CodeInvalid, "vm %s: arguments of %d bytes; at most %d are allowed", spec.Name, len(spec.Args), MaxArgBytes)
 	case spec.Weight < 1 || spec.Weight > MaxWeight:
 		return faultf(CodeInvalid, "vm %s: weight %d; 1 to %d are allowed, and %d is usual", spec.Name, spec.Weight, MaxWeight, DefaultWeight)
 	case strings.ContainsRune(spec.Args, 0):
 		return faultf(CodeInvalid, "vm %s: arguments contain a NUL", spec.Name)
+	case spec.Restart != "" && spec.Restart != RestartNo && spec.Restart != RestartAlways:
+		return faultf(CodeInvalid, "vm %s: restart %q is neither %q nor %q", spec.Name, clip(spec.Restart, 32), RestartNo, RestartAlways)
 	case spec.CrashLimit < 0 || spec.CrashLimit > MaxCrashLimit:
 		return faultf(CodeInvalid, "vm %s: a crash limit of %d; 0 (none) to %d are allowed", spec.Name, spec.CrashLimit, MaxCrashLimit)
 	case spec.OnLoss != OnLossStop && spec.OnLoss != OnLossTouch:

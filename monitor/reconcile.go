@@ -14,7 +14,8 @@ import (
 type worker struct {
 	vm       ident.VMID
 	inc      ident.Incarnation
-	up       bool // it has reported
+	part     ident.Part // that it is or was started as
+	up       bool       // it has reported
 	ready    wire.WorkerReady
 	members  ident.Epoch // VM epoch of the members it was last sent
 	protect  uint64      // ProtectSeq it was last sent
@@ -82,7 +83,7 @@ func (c *Core) workerReady(inc ident.Incarnation, r wire.WorkerReady) {
 	if w == nil || w.inc < inc || w.gone {
 		w = c.addWorker(r.VM, inc)
 	}
-	w.up, w.ready = true, r
+	w.up, w.ready, w.part = true, r, r.Part
 	w.members = r.Epoch
 }
 
@@ -142,12 +143,12 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	switch {
 	case w == nil && !p.Ready && (vm.State == cells.VMStarting || p.Standby):
 		if c.holdsLease() {
-			c.addWorker(vm.ID, c.incarnation)
+			c.addWorker(vm.ID, c.incarnation).part = p.Part
 			c.startWorker(vm, p)
 		}
 	case w == nil:
 		c.reportGone(vm, p, p.PID, "it was not there when serve came back")
-	case w.up && w.ready.Part != p.Part:
+	case w.part != p.Part:
 		c.replaceWorker(w)
 	case w.ended != nil && !(w.ended.Crash && w.ended.Booted < vm.BootEpoch()):
 		c.reportEnded(vm, p, w)

@@ -185,6 +185,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		Protection: vm.Protection(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,
 		Restarts: vm.Restarts, RebootOnCrash: vm.Spec.RebootOnCrash, CrashLimit: uint32(vm.Spec.CrashLimit),
+		Restart: cmp.Or(vm.Spec.Restart, cells.RestartNo), StartWanted: vm.Start.Wanted,
 		CreatedAt: stamp(vm.CreatedMs), EndedAt: stamp(vm.EndedMs), Weight: uint32(cmp.Or(vm.Spec.Weight, cells.DefaultWeight)),
 	}
 	if vm.Spec.PayloadSHA256 != "" {

@@ -62,7 +62,7 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 	spec := &cells.VMSpec{
 		Name: in.GetName(), Builtin: in.GetBuiltin(), Args: in.GetArgs(), VCPUs: int(in.GetVcpus()), MemoryBytes: ident.Bytes(in.GetMemoryBytes()),
 		CheckpointMillis: int(in.GetCheckpointMs()), Options: in.GetOptions(),
-		RebootOnCrash: in.RebootOnCrash == nil || in.GetRebootOnCrash(), CrashLimit: cells.DefaultCrashLimit,
+		RebootOnCrash: in.RebootOnCrash == nil || in.GetRebootOnCrash(), CrashLimit: cells.DefaultCrashLimit, Restart: in.GetRestart(),
 	}
 	if in.CrashLimit != nil {
 		spec.CrashLimit = int(min(in.GetCrashLimit(), cells.MaxCrashLimit+1))

@@ -27,6 +27,7 @@ import (
 //	within DURATION json PATH WANT CMD…   both
 //	kill9 SERVER…            SIGKILL to the serve processes
 //	killcell CELL            SIGKILL to all processes of a cell at once
+//	poweroff                 SIGKILL to all processes of the cluster at once
 //	killworker VM SERVER     SIGKILL to the worker of a VM on a server
 //	freeze SERVER, thaw SERVER   SIGSTOP and SIGCONT to all processes of a server
 //	noprocess                no process of the script's cluster is left
@@ -40,6 +41,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"kill9":      signalCmd("serve", syscall.SIGKILL),
 	"killcell":   cmdKillCell,
 	"killworker": cmdKillWorker,
+	"poweroff":   cmdPowerOff,
 	"freeze":     signalCmd("", syscall.SIGSTOP),
 	"thaw":       signalCmd("", syscall.SIGCONT),
 	"noprocess":  cmdNoProcess,
@@ -247,6 +249,31 @@ func cmdKillCell(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	_, _, err := local.KillCell(ts.Getenv("D"), args[0])
 	ts.Check(err)
+}
+
+func cmdPowerOff(ts *testscript.TestScript, _ bool, _ []string) {
+	members, err := local.Find(ts.Getenv("D"))
+	ts.Check(err)
+	if len(members) == 0 {
+		ts.Fatalf("no process to kill")
+	}
+	for _, m := range members {
+		if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			ts.Fatalf("%v", err)
+		}
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		members, err = local.Find(ts.Getenv("D"))
+		ts.Check(err)
+		if len(members) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%v do not end", members)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
 }
 
 func cmdKillWorker(ts *testscript.TestScript, _ bool, args []string) {

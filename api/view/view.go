@@ -116,6 +116,8 @@ type VM struct {
 	Restarts      uint64     `json:"restarts"`
 	RebootOnCrash bool       `json:"reboot_on_crash"`
 	CrashLimit    uint32     `json:"crash_limit"`
+	Restart       string     `json:"restart"`
+	StartWanted   bool       `json:"start_wanted"`
 	Workers       []Worker   `json:"workers"`
 	ID            uint64     `json:"id"`
 	Payload       string     `json:"payload"`
@@ -216,11 +218,15 @@ func OfVM(v *api.VM) VM {
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
 		Linux: ofLinux(v.GetLinux()), Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
+		Restart: v.GetRestart(), StartWanted: v.GetStartWanted(),
 		Checkpoints: OfCheckpoints(v),
 		Weight:      v.GetWeight(),
 	}
 	if out.Protection == "" {
 		out.Protection = "none"
+	}
+	if out.Restart == "" {
+		out.Restart = "no"
 	}
 	if out.Protect == "" {
 		out.Protect = "none"

@@ -151,6 +151,7 @@ func (a *app) printVM(v *api.VM) error {
 		"protection", view.OfVM(v).Protection,
 		"restarts", fmt.Sprintf("%d; %s", v.GetRestarts(), crashRule(v)),
 		"checkpoints", checkpointsLine(v),
+		"when lost", restartRule(v),
 		"ID, epoch", fmt.Sprintf("%d, %d", v.GetId(), v.GetEpoch()),
 		"console", fmt.Sprintf("%d bytes", v.GetConsoleBytes()),
 		"output", fmt.Sprintf("%d records", v.GetOutputRecords()),

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/api/view"
+	"github.com/cellvisor/cellvisor/cells"
 )
 
 func (a *app) vmResetCmd() *cobra.Command {
@@ -45,6 +46,17 @@ vCPU begins at its start. The VM keeps its workers, its place, its console and i
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "words for the event")
 	return cmd
+}
+
+// restartRule says what follows when the VM is lost.
+func restartRule(v *api.VM) string {
+	switch {
+	case v.GetStartWanted():
+		return "it starts again when there is room"
+	case v.GetRestart() == cells.RestartAlways:
+		return "started again"
+	}
+	return ""
 }
 
 // crashRule says what a crash of the guest leads to.

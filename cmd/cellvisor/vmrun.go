@@ -33,6 +33,7 @@ type runFlags struct {
 	checkpoint                    time.Duration
 	rebootOnCrash                 bool
 	crashLimit                    uint32
+	restart                       string
 	linux                         linuxFlags
 	disks                         []string
 }
@@ -86,12 +87,14 @@ Built-in payloads:
 	fl.BoolVar(&f.rebootOnCrash, "reboot-on-crash", true, "restart the guest in place when it crashes")
 	fl.Uint32Var(&f.crashLimit, "crash-limit", cells.DefaultCrashLimit, "end the VM at so many crashes in a row, each within 10s of its boot (0 = no limit)")
 	fl.StringArrayVar(&f.disks, "disk", nil, "a disk: FILE[,size=SIZE][,mirror=N][,cache=MODE][,readonly]; repeatable")
+	fl.StringVar(&f.restart, "restart", cells.RestartNo, "start the VM again from its spec when it was lost, as after a loss of power (no|always)")
 	fl.BoolVar(&f.wait, "wait", false, "wait until the guest has ended")
 	fl.DurationVar(&f.timeout, "timeout", 0, "longest wait; the VM goes on (exit code 4)")
 	fl.StringToStringVar(&f.options, "option", nil, "setting for tests, NAME=VALUE")
 	_ = fl.MarkHidden("option")
 	_ = cmd.RegisterFlagCompletionFunc("span", a.completeCells())
 	_ = cmd.RegisterFlagCompletionFunc("on-loss", cobra.FixedCompletions([]string{"stop", "touch"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{cells.RestartNo, cells.RestartAlways}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("payload", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return view.Map(payload.List(), func(i payload.Info) string { return i.Name }), cobra.ShellCompDirectiveDefault
 	})
@@ -126,6 +129,8 @@ func (f *runFlags) check(name string) error {
 		return usagef("--vcpus must be at least 1")
 	case f.onLoss != "stop" && f.onLoss != "touch":
 		return usagef("--on-loss %q must be stop or touch", f.onLoss)
+	case f.restart != cells.RestartNo && f.restart != cells.RestartAlways:
+		return usagef("--restart %q must be no or always", f.restart)
 	case !protectPattern.MatchString(f.protect):
 		return usagef("--protect %q must be none, replica or replica:K", f.protect)
 	case f.checkpoint < 0 || f.checkpoint > 0 && f.checkpoint < time.Millisecond:
@@ -163,7 +168,7 @@ func (f *runFlags) spec(name string) (*api.VMSpec, []*os.File, error) {
 	spec := &api.VMSpec{
 		Name: name, Args: f.args, Vcpus: f.vcpus, MemoryBytes: uint64(size), Span: f.span,
 		OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: f.protect, CheckpointMs: uint32(f.checkpoint.Milliseconds()), Options: f.options,
-		RebootOnCrash: &f.rebootOnCrash, CrashLimit: &f.crashLimit,
+		RebootOnCrash: &f.rebootOnCrash, CrashLimit: &f.crashLimit, Restart: f.restart,
 	}
 	weight := int32(f.weight)
 	spec.Weight = &weight

@@ -68,6 +68,7 @@ const (
 	Cellvisor_DebugCounters_FullMethodName   = "/cellvisor.v1.Cellvisor/DebugCounters"
 	Cellvisor_SetFaults_FullMethodName       = "/cellvisor.v1.Cellvisor/SetFaults"
 	Cellvisor_CrashGuest_FullMethodName      = "/cellvisor.v1.Cellvisor/CrashGuest"
+	Cellvisor_DebugDump_FullMethodName       = "/cellvisor.v1.Cellvisor/DebugDump"
 	Cellvisor_StopServer_FullMethodName      = "/cellvisor.v1.Cellvisor/StopServer"
 )
 
@@ -142,6 +143,8 @@ type CellvisorClient interface {
 	SetFaults(ctx context.Context, in *SetFaultsRequest, opts ...grpc.CallOption) (*SetFaultsResponse, error)
 	// CrashGuest lets a VM's guest crash, for a rehearsal. FAILED_PRECONDITION unless the configuration of its home allows drills.
 	CrashGuest(ctx context.Context, in *CrashGuestRequest, opts ...grpc.CallOption) (*CrashGuestResponse, error)
+	// DebugDump returns what a bundle for finding faults holds of a server: the stacks of its goroutines, the ends of its log and of its workers'.
+	DebugDump(ctx context.Context, in *DebugDumpRequest, opts ...grpc.CallOption) (*DebugDumpResponse, error)
 	// StopServer ends the asked server's process in good order: its VM parts are stopped as in a loss of this server, then serve exits.
 	StopServer(ctx context.Context, in *StopServerRequest, opts ...grpc.CallOption) (*StopServerResponse, error)
 }
@@ -511,6 +514,16 @@ func (c *cellvisorClient) CrashGuest(ctx context.Context, in *CrashGuestRequest,
 	return out, nil
 }
 
+func (c *cellvisorClient) DebugDump(ctx context.Context, in *DebugDumpRequest, opts ...grpc.CallOption) (*DebugDumpResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DebugDumpResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_DebugDump_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cellvisorClient) StopServer(ctx context.Context, in *StopServerRequest, opts ...grpc.CallOption) (*StopServerResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StopServerResponse)
@@ -592,6 +605,8 @@ type CellvisorServer interface {
 	SetFaults(context.Context, *SetFaultsRequest) (*SetFaultsResponse, error)
 	// CrashGuest lets a VM's guest crash, for a rehearsal. FAILED_PRECONDITION unless the configuration of its home allows drills.
 	CrashGuest(context.Context, *CrashGuestRequest) (*CrashGuestResponse, error)
+	// DebugDump returns what a bundle for finding faults holds of a server: the stacks of its goroutines, the ends of its log and of its workers'.
+	DebugDump(context.Context, *DebugDumpRequest) (*DebugDumpResponse, error)
 	// StopServer ends the asked server's process in good order: its VM parts are stopped as in a loss of this server, then serve exits.
 	StopServer(context.Context, *StopServerRequest) (*StopServerResponse, error)
 	mustEmbedUnimplementedCellvisorServer()
@@ -693,6 +708,9 @@ func (UnimplementedCellvisorServer) SetFaults(context.Context, *SetFaultsRequest
 }
 func (UnimplementedCellvisorServer) CrashGuest(context.Context, *CrashGuestRequest) (*CrashGuestResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CrashGuest not implemented")
+}
+func (UnimplementedCellvisorServer) DebugDump(context.Context, *DebugDumpRequest) (*DebugDumpResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DebugDump not implemented")
 }
 func (UnimplementedCellvisorServer) StopServer(context.Context, *StopServerRequest) (*StopServerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopServer not implemented")
@@ -1205,6 +1223,24 @@ func _Cellvisor_CrashGuest_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_DebugDump_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DebugDumpRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).DebugDump(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_DebugDump_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).DebugDump(ctx, req.(*DebugDumpRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_StopServer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StopServerRequest)
 	if err := dec(in); err != nil {
@@ -1321,6 +1357,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CrashGuest",
 			Handler:    _Cellvisor_CrashGuest_Handler,
+		},
+		{
+			MethodName: "DebugDump",
+			Handler:    _Cellvisor_DebugDump_Handler,
 		},
 		{
 			MethodName: "StopServer",

@@ -131,6 +131,7 @@ type Listen struct {
 	Pages   string // host only: workers take ports of their own
 	APIUnix string // path of the API's Unix socket
 	APITCP  string // further API endpoint, empty for none
+	Metrics string // HTTP endpoint for Prometheus, empty for none
 }
 
 // Peer is one server that the cluster begins with.

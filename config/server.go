@@ -186,10 +186,11 @@ func (p *parser) listen(top *block, s *Server) {
 	if c == nil {
 		return
 	}
-	b := p.open(c.Body, `block "listen"`, "", c.DefRange, []string{"peer", "gossip", "pages", "api", "api_tcp"}, nil)
+	b := p.open(c.Body, `block "listen"`, "", c.DefRange, []string{"peer", "gossip", "pages", "api", "api_tcp", "metrics"}, nil)
 	s.Listen.Peer = p.hostPort(b, "peer", true)
 	s.Listen.Gossip = p.hostPort(b, "gossip", true)
 	s.Listen.APITCP = p.hostPort(b, "api_tcp", false)
+	s.Listen.Metrics = p.hostPort(b, "metrics", false)
 	if s.Listen.Peer != "" && s.Listen.Peer == s.Listen.Gossip {
 		p.say(&b.attrs["gossip"].Range, "gossip and peer must not share an address")
 	}

@@ -48,6 +48,7 @@ func Format(s *Server) []byte {
 	setString(b, "pages", s.Listen.Pages)
 	setString(b, "api", "unix://"+s.Listen.APIUnix)
 	setString(b, "api_tcp", s.Listen.APITCP)
+	setString(b, "metrics", s.Listen.Metrics)
 
 	formatSecurity(f, s)
 	formatInitial(f, s.Initial)

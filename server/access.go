@@ -38,7 +38,7 @@ var access = map[string]level{
 	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "Slices": mayLook,
 	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
 	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
-	"GetBlob": mayPeer,
+	"GetBlob": mayPeer, "DebugDump": mayPeer,
 	// gRPC's reflection service: what calls there are.
 	"ServerReflectionInfo": mayLook,
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/cellvisor/cellvisor/config"
 )
 
-// newLogger makes the logger that the configuration asks for: lines for people on a terminal, JSON otherwise.
-func newLogger(cfg *config.Server, out *os.File) zerolog.Logger {
+// newLogger makes the logger that the configuration asks for: lines for people on a terminal, JSON otherwise. The tail gets JSON in any case.
+func newLogger(cfg *config.Server, out *os.File, tail io.Writer) zerolog.Logger {
 	level, err := zerolog.ParseLevel(cfg.Log.Level)
 	if err != nil || cfg.Log.Level == "" {
 		level = zerolog.InfoLevel
@@ -22,7 +22,7 @@ func newLogger(cfg *config.Server, out *os.File) zerolog.Logger {
 	if cfg.Log.Format == "text" || cfg.Log.Format == "" && isTerminal(out) {
 		w = zerolog.ConsoleWriter{Out: out, TimeFormat: time.StampMilli, NoColor: !isTerminal(out)}
 	}
-	return zerolog.New(w).Level(level).With().Timestamp().Logger()
+	return zerolog.New(zerolog.MultiLevelWriter(w, tail)).Level(level).With().Timestamp().Logger()
 }
 
 func isTerminal(f *os.File) bool {

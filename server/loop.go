@@ -29,6 +29,7 @@ func (s *Server) loop(ctx context.Context) error {
 		}
 		timer.Reset(max(0, time.Duration(due-bootMicros())*time.Microsecond))
 		began := ident.Micros(0)
+		s.turns.Add(1)
 		select {
 		case ev := <-s.inbox:
 			began = bootMicros()

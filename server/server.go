@@ -33,6 +33,7 @@ type Options struct {
 	Log           zerolog.Logger
 	WorkerCommand []string // program and first arguments of a worker process; nil: this program
 	SkipProbe     bool     // do not look whether this host can run VMs
+	Tail          *logTail // the end of the log, for bundles; nil: there is none
 }
 
 // Server is one serve process.
@@ -56,6 +57,8 @@ type Server struct {
 	loads   *loadReports
 	board   board
 	faults  *faults
+	metrics *metricsEndpoint
+	turns   atomic.Uint64 // of the loop
 
 	inbox     chan monitor.Event
 	loopDone  chan struct{}
@@ -77,7 +80,8 @@ var errAsked = errors.New("asked to stop")
 // Run runs one serve process with the logging that its configuration asks for. It returns nil when ctx ended and everything was put in
 // order; the workers live on.
 func Run(ctx context.Context, cfg *config.Server) error {
-	return RunWith(ctx, cfg, Options{Log: newLogger(cfg, os.Stderr)})
+	tail := &logTail{}
+	return RunWith(ctx, cfg, Options{Log: newLogger(cfg, os.Stderr, tail), Tail: tail})
 }
 
 // RunWith is Run with options.
@@ -143,6 +147,9 @@ func (s *Server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.gangs.peers = s.peers
+	if s.metrics, err = listenMetrics(s); err != nil {
+		return err
+	}
 	s.peers.SetPeers(known)
 	s.gossip, err = startGossip(s.cfg, id.Server, s.log, s.hint)
 	return err
@@ -181,7 +188,16 @@ func (s *Server) run(ctx context.Context) error {
 	s.log.Info().Uint64("id", uint64(s.store.Identity().Server)).Str("cell", string(s.cfg.Cell)).Str("peer", s.cfg.Listen.Peer).
 		Str("api", s.cfg.Listen.APIUnix).Str("data", s.cfg.DataDir).Msg("serving")
 
+	if s.metrics != nil {
+		go s.metrics.serve(s)
+	}
+	notify("READY=1")
+	if every := watchdogInterval(); every > 0 {
+		go s.keepAlive(ctx, every)
+	}
+
 	<-ctx.Done()
+	notify("STOPPING=1")
 	cause := context.Cause(ctx)
 	s.service.Close()
 	if !errors.Is(cause, context.Canceled) { // it fails, or was asked to take its workers along
@@ -224,6 +240,7 @@ func (s *Server) killAllWorkers() {
 
 // close gives back what open acquired, in reverse order.
 func (s *Server) close() {
+	s.metrics.Close()
 	if s.gossip != nil {
 		s.gossip.Close()
 	}

@@ -13,20 +13,27 @@ import (
 
 func (a *app) eventsCmd() *cobra.Command {
 	var tail bool
-	var from uint64
+	var from, after uint64
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Print what happened to the cluster",
-		Long: `Prints events, the oldest first. Sequence numbers belong to the server that answers; with --follow the stream goes on at another server when that
-one dies, without repeating an event. -o json prints one object a line.`,
-		Example: "  cellvisor events\n  cellvisor events --follow -o json | jq 'select(.type==\"vm.lost\")'",
+		Long: `Prints events, the oldest first; with --follow the stream goes on at another server when the one that answers dies, without repeating an event.
+-o json prints one object a line. Its "seq" is a cursor: --after SEQ goes on behind an event that was seen, on any server, after any time.`,
+		Example: "  cellvisor events\n  cellvisor events --follow -o json --after 1042\n  cellvisor events --follow -o json | jq 'select(.type==\"vm.lost\")'",
 		Args:    args(0, 0, ""),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, _ []string) error {
+			if after > 0 {
+				if from > 0 {
+					return usagef("--from and --after name the same place in two ways: give one of them")
+				}
+				from = after + 1
+			}
 			return ended(ctx, c.FollowEvents(ctx, from, tail, a.printEvent))
 		}),
 	}
 	cmd.Flags().BoolVarP(&tail, "follow", "f", false, "go on until Ctrl-C")
 	cmd.Flags().Uint64Var(&from, "from", 0, "first sequence number wanted")
+	cmd.Flags().Uint64Var(&after, "after", 0, "sequence number of the last event that was seen")
 	return cmd
 }
 

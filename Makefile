@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-pure test-race test-plain e2e chaos failover demo bench sim drills-sim fuzz lint fmt generate payloads install clean
+.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover demo bench sim drills-sim fuzz lint fmt generate payloads install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ demo: build ## See a cell die and what that does to whom
 
 bench: build ## Measure remote page faults against their floor
 	$(BIN) bench fault
+
+bench-balance: build ## Compare the balancer with Ganeti's hbal (package ganeti-htools-3.0), and measure it on large clusters
+	$(BIN) bench balance
 
 sim: build ## Run the simulator over SEEDS=1..2000, and check that every planted bug is found
 	$(BIN) sim --seeds $(SEEDS)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -17,6 +18,7 @@ const ChunkBytes = 1 << 20
 // Run creates a VM. files are what the spec announces: the payload file, or a Linux kernel and, if there is one, its initial RAM disk; none for a
 // built-in payload. The call is not repeated elsewhere: a second try could find the name in use by the first.
 func (c *Client) Run(ctx context.Context, spec *VMSpec, files ...io.ReadSeeker) (*VM, error) {
+	files = slices.DeleteFunc(files, func(f io.ReadSeeker) bool { return f == nil }) // a nil file is none
 	if err := announceAll(spec, files); err != nil {
 		return nil, err
 	}

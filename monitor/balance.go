@@ -33,6 +33,24 @@ type BalanceWatch struct {
 	stealSeen, seen    int    // looks in a row that found something
 	suggested          string // what was last suggested, and when
 	suggestedAt        ident.Micros
+	stealQuiet, quiet  quiet
+}
+
+// quiet is a state in which nothing was found. Nothing is until it changes, or VMs have settled.
+type quiet struct {
+	applied  uint64
+	settling int
+}
+
+// settling counts the VMs that were moved not long ago.
+func settling(st *cells.State, unixMs int64) int {
+	n := 0
+	for i := range st.VMs {
+		if st.VMs[i].MovedMs > unixMs-settleMs {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *Core) tendBalance() {
@@ -50,7 +68,7 @@ func (w *BalanceWatch) Look(now ident.Micros, unixMs int64, st *cells.State) *ce
 	}
 	if mode == cells.BalanceAuto && now >= w.stealAt {
 		w.stealAt = now + stealEvery
-		if cmd, _ := w.look(unixMs, st, true, &w.stealSeen); cmd != nil {
+		if cmd, _ := w.look(unixMs, st, true, &w.stealSeen, &w.stealQuiet); cmd != nil {
 			return cmd
 		}
 	}
@@ -58,7 +76,7 @@ func (w *BalanceWatch) Look(now ident.Micros, unixMs int64, st *cells.State) *ce
 		return nil
 	}
 	w.balanceAt = now + balanceEvery
-	cmd, op := w.look(unixMs, st, false, &w.seen)
+	cmd, op := w.look(unixMs, st, false, &w.seen, &w.quiet)
 	if cmd == nil || mode == cells.BalanceAuto {
 		return cmd
 	}
@@ -72,7 +90,11 @@ func (w *BalanceWatch) Look(now ident.Micros, unixMs int64, st *cells.State) *ce
 }
 
 // look plans, and returns what starts the plan if there was one in enough looks in a row.
-func (w *BalanceWatch) look(unixMs int64, st *cells.State, idle bool, seen *int) (*cells.Command, *cells.Operation) {
+func (w *BalanceWatch) look(unixMs int64, st *cells.State, idle bool, seen *int, q *quiet) (*cells.Command, *cells.Operation) {
+	now := quiet{st.Applied, settling(st, unixMs)}
+	if *q == now {
+		return nil, nil
+	}
 	moves, atOnce := BalanceBounds(len(st.View.Live))
 	cmd := &cells.StartOperation{Kind: cells.OpBalance, By: "balancer", Idle: idle, SettledSinceMs: unixMs - settleMs, MaxMoves: moves, MaxParallel: atOnce}
 	if w.Canary == balancer.CanaryNoSettle {
@@ -80,7 +102,7 @@ func (w *BalanceWatch) look(unixMs int64, st *cells.State, idle bool, seen *int)
 	}
 	op, fault := PlanOperation(st, cmd)
 	if fault != nil || len(op.Steps) == 0 {
-		*seen = 0
+		*seen, *q = 0, now
 		return nil, nil
 	}
 	if *seen++; *seen < balanceLooks {

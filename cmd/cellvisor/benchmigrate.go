@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cellvisor/cellvisor/bench"
+	"github.com/cellvisor/cellvisor/vmm/probe"
+)
+
+func (a *app) benchMigrateCmd() *cobra.Command {
+	var set bench.MigrateSettings
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "What a move costs: on the same server, in the same cell, to another cell",
+		Long: `Starts a cluster of two cells with two servers each on this machine and moves a running VM round and round. The pause is for how long it stands still; the
+total counts from the request to the end, the copying of its memory included. On the same server only a vCPU's thread goes to another CPU.`,
+		Example: "  cellvisor bench migrate\n  cellvisor bench migrate --rounds 30 --memory 256 -o json > migrate.json",
+		Args:    args(0, 0, ""),
+		PreRunE: func(*cobra.Command, []string) error {
+			if err := set.Check(); err != nil {
+				return usageError{err}
+			}
+			return nil
+		},
+		RunE: a.does(func(ctx context.Context, _ []string) error {
+			if err := probe.Err(probe.All(0)); err != nil {
+				return err
+			}
+			p := a.progress()
+			defer p.done()
+			rep, err := bench.Migrate(ctx, "", set, func(what string) { p.say("%s", what) })
+			p.done()
+			if err != nil {
+				return err
+			}
+			return a.printMigrate(rep)
+		}),
+	}
+	cmd.Flags().IntVar(&set.Rounds, "rounds", 10, "times around, four moves each")
+	cmd.Flags().IntVar(&set.MemoryMiB, "memory", 16, "of the VM, in MiB")
+	return cmd
+}
+
+func (a *app) printMigrate(r bench.MigrateReport) error {
+	if a.format == "json" {
+		return a.json(r)
+	}
+	fmt.Fprintf(a.out, "%s, %d CPUs, Linux %s, load before %.2f; a VM of %d MiB, %d rounds\n\n", r.Host.CPU, r.Host.CPUs, r.Host.Kernel, r.Host.LoadBefore, r.Settings.MemoryMiB, r.Settings.Rounds)
+	lines := [][]string{{"MOVE", "PAUSE us", "P99 us", "IN ALL ms", "SAMPLES"}}
+	for _, row := range []struct {
+		name string
+		f    bench.MoveFigure
+	}{{"same server", r.SameServer}, {"same cell", r.SameCell}, {"other cell", r.OtherCell}} {
+		lines = append(lines, []string{row.name, fmt.Sprintf("%.1f", row.f.PauseUs), fmt.Sprintf("%.1f", row.f.PauseP99Us), fmt.Sprintf("%.2f", row.f.TotalMillis), fmt.Sprint(row.f.Samples)})
+	}
+	a.table(lines)
+	return nil
+}

@@ -40,11 +40,8 @@ func spanName(span []ident.CellName) string {
 	return strings.Join(names, ",")
 }
 
-// spanGroups returns the open servers of each cell of the span, each of which is to get a vCPU at least.
+// spanGroups returns the open servers of each cell of the span that gets vCPUs: of more cells than vCPUs, only the first ones do.
 func spanGroups(all, open []Server, req Request) ([][]Server, error) {
-	if req.VCPUs < len(req.Span) {
-		return nil, refuse(ErrInvalid, "a span of %d cells (%s) needs at least %d vCPUs, one in each; %d are asked for", len(req.Span), spanName(req.Span), len(req.Span), req.VCPUs)
-	}
 	var groups [][]Server
 	for _, cell := range req.Span {
 		g := inCell(open, cell)
@@ -53,7 +50,7 @@ func spanGroups(all, open []Server, req Request) ([][]Server, error) {
 		}
 		groups = append(groups, g)
 	}
-	return groups, nil
+	return groups[:min(len(groups), req.VCPUs)], nil
 }
 
 // spanCounts deals the vCPUs out over the cells, evenly, as far as their slots reach.

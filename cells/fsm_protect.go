@@ -28,6 +28,11 @@ func (v *VM) Safe() bool {
 	return v.State == VMRunning && v.SafeSeq == v.ProtectSeq && v.SafeSeq != 0 && slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Ready })
 }
 
+// Held tells whether the VM can go back to some checkpoint.
+func (v *VM) Held() bool {
+	return slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Holds })
+}
+
 // enough tells whether the standbys that hold lie in as many cells as it takes: one more than asked for if one of them is in a cell that also runs
 // the VM, for then one loss may take both.
 func (v *VM) enough() bool {

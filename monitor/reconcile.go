@@ -25,6 +25,7 @@ type worker struct {
 	switched wire.WorkerSwitched
 	ended    *wire.WorkerEnded
 	gone     bool // its process has ended
+	goneAt   ident.Micros
 	reason   string
 	stopAt   ident.Micros // when to ask it (again) to stop
 }
@@ -33,6 +34,9 @@ type worker struct {
 const (
 	reconcileEvery = ident.Second
 	stopEvery      = 2 * ident.Second
+	// A server that dies loses its workers and its serve process one after the other. A VM that nothing can save is given so long, so that the
+	// loss of the server says what happened to it, rather than that of one process.
+	goneGrace = 250 * ident.Millisecond
 )
 
 func (c *Core) workerOf(vm ident.VMID) *worker {
@@ -109,7 +113,7 @@ func (c *Core) workerHint(e WorkerHint) {
 
 func (c *Core) workerGone(e WorkerGone) {
 	if w := c.workerOf(e.VM); w != nil && (!w.up || w.ready.PID == e.PID) {
-		w.gone, w.reason = true, e.Reason
+		w.gone, w.goneAt, w.reason = true, c.now, e.Reason
 		c.dirty = true
 	}
 }
@@ -152,6 +156,8 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 		c.replaceWorker(w)
 	case w.ended != nil && !(w.ended.Crash && w.ended.Booted < vm.BootEpoch()):
 		c.reportEnded(vm, p, w)
+	case w.gone && w.up && !p.Standby && !vm.Held() && c.now < w.goneAt+goneGrace:
+		c.reconcileAt = min(c.reconcileAt, w.goneAt+goneGrace)
 	case w.gone:
 		c.reportGone(vm, p, w.ready.PID, w.reason)
 	case !w.up:

@@ -29,7 +29,7 @@ func TestCanaries(t *testing.T) {
 	s, _ := sim.Lookup("recover")
 	for _, canary := range s.Canaries {
 		t.Run(canary, func(t *testing.T) {
-			ran, failures := sim.RunSeeds(s, 1, 400, canary, 1, nil)
+			ran, failures := sim.RunSeeds(s, 1, 1000, canary, 1, nil)
 			if len(failures) == 0 {
 				t.Fatalf("planted bug %s was not found in %d seeds", canary, ran)
 			}

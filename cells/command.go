@@ -157,6 +157,7 @@ type PartReady struct {
 	StartTime   uint64            `json:"start_time"`
 	Addr        string            `json:"addr"`
 	ReplicaAddr string            `json:"replica_addr,omitempty"`
+	NetAddr     string            `json:"net_addr,omitempty"`
 }
 
 // ProtectVM changes how a running VM is protected.

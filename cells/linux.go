@@ -1,6 +1,7 @@
 package cells
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -13,6 +14,67 @@ type LinuxSpec struct {
 	InitrdBytes  ident.Bytes `json:"initrd_bytes,omitempty"`
 	Cmdline      string      `json:"cmdline"`
 	CPU          string      `json:"cpu"` // processor model, see CPUModels
+	Nets         []NetSpec   `json:"nets,omitempty"`
+}
+
+// NetSpec is a network card: on a segment of the built-in switch, or on a TAP interface of the server that the VM runs on.
+type NetSpec struct {
+	Switch string `json:"switch,omitempty"`
+	TAP    string `json:"tap,omitempty"`
+	MAC    string `json:"mac,omitempty"` // as asked for; "" means that of MAC
+}
+
+// MaxNets bounds a VM's network cards.
+const MaxNets = 8
+
+// MAC is the address of a VM's card n unless another was asked for: locally administered, and of no other VM of the cluster before there were 2^24.
+func (v *VM) MAC(n int) string {
+	if mac := v.Spec.Linux.Nets[n].MAC; mac != "" {
+		return mac
+	}
+	return fmt.Sprintf("02:43:%02x:%02x:%02x:%02x", byte(v.ID>>16), byte(v.ID>>8), byte(v.ID), n)
+}
+
+func checkNets(spec *VMSpec) *Fault {
+	nets := spec.Linux.Nets
+	if len(nets) > MaxNets {
+		return faultf(CodeInvalid, "vm %s: %d network cards; at most %d are allowed", spec.Name, len(nets), MaxNets)
+	}
+	for i, n := range nets {
+		switch {
+		case (n.Switch == "") == (n.TAP == ""):
+			return faultf(CodeInvalid, "vm %s: network card %d is plugged into either a switch or a TAP interface", spec.Name, i)
+		case n.TAP != "" && (len(n.TAP) > 15 || strings.ContainsAny(n.TAP, "/ \x00\n")):
+			return faultf(CodeInvalid, "vm %s: %q is no name of a TAP interface", spec.Name, clip(n.TAP, 32))
+		case n.MAC != "" && !validMAC(n.MAC):
+			return faultf(CodeInvalid, "vm %s: %q is no address of a network card: use one like 02:00:00:00:00:01", spec.Name, clip(n.MAC, 32))
+		}
+		if n.Switch != "" {
+			if fault := CheckName("switch", n.Switch); fault != nil {
+				return fault
+			}
+		}
+		for _, o := range nets[:i] {
+			if o.Switch == n.Switch && o.TAP == n.TAP {
+				return faultf(CodeInvalid, "vm %s: two network cards are plugged into %s%s", spec.Name, n.Switch, n.TAP)
+			}
+		}
+	}
+	return nil
+}
+
+// validMAC tells whether text is six bytes in hex, of a single card.
+func validMAC(text string) bool {
+	if len(text) != 17 {
+		return false
+	}
+	for i := range len(text) {
+		c := text[i]
+		if i%3 == 2 && c != ':' || i%3 != 2 && !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f') {
+			return false
+		}
+	}
+	return strings.IndexByte("02468ace", text[1]) >= 0 && text != "00:00:00:00:00:00"
 }
 
 // CPUModels are the processor models that a Linux guest can be shown.
@@ -56,5 +118,5 @@ func checkLinux(spec *VMSpec) *Fault {
 	case spec.Protect == ProtectReplica:
 		return faultf(CodeInvalid, "vm %s: a Linux guest cannot be protected", spec.Name)
 	}
-	return nil
+	return checkNets(spec)
 }

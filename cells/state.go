@@ -154,6 +154,7 @@ type VMPart struct {
 	Gone        bool              `json:"gone,omitempty"`         // its server was excluded; the VM goes on without it (on-loss touch)
 	Standby     bool              `json:"standby,omitempty"`      // holds a replica and runs nothing
 	ReplicaAddr string            `json:"replica_addr,omitempty"` // replica plane, once ready
+	NetAddr     string            `json:"net_addr,omitempty"`     // of its ports on the built-in switch, once ready
 	Idle        int               `json:"idle,omitempty"`         // of its vCPUs, so many idle, on average of late
 	Holds       bool              `json:"holds,omitempty"`        // of a standby: home lets no output leave before this one has the checkpoint after it
 }
@@ -380,6 +381,7 @@ func (v *VM) clone() VM {
 	out.Spec.Options = maps.Clone(v.Spec.Options)
 	if v.Spec.Linux != nil {
 		l := *v.Spec.Linux
+		l.Nets = slices.Clone(l.Nets)
 		out.Spec.Linux = &l
 	}
 	out.Spec.Disks = slices.Clone(v.Spec.Disks)

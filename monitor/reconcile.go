@@ -166,7 +166,7 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case !p.Ready:
 		c.propose(fmt.Sprintf("ready/%d", vm.ID), cells.Command{PartReady: &cells.PartReady{
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
-			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr, ReplicaAddr: w.ready.Replica}})
+			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr, ReplicaAddr: w.ready.Replica, NetAddr: w.ready.NetAddr}})
 	case vm.State != cells.VMRunning || !c.holdsLease():
 	case !p.Standby && w.members < vm.Epoch:
 		w.members = vm.Epoch
@@ -264,6 +264,9 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 	var linux *wire.WorkerLinux
 	if l := vm.Spec.Linux; l != nil {
 		linux = &wire.WorkerLinux{Cmdline: l.Cmdline, CPU: l.CPU}
+		for i, n := range l.Nets {
+			linux.Nets = append(linux.Nets, wire.WorkerNet{Switch: n.Switch, TAP: n.TAP, MAC: vm.MAC(i)})
+		}
 		payload.Initrd, payload.InitrdBytes = l.InitrdSHA256, l.InitrdBytes
 	}
 	c.act(StartWorker{

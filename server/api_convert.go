@@ -192,7 +192,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		out.Payload = "sha256:" + vm.Spec.PayloadSHA256
 	}
 	if out.Linux = linuxMessage(&vm.Spec); out.Linux != nil {
-		out.Payload = "linux:" + vm.Spec.PayloadSHA256
+		out.Payload, out.Nets = "linux:"+vm.Spec.PayloadSHA256, netMessages(vm)
 	}
 	for _, c := range vm.Cells() {
 		out.Cells = append(out.Cells, string(c))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -32,6 +33,32 @@ func linuxFrom(l *api.LinuxGuest, spec *cells.VMSpec) {
 	if f := l.GetInitrd(); f != nil {
 		spec.Linux.InitrdSHA256, spec.Linux.InitrdBytes = hex.EncodeToString(f.GetSha256()), ident.Bytes(f.GetSizeBytes())
 	}
+}
+
+// netsFrom translates network cards. What the registry checks itself is left to it.
+func netsFrom(nets []*api.Net, spec *cells.VMSpec) error {
+	if len(nets) > 0 && spec.Linux == nil {
+		return status.Error(codes.InvalidArgument, "network cards are for Linux guests: a payload has none")
+	}
+	for _, n := range nets {
+		spec.Linux.Nets = append(spec.Linux.Nets, cells.NetSpec{Switch: n.GetSwitch(), TAP: n.GetTap(), MAC: strings.ToLower(n.GetMac())})
+	}
+	return nil
+}
+
+func netMessages(vm *cells.VM) []*api.Net {
+	if vm.Spec.Linux == nil {
+		return nil
+	}
+	var out []*api.Net
+	for i, n := range vm.Spec.Linux.Nets {
+		m := &api.Net{Link: &api.Net_Switch{Switch: n.Switch}, Mac: vm.MAC(i)}
+		if n.TAP != "" {
+			m.Link = &api.Net_Tap{Tap: n.TAP}
+		}
+		out = append(out, m)
+	}
+	return out
 }
 
 // linuxMessage is linuxFrom the other way round.

@@ -101,7 +101,7 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 	if l := in.GetLinux(); l != nil {
 		linuxFrom(l, spec)
 	}
-	return spec, nil
+	return spec, netsFrom(in.GetNets(), spec)
 }
 
 // protectFrom reads "none", "replica" or "replica:K".

@@ -69,6 +69,7 @@ func (h *household) follow(snap *snapshot) {
 	s.proof.watchServers(snap.state)
 	if snap.acting() {
 		h.files(snap.state)
+		h.joinSwitches(snap.state)
 		h.tellUnfit(snap)
 	}
 }

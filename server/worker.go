@@ -45,6 +45,7 @@ type worker struct {
 	asked   *wire.WorkerMapAsk                  // protected by mu; the newest question only
 	maps    map[uint64]chan *wire.WorkerPageMap // protected by mu; who waits for an answer, by token
 	typed   typing
+	peers   *wire.WorkerPeers // protected by mu
 }
 
 type sentMarks struct {
@@ -56,6 +57,7 @@ type sentMarks struct {
 	faults  *wire.WorkerFaults
 	asked   *wire.WorkerMapAsk
 	typed   uint64 // number
+	peers   *wire.WorkerPeers
 }
 
 // post changes what the worker is to know and wakes the sender.
@@ -111,7 +113,10 @@ func (w *worker) outgoing() []wire.ToWorker {
 		out = append(out, wire.ToWorker{Typed: m})
 		w.sent.typed = m.Seq
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.faults, w.asked, w.sent.typed}
+	if w.peers != w.sent.peers {
+		out = append(out, wire.ToWorker{Peers: w.peers})
+	}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.faults, w.asked, w.sent.typed, w.peers}
 	return out
 }
 

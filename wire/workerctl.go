@@ -50,6 +50,33 @@ type WorkerLinux struct {
 	InitrdPath string `json:"initrd_path,omitempty"`
 	Cmdline    string `json:"cmdline"`
 	CPU        string `json:"cpu"` // processor model
+
+	Nets []WorkerNet `json:"nets,omitempty"`
+}
+
+// WorkerNet is a network card: on a segment of the built-in switch, or on a TAP interface.
+type WorkerNet struct {
+	Switch string `json:"switch,omitempty"`
+	TAP    string `json:"tap,omitempty"`
+	MAC    string `json:"mac"`
+}
+
+// WorkerPeers says who else is on the segments of the built-in switch that the VM is on. A later one takes the place of an earlier one.
+type WorkerPeers struct {
+	Segments []WorkerSegment `json:"segments"`
+}
+
+// WorkerSegment is a segment with the ports of other VMs on it.
+type WorkerSegment struct {
+	Name  string       `json:"name"`
+	Peers []WorkerPort `json:"peers"`
+}
+
+// WorkerPort is another VM's place on a segment. Key is known to the two workers only.
+type WorkerPort struct {
+	VM   ident.VMID `json:"vm"`
+	Addr string     `json:"addr"`
+	Key  []byte     `json:"key"`
 }
 
 // WorkerDisk is a disk of the VM.
@@ -83,6 +110,7 @@ type ToWorker struct {
 	PageMap *WorkerMapAsk  `json:"page_map,omitempty"`
 	Typed   *WorkerTyped   `json:"typed,omitempty"`
 	Faults  *WorkerFaults  `json:"faults,omitempty"`
+	Peers   *WorkerPeers   `json:"peers,omitempty"`
 }
 
 // WorkerFaults is what a drill breaks at a worker, in place of what was broken before.
@@ -195,6 +223,7 @@ type WorkerReady struct {
 	PageAddr  string      `json:"page_addr"`
 	Replica   string      `json:"replica_addr,omitempty"` // replica plane
 	Epoch     ident.Epoch `json:"epoch"`
+	NetAddr   string      `json:"net_addr,omitempty"` // of its ports on the built-in switch
 }
 
 // WorkerEnded reports that the VM ended as seen from this part. It is repeated on each new connection until serve says Stop.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -14,12 +13,9 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/vmm/platform"
 	"github.com/cellvisor/cellvisor/vmm/ram"
-	"github.com/cellvisor/cellvisor/vmm/virtio"
+	"github.com/cellvisor/cellvisor/vmm/vswitch"
 	"github.com/cellvisor/cellvisor/wire"
 )
-
-// optionDisks names raw images on the server, separated by colons.
-const optionDisks = "linux.disks"
 
 // linuxGuest is what a worker has when its guest is a Linux machine: vCPUs with local APICs, and a board of devices whose serial port is the
 // VM's console. It is a VM of one part.
@@ -29,10 +25,12 @@ const optionDisks = "linux.disks"
 //	   └───────────────────────────────────────────────────────────────────────────────────────┘
 type linuxGuest struct {
 	fresh []*machine.Processor // each vCPU before it ever ran
+	ports *vswitch.Listener    // nil without a card on the built-in switch
 
 	mu    sync.Mutex     // protects everything below
 	board *machine.Board // nil before the image is first loaded
 	typed wire.WorkerTook
+	peers wire.WorkerPeers
 }
 
 func (w *Worker) isLinux() bool { return w.spec.Linux != nil }
@@ -69,7 +67,7 @@ func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
 		guest.fresh = append(guest.fresh, fresh)
 	}
 	w.linux = guest
-	return nil
+	return w.listenNet()
 }
 
 // homeConsole writes a Linux guest's console where a payload's goes.
@@ -183,16 +181,7 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 	if err := disks.addTo(board); err != nil {
 		return err
 	}
-	for i, path := range strings.FieldsFunc(w.spec.Options[optionDisks], func(r rune) bool { return r == ':' }) {
-		disk, err := virtio.OpenDisk(path, false)
-		if err != nil {
-			return err
-		}
-		if err := board.AddDisk(disk, fmt.Sprintf("disk%d", i), false); err != nil {
-			return errors.Join(err, disk.Close())
-		}
-	}
-	return nil
+	return w.addNets(board)
 }
 
 func (w *Worker) signalLinux(addr uint64, data uint32) {
@@ -246,6 +235,9 @@ func (w *Worker) typeLinux(m wire.WorkerTyped) {
 func (w *Worker) closeLinux() {
 	if w.linux == nil {
 		return
+	}
+	if err := w.linux.closeNet(); err != nil {
+		w.log.Warn().Err(err).Msg("close network")
 	}
 	if board := w.linux.devices(); board != nil {
 		if err := board.Close(); err != nil {

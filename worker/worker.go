@@ -216,7 +216,7 @@ func (w *Worker) announce() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr()}
+	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr()}
 }
 
 func (w *Worker) greetings() []wire.FromWorker {
@@ -265,6 +265,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.breakLinks(*m.Faults)
 	case m.PageMap != nil:
 		w.answerMap(*m.PageMap)
+	case m.Peers != nil:
+		w.setPeers(*m.Peers)
 	case m.Typed != nil:
 		w.typeLinux(*m.Typed)
 	case m.Stop != nil:

@@ -216,7 +216,7 @@ func OfVM(v *api.VM) VM {
 		Span: list(v.GetSpan()), OnLoss: v.GetOnLoss().Word(), Epoch: v.GetEpoch(),
 		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(),
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
-		Linux: ofLinux(v.GetLinux()), Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
+		Linux: ofLinux(v), Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
 		Restart: v.GetRestart(), StartWanted: v.GetStartWanted(),
 		Checkpoints: OfCheckpoints(v),

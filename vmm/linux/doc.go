@@ -10,6 +10,7 @@
 //	0x0002_0000   command line
 //	0x0009_fc00   end of low memory
 //	0x000e_0000   ACPI tables, RSDP first (reserved in the memory map)
+//	0x000f_fff0   reset vector: resets the machine
 //	0x0010_0000   memory; the kernel at the addresses that it asks for (16 MiB usually), the initial RAM disk at the top
 //	0xc000_0000   PCI memory window (LowEnd: RAM ends here at the latest)
 //	0xfec0_0000   I/O APIC

@@ -15,6 +15,7 @@ const (
 	cmdlineAddr    = 0x20000
 	lowMemoryEnd   = 0x9fc00
 	acpiAddr       = 0xe0000
+	resetVector    = 0xffff0 // in what is reserved from acpiAddr on
 	highMemory     = 0x100000
 
 	// LowEnd is where RAM below 4 GiB ends at the latest and PCI memory begins; what does not fit below goes on at HighStart.
@@ -168,7 +169,20 @@ func Load(c Config) (*Image, error) {
 	l.add(gdtAddr, flatGDT())
 	l.add(cmdlineAddr, append([]byte(c.Cmdline), 0))
 	l.add(acpiAddr, ACPI(c.VCPUs))
+	l.add(resetVector, resetCode())
 	return &l.image, nil
+}
+
+// resetCode is what lies where firmware would begin. On a hardware-reduced machine Linux leaves its reset to EFI and, without one, jumps there in
+// real mode: it is the only way of a reboot that such a kernel takes by itself.
+func resetCode() []byte {
+	return []byte{
+		0xba, ResetPort & 0xff, ResetPort >> 8, // mov dx, ResetPort
+		0xb0, ResetValue, // mov al, ResetValue
+		0xee,       // out dx, al
+		0xf4,       // hlt
+		0xeb, 0xfd, // jmp back to it
+	}
 }
 
 // loader carries one Load along.

@@ -169,7 +169,7 @@ func upCase(t *testing.T, version string, vcpus int) {
 	c := startCluster(t)
 	t.Logf("the cluster is up after %s", since(start))
 	disk := c.disk("data", 96<<20)
-	c.must(c.linuxArgs("debian", version, userScript(vcpus), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--option", "linux.disks="+disk)...)
+	c.must(c.linuxArgs("debian", version, userScript(vcpus), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--disk", disk)...)
 	want := []string{"FORKED 1000", "SAME 67108864"}
 	for i := range vcpus {
 		want = append(want, strings.Replace(smpSum, "SUMS", fmt.Sprintf("SUMS%d", i), 1))
@@ -214,7 +214,7 @@ case $n in
 3) echo t >/sys/kernel/reboot/type; reboot -f;;
 esac
 read -r line </dev/ttyS0; echo "GOT $line"
-poweroff -f`, []string{"virtio_blk"}, "--option", "linux.disks="+disk)...)
+poweroff -f`, []string{"virtio_blk"}, "--disk", disk)...)
 	c.must("vm", "console", "phoenix", "--attach", "--offset", "0", "--until", "LIFE 4", "--timeout", clusterLimit.String())
 	out, errs, code := c.tryInput("typed words\n", "vm", "console", "phoenix", "--attach", "--offset", "0", "--until", "GOT typed words", "--timeout", clusterLimit.String())
 	if code != 0 {

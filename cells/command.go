@@ -37,6 +37,7 @@ type Command struct {
 	RemoveVM     *RemoveVM     `json:"remove_vm,omitempty"`
 	PartReady    *PartReady    `json:"part_ready,omitempty"`
 	PartGone     *PartGone     `json:"part_gone,omitempty"`
+	GiveUpPart   *GiveUpPart   `json:"give_up_part,omitempty"`
 	EndVM        *EndVM        `json:"end_vm,omitempty"`
 	ProtectVM    *ProtectVM    `json:"protect_vm,omitempty"`
 	VMProtected  *VMProtected  `json:"vm_protected,omitempty"`
@@ -176,6 +177,18 @@ type VMProtected struct {
 	Server      ident.ServerID    `json:"server"`
 	Incarnation ident.Incarnation `json:"incarnation"`
 	Seq         uint64            `json:"seq"`
+}
+
+// GiveUpPart is the word of a VM's home that another part has not answered it for long, although that one's server is in the view: the VM is to go
+// on without it.
+type GiveUpPart struct {
+	VM          ident.VMID        `json:"vm"`
+	Part        ident.Part        `json:"part"` // home
+	Server      ident.ServerID    `json:"server"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+	Silent      ident.Part        `json:"silent"`
+	Seq         uint64            `json:"seq"` // the protection in force
+	Reason      string            `json:"reason"`
 }
 
 // PartGone says that a part's worker ended by itself, or could not be started.

@@ -174,6 +174,8 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 		return nil, f.partReady(c.PartReady)
 	case c.PartGone != nil:
 		return nil, f.partGone(c.PartGone)
+	case c.GiveUpPart != nil:
+		return nil, f.giveUpPart(c.GiveUpPart)
 	case c.ProtectVM != nil:
 		return nil, f.protectVM(c.ProtectVM)
 	case c.VMProtected != nil:

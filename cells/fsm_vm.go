@@ -168,6 +168,20 @@ func (f *FSM) partGone(c *PartGone) *Fault {
 	return f.losePart(vm, p, VMFailed, reason)
 }
 
+// giveUpPart takes a part out of a VM that home cannot reach. Its worker is stopped by its own server, which sees that it has no part any more.
+func (f *FSM) giveUpPart(c *GiveUpPart) *Fault {
+	vm, p, fault := f.part(c.VM, c.Part, c.Server, c.Incarnation)
+	if fault != nil {
+		return fault
+	}
+	i := slices.IndexFunc(vm.Parts, func(o VMPart) bool { return o.Part == c.Silent && !o.Gone })
+	if p.Part != vm.Home || c.Seq != vm.ProtectSeq || i < 0 || c.Silent == c.Part || vm.State != VMRunning {
+		return faultf(CodeConflict, "vm %s: part %d has no say about part %d in protection %d", vm.Spec.Name, c.Part, c.Silent, c.Seq)
+	}
+	silent := &vm.Parts[i]
+	return f.losePart(vm, silent, VMFailed, fmt.Sprintf("part %d on server %s is given up: %s", silent.Part, silent.ServerName, clip(c.Reason, 256)))
+}
+
 // losePart is the loss of one part while its server lives: a standby is replaced, a protected VM goes back to its replica, any other ends.
 func (f *FSM) losePart(vm *VM, p *VMPart, end VMState, reason string) *Fault {
 	gone := p.Part

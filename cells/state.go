@@ -249,6 +249,8 @@ const (
 	EventVMStartedAgain EventKind = "vm-again"     // from its spec, after it was lost
 	EventVMRestarted    EventKind = "vm-restarted" // in place: its guest crashed, or an operator reset it
 	EventVMDegraded     EventKind = "vm-degraded"  // on-loss touch: goes on without some parts
+	EventVMStalled      EventKind = "vm-stalled"   // too much of its output is held back
+	EventVMUnstalled    EventKind = "vm-unstalled"
 	EventVMRemoved      EventKind = "vm-removed"
 	EventRecoveryStages EventKind = "recovery-stages"
 	EventVotersChanged  EventKind = "voters-changed"

@@ -114,6 +114,12 @@ type WorkerRestored struct {
 	Restored wire.WorkerRestored
 }
 
+// WorkerStalled is a home worker's report that held-back output pauses the guest, or no longer does.
+type WorkerStalled struct {
+	VM      ident.VMID
+	Stalled wire.WorkerStalled
+}
+
 // WorkerSwitched is a home worker's report that the VM stands still at a checkpoint that its standbys hold.
 type WorkerSwitched struct {
 	VM       ident.VMID
@@ -151,6 +157,7 @@ func (WorkerGone) event()      {}
 func (WorkerProtected) event() {}
 func (WorkerRestored) event()  {}
 func (WorkerSwitched) event()  {}
+func (WorkerStalled) event()   {}
 func (WorkersKilled) event()   {}
 func (ClockSet) event()        {}
 

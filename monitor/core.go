@@ -113,6 +113,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerProtected(e)
 	case WorkerRestored:
 		c.workerRestored(e)
+	case WorkerStalled:
+		c.workerStalled(e)
 	case WorkerSwitched:
 		c.workerSwitched(e)
 	case WorkersKilled:

@@ -104,6 +104,10 @@ func (c *Core) workerHint(e WorkerHint) {
 	if vm == nil {
 		return
 	}
+	if own := vm.PartOn(c.cfg.Server, c.incarnation); e.Hint.GiveUp && own != nil {
+		c.propose(fmt.Sprintf("give-up/%d", vm.ID), cells.Command{GiveUpPart: &cells.GiveUpPart{
+			VM: vm.ID, Part: own.Part, Server: own.Server, Incarnation: own.Incarnation, Silent: e.Hint.Part, Seq: vm.ProtectSeq, Reason: e.Hint.Reason}})
+	}
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Part == e.Hint.Part && !p.Gone {
 			c.hint(p.Server, "page plane")
@@ -215,6 +219,20 @@ func (c *Core) workerProtected(e WorkerProtected) {
 		w.safe = e.Protected.Seq
 		c.dirty = true
 	}
+}
+
+// workerStalled makes an event of it.
+func (c *Core) workerStalled(e WorkerStalled) {
+	vm := c.rep.State().VM(e.VM)
+	if vm == nil {
+		return
+	}
+	kind, text := cells.EventVMStalled, fmt.Sprintf("vm %s is paused: %d MiB of its output wait for a checkpoint to be safe, which is the most that is held back",
+		vm.Spec.Name, e.Stalled.LimitBytes>>20)
+	if !e.Stalled.On {
+		kind, text = cells.EventVMUnstalled, fmt.Sprintf("vm %s goes on: the output that was held back has left", vm.Spec.Name)
+	}
+	c.propose("", cells.Command{Report: &cells.Report{Kind: kind, Subject: "vm " + vm.Spec.Name, Text: text}})
 }
 
 // workerRestored reports a recovery that has ended, with its stages as the new home saw them.

@@ -103,6 +103,9 @@ func (s *supervisor) exchange(ctx context.Context, w *worker, conn net.Conn) err
 
 // hear takes one message of a worker.
 func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
+	w.mu.Lock()
+	w.heard++
+	w.mu.Unlock()
 	switch {
 	case m.Ready != nil:
 		s.report(monitor.WorkerReady{Incarnation: w.incarnation, Ready: *m.Ready})
@@ -116,6 +119,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerRestored{VM: w.vm, Restored: *m.Restored})
 	case m.Switched != nil:
 		s.report(monitor.WorkerSwitched{VM: w.vm, Switched: *m.Switched})
+	case m.Stalled != nil:
+		s.report(monitor.WorkerStalled{VM: w.vm, Stalled: *m.Stalled})
 	case m.Fenced != nil:
 		if m.Fenced.On {
 			s.counts.fenced.Add(1)

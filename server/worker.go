@@ -40,6 +40,7 @@ type worker struct {
 	stop    *wire.WorkerStop                    // protected by mu
 	faults  *wire.WorkerFaults                  // protected by mu
 	sent    sentMarks                           // protected by mu; what this connection has carried
+	heard   uint64                              // protected by mu; messages
 	stats   *wire.WorkerStats                   // protected by mu
 	statsAt ident.Micros                        // protected by mu; when they came
 	asked   *wire.WorkerMapAsk                  // protected by mu; the newest question only
@@ -136,6 +137,7 @@ func (s *supervisor) run(w *worker, a monitor.StartWorker) {
 	p := w.process()
 	defer p.Close()
 	s.start(func() { s.converse(w, p, nil) })
+	s.start(func() { s.attendSilence(w, p) })
 	if p.wait(s.ctx) != nil {
 		close(w.done) // serve ends, the worker goes on
 		return
@@ -284,6 +286,7 @@ func (s *supervisor) adopt() {
 	for _, r := range results { // only now: what they say must come after the adoption
 		if r != nil {
 			s.start(func() { s.converse(r.w, r.w.process(), r.conn) })
+			s.start(func() { s.attendSilence(r.w, r.w.process()) })
 			s.start(func() { s.accompany(r.w) })
 		}
 	}

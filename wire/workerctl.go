@@ -208,6 +208,7 @@ type FromWorker struct {
 	Protected *WorkerProtected `json:"protected,omitempty"`
 	Restored  *WorkerRestored  `json:"restored,omitempty"`
 	Switched  *WorkerSwitched  `json:"switched,omitempty"`
+	Stalled   *WorkerStalled   `json:"stalled,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
 	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
 	Took      *WorkerTook      `json:"took,omitempty"`
@@ -244,6 +245,9 @@ type WorkerEnded struct {
 type WorkerHint struct {
 	Part  ident.Part `json:"part"`
 	Reset bool       `json:"reset"` // the connection was closed by the other side, not merely silent
+
+	GiveUp bool   `json:"give_up,omitempty"` // home's wish that the VM goes on without that part, which it has not reached for long
+	Reason string `json:"reason,omitempty"`
 }
 
 // WorkerProtected is home's word that all standbys of Protect number Seq hold a complete checkpoint, and that output is held back until the
@@ -267,6 +271,12 @@ type WorkerRestored struct {
 	RemapMicros  ident.Micros `json:"remap_micros"`
 	ResumeMicros ident.Micros `json:"resume_micros"`
 	SinceMicros  ident.Micros `json:"since_micros,omitempty"` // from when the checkpoint was complete here until the VM ran
+}
+
+// WorkerStalled is home's word that it paused the guest because it holds back as much output as it may (On), or that the guest goes on.
+type WorkerStalled struct {
+	On         bool  `json:"on"`
+	LimitBytes int64 `json:"limit_bytes"`
 }
 
 // WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -36,7 +37,7 @@ func (w *Worker) request(v *vcpu, r deviceRequest) (uint64, error) {
 	if h := w.home.Load(); h != nil {
 		return h.do(r)
 	}
-	answer, err := w.askHome(v.life, r)
+	answer, err := w.askHome(v.life, r, &v.asking)
 	if err != nil {
 		return 0, err
 	}
@@ -56,7 +57,7 @@ func (w *Worker) loadVCPU(v *vcpu, life uint64) error {
 	if h := w.home.Load(); h != nil {
 		origin, err = h.origin(w.ctx, v.cpu.ID())
 	} else {
-		origin, err = w.askHome(life, deviceRequest{vcpu: v.cpu.ID(), op: opOrigin})
+		origin, err = w.askHome(life, deviceRequest{vcpu: v.cpu.ID(), op: opOrigin}, &v.asking)
 	}
 	if err != nil {
 		return err
@@ -65,7 +66,9 @@ func (w *Worker) loadVCPU(v *vcpu, life uint64) error {
 }
 
 // askHome repeats a request until the home part has answered it, has no more to say, or the life ends that it was made in.
-func (w *Worker) askHome(life uint64, r deviceRequest) ([]byte, error) {
+// silent is set while home cannot be reached.
+func (w *Worker) askHome(life uint64, r deviceRequest, silent *atomic.Bool) ([]byte, error) {
+	defer silent.Store(false)
 	var buf [deviceRequestBytes + machine.AccessBytes]byte
 	body := r.encode(buf[:0])
 	for {
@@ -82,6 +85,7 @@ func (w *Worker) askHome(life uint64, r deviceRequest) ([]byte, error) {
 		case errors.Is(err, link.ErrClosed):
 			return nil, errEnded
 		}
+		silent.Store(err != nil)
 		// Home does not answer, is not ready or has ended: the next members or a stop from serve will tell.
 		select {
 		case <-w.ctx.Done():

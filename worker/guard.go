@@ -41,6 +41,7 @@ type guard struct {
 	changed *sync.Cond
 	started bool   // protected by mu
 	paused  bool   // protected by mu
+	stalled bool   // protected by mu; too much output is held back
 	halted  bool   // protected by mu; the guest crashed
 	held    int    // protected by mu; holds not yet released
 	slot    turn   // whether it is the gang's turn on the slots
@@ -144,7 +145,7 @@ func (g *guard) awaitLife(life uint64) bool {
 
 // mayRun requires mu.
 func (g *guard) mayRun() bool {
-	return g.started && !g.paused && !g.halted && g.held == 0 && !g.stopped
+	return g.started && !g.paused && !g.stalled && !g.halted && g.held == 0 && !g.stopped
 }
 
 // hold throws the vCPUs out of the guest and waits until all of them have parked, or for at most the given time. Each hold that returned
@@ -218,6 +219,9 @@ func (g *guard) start() { g.update(func() { g.started, g.life = true, g.life+1 }
 
 // pause holds the vCPUs, or lets them go on.
 func (g *guard) pause(on bool) { g.update(func() { g.paused = on }) }
+
+// stall holds the vCPUs while too much output is held back, or lets them go on.
+func (g *guard) stall(on bool) { g.update(func() { g.stalled = on }) }
 
 // halt holds the vCPUs until the next life: the guest crashed.
 func (g *guard) halt() { g.update(func() { g.halted = true }) }

@@ -28,6 +28,9 @@ var (
 // every standby (output commit). Held output is part of the checkpoint, so that it leaves exactly once whoever is home then.
 type home struct {
 	onExit func(status uint32)
+	onFull func(on bool) // too much output is held back, or no longer; it must not wait. nil: nobody wants to know
+
+	heldLimit int
 
 	mu        sync.Mutex // protects all below
 	console   stream
@@ -46,6 +49,7 @@ type home struct {
 	loaded    chan struct{}  // of this boot; closed when the image is in memory
 	asked     []bool         // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
 	gone      chan struct{}  // of this boot; closed when it ends
+	full      bool           // as onFull was told last
 	urgent    chan struct{}  // has a token when a checkpoint should not wait: the guest's end is held back
 	board     *machine.Board // nil if the guest has no PCI bus
 
@@ -60,7 +64,7 @@ type doneRequest struct {
 
 // newHome opens the console and output files in dir, which it appends to.
 func newHome(dir string, vcpus int, onExit func(uint32)) (*home, error) {
-	h := &home{done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
+	h := &home{heldLimit: heldLimit, done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
 	var err error
 	if h.console, err = openStream(filepath.Join(dir, wire.WorkerConsoleFile)); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
@@ -127,6 +131,7 @@ func (h *home) do(r deviceRequest) (uint64, error) {
 		return 0, err
 	}
 	h.done[r.vcpu] = doneRequest{Seq: r.seq, Value: uint64(value)}
+	h.checkHeld()
 	return uint64(value), nil
 }
 
@@ -269,6 +274,7 @@ func (h *home) release(console, output int64) error {
 	if err := h.output.release(output); err != nil {
 		return fmt.Errorf("output log: %w", err)
 	}
+	h.checkHeld()
 	if h.exited && !h.holding {
 		h.onExit(h.status)
 	}
@@ -307,6 +313,7 @@ func (h *home) close() {
 		return
 	}
 	h.closed = true
+	h.checkHeld()
 	if !h.down {
 		close(h.gone)
 	}

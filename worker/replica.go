@@ -16,7 +16,7 @@ import (
 // The replica plane joins a VM's members and standbys, apart from the page plane, so that the bulk of a checkpoint never delays a page fault.
 // Its messages are requests whose first byte is a replicaOp:
 //
-//	home   -> member   hold, base, cut, release, freeze
+//	home   -> member   hold, base, cut, release, freeze, stall
 //	member -> standby  chunk
 //	home   -> standby  commit, align
 //
@@ -31,6 +31,7 @@ const (
 	replicaChunk                        // a chunk
 	replicaCommit                       // number of the checkpoint
 	replicaFreeze                       // as hold, for a switchover: time does not end it
+	replicaStall                        // the guest is to stand still for a second: too much output is held back
 	replicaAlign                        // VM epoch, the checkpoint that the VM went on from in it, whether its shares can be had, the boot
 )
 
@@ -47,17 +48,18 @@ type replicas struct {
 	plane *link.Pages
 
 	mu      sync.Mutex
-	protect wire.WorkerProtect // protected by mu; the latest
-	change  chan struct{}      // protected by mu; closed when protect changes
-	ended   chan struct{}      // protected by mu; closed when home's latest loop has ended
-	base    uint64             // protected by mu; number of the protection whose full copy was begun by this part
-	baseOf  ident.Epoch        // protected by mu; the boot that it is of
-	based   bool               // protected by mu; and is sent
-	synced  uint64             // protected by mu; permille of it
-	swtch   uint64             // protected by mu; the number of the protection under which a switchover is asked for
-	poke    chan struct{}      // has a token when a switchover was asked for
-	lineage lineage            // protected by mu; at home
-	safe    ident.PartSet      // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
+	protect wire.WorkerProtect     // protected by mu; the latest
+	change  chan struct{}          // protected by mu; closed when protect changes
+	ended   chan struct{}          // protected by mu; closed when home's latest loop has ended
+	base    uint64                 // protected by mu; number of the protection whose full copy was begun by this part
+	baseOf  ident.Epoch            // protected by mu; the boot that it is of
+	based   bool                   // protected by mu; and is sent
+	synced  uint64                 // protected by mu; permille of it
+	swtch   uint64                 // protected by mu; the number of the protection under which a switchover is asked for
+	poke    chan struct{}          // has a token when a switchover was asked for
+	lineage lineage                // protected by mu; at home
+	silent  map[ident.Part]silence // protected by mu; parts that have not answered of late
+	safe    ident.PartSet          // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
 }
 
 func newReplicas(w *Worker, secret []byte) (*replicas, error) {
@@ -83,6 +85,7 @@ func (r *replicas) set(p wire.WorkerProtect) {
 	r.protect = p
 	close(r.change)
 	r.change = make(chan struct{})
+	clear(r.silent)
 	r.w.thaw()
 	if s := r.w.standby.Load(); s != nil { // before any message of this protection
 		s.setSeveral(p.Standbys.Len() > 1)
@@ -130,7 +133,46 @@ func (r *replicas) ask(to ident.Part, seq uint64, op replicaOp, body ...uint64) 
 		}
 		return nil
 	}
-	return r.request(to, seq, b)
+	err := r.request(to, seq, b)
+	r.noteSilence(to, err)
+	return err
+}
+
+// A part whose server is in the view but which does not answer home at all, again and again, is given up: home asks the registry to take it out of
+// the VM. Until that is agreed output stays held back, so nothing depends on home being right.
+const (
+	giveUpAfter    = 5 * time.Second
+	giveUpAttempts = 5
+)
+
+// silence is for how long a part has not answered.
+type silence struct {
+	since    time.Time
+	attempts int
+}
+
+func (r *replicas) noteSilence(part ident.Part, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil || errors.Is(err, errNotReady) || !r.w.guard.leased() {
+		delete(r.silent, part)
+		return
+	}
+	s, ok := r.silent[part]
+	if !ok {
+		s.since = time.Now()
+	}
+	s.attempts++
+	if s.attempts >= giveUpAttempts && time.Since(s.since) > giveUpAfter {
+		s = silence{since: time.Now()} // asked for again after as long, should it be still there
+		r.w.log.Warn().Stringer("part", part).Msg("does not answer on the replica plane: asking to go on without it")
+		hint := wire.WorkerHint{Part: part, GiveUp: true, Reason: fmt.Sprintf("it has not answered the vm's home on %s for %v", r.w.spec.ServerName, giveUpAfter)}
+		go r.w.control.send(wire.FromWorker{Hint: &hint})
+	}
+	if r.silent == nil {
+		r.silent = map[ident.Part]silence{}
+	}
+	r.silent[part] = s
 }
 
 var errNotReady = errors.New("not ready")
@@ -162,6 +204,9 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 		return w.hold(v[0], v[1], ident.Epoch(v[2]))
 	case replicaFreeze:
 		return w.freeze(v[0], v[1], ident.Epoch(v[2]))
+	case replicaStall:
+		w.stallForNow()
+		return true
 	case replicaCut:
 		return r.cutAndShip(v[0], ident.PartSet(v[1]), v[2]&cutHistory != 0)
 	case replicaRelease:

@@ -109,7 +109,7 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 		return err
 	}
 	if r != nil {
-		h, err := newHome(w.dir, w.spec.VCPUs, w.guestExit)
+		h, err := w.openHome()
 		if err != nil {
 			return err
 		}

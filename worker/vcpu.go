@@ -30,6 +30,8 @@ type vcpu struct {
 	exits     atomic.Uint64
 	runMicros atomic.Int64
 	idle      atomic.Bool    // has left the gang
+	inside    atomic.Bool    // in KVM_RUN
+	asking    atomic.Bool    // waits for the home part, which does not answer
 	idleSum   atomic.Int64   // microseconds that it was out of the gang, until idleFrom
 	idleFrom  atomic.Int64   // when it left the gang, 0 if it is in it
 	reset     *kvm.VCPUState // before its first instruction; its thread's
@@ -93,7 +95,9 @@ func (w *Worker) runOnce(v *vcpu) error {
 		return errors.New("guest failed: made to crash by a drill")
 	}
 	began := time.Now()
+	v.inside.Store(true)
 	exit, err := v.cpu.Run()
+	v.inside.Store(false)
 	v.exits.Add(1)
 	v.runMicros.Add(time.Since(began).Microseconds())
 	if err != nil {

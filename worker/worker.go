@@ -51,6 +51,9 @@ type Worker struct {
 	linux   *linuxGuest // nil unless the guest is a Linux machine
 
 	checkpoints checkpoints
+	stalled     atomic.Bool // at home: too much output is held back
+	stallMu     sync.Mutex
+	stallTimer  *time.Timer // protected by stallMu; at other members
 	members     atomic.Pointer[wire.WorkerMembers]
 	loading     chan struct{}   // closed when the image is written, or will not be; nil before; the control connection's reader's
 	bootedAt    atomic.Int64    // ident.Micros of CLOCK_BOOTTIME, when the guest booted last
@@ -106,6 +109,9 @@ func Run(dir string, log zerolog.Logger) error {
 		w.announce()
 	}
 	go w.control.serve()
+	if w.plane != nil {
+		go w.watchProgress()
+	}
 	w.watch()
 	w.shutDown()
 	return nil
@@ -309,7 +315,7 @@ func (w *Worker) takeMembers(m wire.WorkerMembers) {
 // begin starts the VM's part under its first members. Home opens its devices before any peer can ask for them.
 func (w *Worker) begin(m wire.WorkerMembers) error {
 	if m.Home == w.spec.Part {
-		h, err := newHome(w.dir, w.spec.VCPUs, w.guestExit)
+		h, err := w.openHome()
 		if err != nil {
 			return err
 		}

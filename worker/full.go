@@ -1,0 +1,84 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// Output that is held back takes memory, so there is a bound: a guest that makes output faster than checkpoints become safe, or whose standby is
+// silent, is paused until output has left. Home decides; it tells the other members again and again, and one that hears nothing any more goes on.
+const (
+	heldLimit  = 16 << 20 // bytes: the guest is paused; at half of that it goes on
+	stallEvery = 200 * time.Millisecond
+	stallFor   = time.Second
+)
+
+// openHome makes the devices of this part, which becomes home.
+func (w *Worker) openHome() (*home, error) {
+	h, err := newHome(w.dir, w.spec.VCPUs, w.guestExit)
+	if err == nil {
+		h.onFull = w.heldTooMuch
+	}
+	return h, err
+}
+
+// checkHeld looks whether too much output is held back, or no longer too much. It requires mu.
+func (h *home) checkHeld() {
+	held := len(h.console.held) + len(h.output.held)
+	switch {
+	case !h.full && held > h.heldLimit:
+		h.full = true
+	case h.full && (held <= h.heldLimit/2 || h.closed):
+		h.full = false
+	default:
+		return
+	}
+	if h.onFull != nil {
+		h.onFull(h.full)
+	}
+}
+
+// heldTooMuch pauses the guest on all members while home holds back too much output. It must not wait: home's lock is held.
+func (w *Worker) heldTooMuch(on bool) {
+	if on == w.stalled.Swap(on) {
+		return
+	}
+	go func() {
+		w.log.Warn().Bool("paused", on).Msg("output that is held back has reached its bound, or has left")
+		w.control.send(wire.FromWorker{Stalled: &wire.WorkerStalled{On: on, LimitBytes: heldLimit}})
+	}()
+	if !on {
+		go w.guard.stall(false)
+		return
+	}
+	go func() {
+		for w.stalled.Load() && w.ctx.Err() == nil {
+			w.guard.stall(true)
+			p, change := w.replica.current()
+			for _, m := range p.Members {
+				if !p.Standbys.Has(m.Part) && m.Part != w.spec.Part {
+					_ = w.replica.ask(m.Part, p.Seq, replicaStall)
+				}
+			}
+			select {
+			case <-time.After(stallEvery):
+			case <-change:
+			case <-w.ctx.Done():
+			}
+		}
+		w.guard.stall(false)
+	}()
+}
+
+// stallForNow pauses this member's vCPUs until home has said nothing more about it for a while.
+func (w *Worker) stallForNow() {
+	w.guard.stall(true)
+	w.stallMu.Lock()
+	defer w.stallMu.Unlock()
+	if w.stallTimer == nil {
+		w.stallTimer = time.AfterFunc(stallFor, func() { w.guard.stall(false) })
+		return
+	}
+	w.stallTimer.Reset(stallFor)
+}

@@ -59,6 +59,6 @@ func (w *Worker) hint(part ident.Part, reset bool) {
 }
 
 func (w *Worker) fenced(on bool) {
-	w.log.Warn().Bool("on", on).Msg("fence: the lease has lapsed, or is back")
+	w.log.Warn().Bool("on", on).Int64("lease_until_us", w.guard.leaseUntil.Load()).Int64("at_us", int64(bootMicros())).Msg("fence: the lease has lapsed, or is back")
 	w.control.send(wire.FromWorker{Fenced: &wire.WorkerFenced{On: on}})
 }

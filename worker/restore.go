@@ -24,6 +24,7 @@ const restoreHoldWithin = 5 * time.Second
 // again, with one member less.
 func (w *Worker) restore(m wire.WorkerMembers) error {
 	began := time.Now()
+	w.log.Info().Int64("at_us", int64(bootMicros())).Msg("goes back to the last checkpoint")
 	var r *replica
 	if m.Image == w.spec.Part {
 		var err error

@@ -160,7 +160,12 @@ func (w *world) strike() error {
 		if w.double { // the other one at any moment of the recovery, or just after
 			when, long := at+w.Between(0, 1500*ident.Millisecond), w.Between(10*ident.Millisecond, 4*ident.Second)
 			other := (first + 1 + w.Rand().IntN(len(w.Servers)-1)) % len(w.Servers)
-			w.At(when, func() { w.loseHome(first, other, long) })
+			if w.Chance(500) {
+				w.At(when, func() { w.loseHome(first, other, long) })
+			} else { // whoever takes over from the first, as soon as it has
+				when += 2 * ident.Second
+				w.At(at, func() { w.loseHeir(first, other, when, long) })
+			}
 			end = max(end, when+long)
 		}
 		if err := w.Run(end + ident.Millisecond); err != nil {
@@ -178,6 +183,21 @@ func (w *world) loseCell(i int, at ident.Micros) ident.Micros {
 		w.At(at+long, s.Restart)
 	}
 	return at + long
+}
+
+// loseHeir kills a home that has just taken over, or, if none has by then, the other server.
+func (w *world) loseHeir(not, other int, by, long ident.Micros) {
+	for _, x := range w.workers {
+		if x.home && x.ran && x.server != w.Servers[not] && x.acts() {
+			w.At(min(by, w.Now()+w.Between(0, 60*ident.Millisecond)), func() { w.loseHome(not, slices.Index(w.Servers, x.server), long) })
+			return
+		}
+	}
+	if w.Now()+5*ident.Millisecond >= by {
+		w.loseHome(not, other, long)
+		return
+	}
+	w.At(w.Now()+5*ident.Millisecond, func() { w.loseHeir(not, other, by, long) })
 }
 
 // loseHome kills the cell of a home that lives, as often as not the one that has just taken over; or else the other one.

@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover demo bench sim drills-sim fuzz lint fmt generate payloads install clean
+.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover netcut demo bench sim drills-sim fuzz lint fmt generate payloads install clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ chaos: build ## Kill and stop servers at random, ROUNDS=100 times, with VMs insi
 
 failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=100 times: its output must stay unbroken
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) FAILOVER_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestFailover ./tests
+
+netcut: build ## Split a cluster that lives in network namespaces (needs root)
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -run TestNetworkCut ./tests
 
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo

@@ -231,8 +231,9 @@ const (
 	EventServerRemoved  EventKind = "server-removed"
 	EventServerError    EventKind = "server-error"
 	EventServerCordon   EventKind = "server-cordon"
-	EventCellLost       EventKind = "cell-lost" // its last live server was excluded
-	EventCellLive       EventKind = "cell-live" // its first live server was admitted
+	EventServerHealth   EventKind = "server-health" // its hardware shows signs of failure
+	EventCellLost       EventKind = "cell-lost"     // its last live server was excluded
+	EventCellLive       EventKind = "cell-live"     // its first live server was admitted
 	EventVMCreated      EventKind = "vm-created"
 	EventVMRunning      EventKind = "vm-running"
 	EventVMStopped      EventKind = "vm-stopped"

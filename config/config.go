@@ -117,6 +117,7 @@ type Server struct {
 	Join    []string // peer addresses of a running cluster, tried in turn; empty if it is an initial server
 	Log     Log
 	Timing  Timing
+	Health  Health
 }
 
 // TLS names the files of a server's certificate.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cellvisor/cellvisor/health"
 	"github.com/cellvisor/cellvisor/ident"
 )
 
@@ -125,6 +126,8 @@ func TestParseErrors(t *testing.T) {
 		{"half a certificate", `listen {`, "tls {\n ca = \"ca.crt\"\n cert = \"a-1.crt\"\n}\nlisten {", `block "tls": key is missing`},
 		{"switch", `listen {`, "security {\n jail = \"maybe\"\n}\nlisten {", `f.hcl:14:9: jail "maybe" must be one of off`},
 		{"API without certificates", `listen {`, "listen {\n  api_tcp = \"127.0.0.1:7700\"", `the block "tls" is missing: api_tcp asks`},
+		{"health policy", `listen {`, "health {\n policy = \"maybe\"\n}\nlisten {", `policy "maybe" must be one of off, suggest, auto`},
+		{"health rule", `listen {`, "health {\n rule \"x\" {\n  limit = 0\n }\n}\nlisten {", "measure is missing"},
 		{"second block", `listen {`, "cluster {\n id = \"x\"\n}\nlisten {", `a second block "cluster"; the first is in line 1`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -164,6 +167,9 @@ func TestFormatRoundTrip(t *testing.T) {
 	}
 	want.Timing.LeaseLength *= 2
 	want.Drills = true
+	want.Health.Policy, want.Health.File, want.Health.Command = PolicyAuto, "/run/health", []string{"/bin/check", "-q"}
+	want.Health.Rules[0].Limit = 7
+	want.Health.Rules = append(want.Health.Rules, health.Rule{Name: "fans", Measure: "fan", Kind: health.Level, Limit: 2, Span: 5 * ident.Second, Act: health.Drain})
 	want.TLS = TLS{CA: "/t/ca.crt", Cert: "/t/a-1.crt", Key: "/t/a-1.key"}
 	want.PageEncryption, want.Jail, want.WorkerUser = false, false, "kvm-workers"
 	got, err := Parse("/etc/cv/server.hcl", Format(want))

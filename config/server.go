@@ -34,7 +34,7 @@ var (
 )
 
 var topBlocks = []hcl.BlockHeaderSchema{
-	{Type: "cluster"}, {Type: "server"}, {Type: "listen"}, {Type: "log"}, {Type: "timing"}, {Type: "tls"}, {Type: "security"},
+	{Type: "cluster"}, {Type: "server"}, {Type: "listen"}, {Type: "log"}, {Type: "timing"}, {Type: "tls"}, {Type: "security"}, {Type: "health"},
 	{Type: "initial", LabelNames: []string{"name"}},
 }
 
@@ -47,6 +47,7 @@ func (p *parser) server(body hcl.Body) *Server {
 	p.listen(top, s)
 	p.log(top, s)
 	p.timing(top, s)
+	p.health(top, s)
 	p.initial(top, s)
 	p.join(top, s)
 	p.tls(top, s)

@@ -51,6 +51,7 @@ func Format(s *Server) []byte {
 	setString(b, "metrics", s.Listen.Metrics)
 
 	formatSecurity(f, s)
+	formatHealth(f, &s.Health)
 	formatInitial(f, s.Initial)
 	if len(s.Join) > 0 {
 		var vals []cty.Value

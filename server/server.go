@@ -161,6 +161,7 @@ func (s *Server) run(ctx context.Context) error {
 	loopCtx, stopLoop := context.WithCancel(context.Background()) // the loop outlasts those who wait for its answers
 	defer stopLoop()
 	var loopErr error
+	tasks.Go(func() { newCaretaker(s).run(ctx) })
 	tasks.Add(5)
 	go func() {
 		defer tasks.Done()

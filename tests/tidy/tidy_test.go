@@ -23,7 +23,7 @@ const module = "github.com/cellvisor/cellvisor/"
 var floors = map[string]int{
 	"ident": 0,
 	"wire":  1,
-	"cells": 2, "mem": 2, "gang": 2, "balancer": 2, "recovery": 2,
+	"cells": 2, "mem": 2, "gang": 2, "balancer": 2, "recovery": 2, "health": 2,
 	"monitor": 3,
 	"link":    4, "vmm": 4, "payload": 4, "disk": 4, "api": 4, "config": 4, "drills": 4, "trust": 4, "audit": 4, "jail": 4,
 	"server": 5, "worker": 5,

@@ -147,7 +147,7 @@ func (f *FSM) partReady(c *PartReady) *Fault {
 			return nil
 		}
 	}
-	vm.State = VMRunning
+	vm.State, vm.StartedMs = VMRunning, f.now.UnixMs
 	f.emit(Event{Kind: EventVMRunning, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s runs on %s", vm.Spec.Name, partNames(vm))})
 	return nil
 }

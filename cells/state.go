@@ -172,7 +172,8 @@ type VM struct {
 	Home       ident.Part  `json:"home"`
 	Parts      []VMPart    `json:"parts"` // by part
 	Secret     string      `json:"secret"`
-	CreatedMs  int64       `json:"created_ms"` // Unix time, milliseconds
+	CreatedMs  int64       `json:"created_ms"`           // Unix time, milliseconds
+	StartedMs  int64       `json:"started_ms,omitempty"` // when all parts first ran
 	EndedMs    int64       `json:"ended_ms,omitempty"`
 
 	ProtectSeq uint64     `json:"protect_seq,omitempty"` // rises with every change of the ready standbys

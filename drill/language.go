@@ -92,7 +92,9 @@ func Words() (out []string) {
 
 // predeclared gives each word to Starlark. A word finds its run through the thread, so a Program can be run more than once.
 func predeclared() starlark.StringDict {
-	out := make(starlark.StringDict, len(vocabulary))
+	out := make(starlark.StringDict, len(vocabulary)+2)
+	out["range"] = starlark.NewBuiltin("range", boundedRange)
+	out[timesWord] = starlark.NewBuiltin(timesWord, boundedTimes)
 	for name, w := range vocabulary {
 		out[name] = starlark.NewBuiltin(name, func(t *starlark.Thread, b *starlark.Builtin, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
 			r, ok := t.Local(runKey).(*run)

@@ -23,11 +23,7 @@ type Program struct {
 	body  starlark.Callable
 }
 
-// Bounds of what a drill may ask for.
-const (
-	maxProgramBytes = 1 << 20
-	maxSteps        = 50_000_000 // of Starlark; a drill that loops for ever ends
-)
+const maxProgramBytes = 1 << 20
 
 var dialect = &syntax.FileOptions{Set: true, While: true, TopLevelControl: true, Recursion: false}
 
@@ -40,13 +36,17 @@ func Load(file string, src []byte) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog, err := starlark.FileProgram(tree, func(name string) bool { _, ok := vocabulary[name]; return ok })
+	if err := boundTimes(tree); err != nil {
+		return nil, err
+	}
+	words := predeclared()
+	prog, err := starlark.FileProgram(tree, words.Has)
 	if err != nil {
 		return nil, err
 	}
-	thread := &starlark.Thread{Name: "declare"}
-	thread.SetMaxExecutionSteps(maxSteps)
-	globals, err := prog.Init(thread, predeclared())
+	thread := &starlark.Thread{Name: "declare", Print: func(*starlark.Thread, string) {}}
+	bound(thread)
+	globals, err := prog.Init(thread, words)
 	if err != nil {
 		return nil, explain(err)
 	}

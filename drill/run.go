@@ -164,7 +164,7 @@ func (r *run) act() error {
 	}
 	r.thread = &starlark.Thread{Name: r.prog.Name, Print: func(_ *starlark.Thread, msg string) { r.step("log", "%s", msg) }}
 	r.thread.SetLocal(runKey, r)
-	r.thread.SetMaxExecutionSteps(maxSteps)
+	bound(r.thread)
 	stop := context.AfterFunc(r.ctx, func() { r.thread.Cancel("interrupted") })
 	defer stop()
 	r.acted = r.clock.Now()

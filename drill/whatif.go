@@ -3,6 +3,7 @@ package drill
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cellvisor/cellvisor/api"
@@ -17,6 +18,10 @@ type Forecast struct {
 	VotersTotal  int          `json:"voters_total"`
 	VotersNeeded int          `json:"voters_needed"`
 	VMs          []VMForecast `json:"vms"`
+
+	Stages     []Stage `json:"stages"`      // of a recovery: the medians of those that this cluster has measured
+	Measured   int     `json:"measured"`    // how many these were
+	ExpectedMs int64   `json:"expected_ms"` // their sum: how long a recovered VM would stand still; 0 if none was measured
 }
 
 // VMForecast is what would become of one VM.
@@ -41,7 +46,46 @@ func WhatIf(ctx context.Context, c Cluster, names []string) (Forecast, error) {
 	if err != nil {
 		return Forecast{}, err
 	}
-	return forecast(st.GetEpoch(), servers, vms, names)
+	f, err := forecast(st.GetEpoch(), servers, vms, names)
+	if err != nil {
+		return f, err
+	}
+	events, err := c.Events(ctx)
+	if err != nil {
+		return f, err
+	}
+	f.measure(events)
+	return f, nil
+}
+
+// measure takes the typical length of each stage from the recoveries that the cluster has recorded.
+func (f *Forecast) measure(events []*api.Event) {
+	seen := make(map[string][]int64)
+	for _, e := range events {
+		switch e.GetType() {
+		case "vm.recovered":
+			f.Measured++
+		case "recovery.stages":
+		default:
+			continue
+		}
+		for _, s := range stagesOf(e.GetFields()) {
+			// A VM's own word on how long it was re-mapped and resumed counts, not the servers'.
+			if own := s.Name == "remap" || s.Name == "resume"; own == (e.GetType() == "vm.recovered") && slices.Contains(stageOrder, s.Name) {
+				seen[s.Name] = append(seen[s.Name], s.Micros)
+			}
+		}
+	}
+	f.Stages = []Stage{}
+	total := int64(0)
+	for _, name := range stageOrder {
+		if list := seen[name]; len(list) > 0 && f.Measured > 0 {
+			slices.Sort(list)
+			f.Stages = append(f.Stages, Stage{Name: name, Micros: list[len(list)/2]})
+			total += list[len(list)/2]
+		}
+	}
+	f.ExpectedMs = (total + 999) / 1000
 }
 
 func forecast(epoch uint64, servers []*api.Server, vms []*api.VM, names []string) (Forecast, error) {
@@ -154,7 +198,17 @@ func (f Forecast) Lines() []string {
 		out = append(out, "no VM runs")
 	}
 	for _, v := range f.VMs {
-		out = append(out, fmt.Sprintf("VM %s: %s: %s", v.VM, v.Fate, v.Reason))
+		line := fmt.Sprintf("VM %s: %s: %s", v.VM, v.Fate, v.Reason)
+		if v.Fate == "recovered" && f.Measured > 0 {
+			line += fmt.Sprintf(", after about %d ms", f.ExpectedMs)
+		}
+		out = append(out, line)
+	}
+	switch {
+	case f.Measured > 0:
+		out = append(out, fmt.Sprintf("recovery by stages, medians of %d recoveries here: %s", f.Measured, stageText(f.Stages)))
+	case slices.ContainsFunc(f.VMs, func(v VMForecast) bool { return v.Fate == "recovered" }):
+		out = append(out, "no recovery was measured here yet: a drill (lose-a-cell) or `cellvisor bench failover` tells how long one takes")
 	}
 	return out
 }

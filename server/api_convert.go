@@ -186,7 +186,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,
 		Restarts: vm.Restarts, RebootOnCrash: vm.Spec.RebootOnCrash, CrashLimit: uint32(vm.Spec.CrashLimit),
 		Restart: cmp.Or(vm.Spec.Restart, cells.RestartNo), StartWanted: vm.Start.Wanted,
-		CreatedAt: stamp(vm.CreatedMs), EndedAt: stamp(vm.EndedMs), Weight: uint32(cmp.Or(vm.Spec.Weight, cells.DefaultWeight)),
+		CreatedAt: stamp(vm.CreatedMs), StartedAt: stamp(vm.StartedMs), EndedAt: stamp(vm.EndedMs), Weight: uint32(cmp.Or(vm.Spec.Weight, cells.DefaultWeight)),
 	}
 	if vm.Spec.PayloadSHA256 != "" {
 		out.Payload = "sha256:" + vm.Spec.PayloadSHA256
@@ -241,7 +241,7 @@ func eventMessage(e *cells.Event, by ident.ServerName) *api.Event {
 	}
 	switch kind, name, _ := strings.Cut(e.Subject, " "); kind {
 	case "server":
-		out.Server = name
+		out.Server, out.Cell = name, e.Fields["cell"]
 	case "cell":
 		out.Cell = name
 	case "vm":

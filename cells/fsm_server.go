@@ -276,3 +276,13 @@ func (f *FSM) serverError(c *ServerError) *Fault {
 	}
 	return nil
 }
+
+// CellLive tells whether a cell has a live server.
+func (s *State) CellLive(c ident.CellName) bool {
+	for i := range s.Servers {
+		if s.Servers[i].Cell == c && s.Servers[i].State == ServerLive {
+			return true
+		}
+	}
+	return false
+}

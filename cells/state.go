@@ -353,16 +353,6 @@ func (s *State) Cells() []ident.CellName {
 	return out
 }
 
-// CellLive tells whether a cell has a live server.
-func (s *State) CellLive(c ident.CellName) bool {
-	for i := range s.Servers {
-		if s.Servers[i].Cell == c && s.Servers[i].State == ServerLive {
-			return true
-		}
-	}
-	return false
-}
-
 // Clone returns a deep copy.
 func (s *State) Clone() State {
 	out := *s

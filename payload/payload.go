@@ -38,6 +38,8 @@ var list = []Info{
 		"ROUNDS of each test (default 100000); TEST all, or one of sb, sbf, sbx, mp, lb, 22w, s, coww, corr, corw, cowr, wrc, iriw, canary (must fail) (default all)"},
 	{"lock", "all vCPUs increment counters under a spinlock and by atomics; the sums must be exact", "[ROUNDS]",
 		"ROUNDS increments of each counter by each vCPU (default 5000)"},
+	{"phoenix", "crashes itself again and again, and checks after every boot that no byte of its disk is read wrong; needs a disk", "[CRASHES] [BLOCKS] [MODE]",
+		"CRASHES before it ends (default 100; run with --crash-limit 0), BLOCKS of 4 KiB (default 64); MODE crash (the default), or read: only read and verify at each boot"},
 	{"walk", "fills memory with a pattern, reads it from other vCPUs, checks it", "[MIB] [PASSES]",
 		"MIB of memory (default and at most all above 4 MiB), PASSES times (default 2)"},
 }

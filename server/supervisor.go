@@ -382,6 +382,8 @@ func (s *supervisor) addStats(out map[string]uint64) {
 			out["checkpoints.pause_median_micros"] = max(out["checkpoints.pause_median_micros"], uint64(c.CutMedian))
 			out["checkpoints.pause_p99_micros"] = max(out["checkpoints.pause_p99_micros"], uint64(c.CutP99))
 			out["checkpoints.share_bytes_sum"] += c.ShareBytesSum
+			out["disks.read_bytes"] += c.DiskReadBytes
+			out["disks.cached_bytes"] += c.DiskCachedBytes
 			out["vcpus.exits"] += c.VCPUExits
 			out["vcpus.run_micros"] += uint64(c.RunMicros)
 		}

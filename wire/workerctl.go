@@ -303,30 +303,32 @@ type WorkerPageMap struct {
 
 // WorkerStats are counters since the worker's start, sent about once a second.
 type WorkerStats struct {
-	RemoteReads   uint64       `json:"remote_reads"`
-	RemoteWrites  uint64       `json:"remote_writes"`
-	LocalFaults   uint64       `json:"local_faults"`
-	PagesIn       uint64       `json:"pages_in"`
-	PagesOut      uint64       `json:"pages_out"`
-	ResidentBytes ident.Bytes  `json:"resident_bytes"` // guest memory held here
-	VCPUExits     uint64       `json:"vcpu_exits"`
-	Checkpoints   uint64       `json:"checkpoints,omitempty"`
-	CutMicros     ident.Micros `json:"cut_micros,omitempty"`        // how long the last cut paused the guest
-	DirtyPages    uint64       `json:"dirty_pages,omitempty"`       // of the last checkpoint, at this part
-	SyncPermille  int          `json:"sync_permille,omitempty"`     // of the first full copy to new standbys
-	EveryMicros   ident.Micros `json:"checkpoint_micros,omitempty"` // between the last two cuts
-	CutMicrosSum  ident.Micros `json:"cut_micros_sum,omitempty"`    // of all cuts
-	DirtyPagesSum uint64       `json:"dirty_pages_sum,omitempty"`   // of all checkpoints, at this part
-	HeldBytes     uint64       `json:"held_bytes,omitempty"`        // output that waits for a checkpoint to be safe
-	LagMicros     ident.Micros `json:"lag_micros,omitempty"`        // since the cut of the last checkpoint that all standbys hold
-	CutMedian     ident.Micros `json:"cut_median_micros,omitempty"` // of the pauses of the last few hundred cuts
-	CutP99        ident.Micros `json:"cut_p99_micros,omitempty"`
-	SafeAfter     ident.Micros `json:"safe_after_micros,omitempty"` // from the last cut until all standbys had it
-	PagesWhole    uint64       `json:"pages_whole,omitempty"`       // of DirtyPagesSum
-	PagesChanged  uint64       `json:"pages_changed,omitempty"`
-	PagesZero     uint64       `json:"pages_zero,omitempty"`
-	PagesSame     uint64       `json:"pages_same,omitempty"`
-	ShareBytesSum uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
+	RemoteReads     uint64       `json:"remote_reads"`
+	RemoteWrites    uint64       `json:"remote_writes"`
+	LocalFaults     uint64       `json:"local_faults"`
+	PagesIn         uint64       `json:"pages_in"`
+	PagesOut        uint64       `json:"pages_out"`
+	ResidentBytes   ident.Bytes  `json:"resident_bytes"` // guest memory held here
+	VCPUExits       uint64       `json:"vcpu_exits"`
+	Checkpoints     uint64       `json:"checkpoints,omitempty"`
+	CutMicros       ident.Micros `json:"cut_micros,omitempty"`        // how long the last cut paused the guest
+	DirtyPages      uint64       `json:"dirty_pages,omitempty"`       // of the last checkpoint, at this part
+	SyncPermille    int          `json:"sync_permille,omitempty"`     // of the first full copy to new standbys
+	EveryMicros     ident.Micros `json:"checkpoint_micros,omitempty"` // between the last two cuts
+	CutMicrosSum    ident.Micros `json:"cut_micros_sum,omitempty"`    // of all cuts
+	DirtyPagesSum   uint64       `json:"dirty_pages_sum,omitempty"`   // of all checkpoints, at this part
+	DiskReadBytes   uint64       `json:"disk_read_bytes,omitempty"`   // at home: read from disks,
+	DiskCachedBytes uint64       `json:"disk_cached_bytes,omitempty"` // and from memory that is known to hold the blocks
+	HeldBytes       uint64       `json:"held_bytes,omitempty"`        // output that waits for a checkpoint to be safe
+	LagMicros       ident.Micros `json:"lag_micros,omitempty"`        // since the cut of the last checkpoint that all standbys hold
+	CutMedian       ident.Micros `json:"cut_median_micros,omitempty"` // of the pauses of the last few hundred cuts
+	CutP99          ident.Micros `json:"cut_p99_micros,omitempty"`
+	SafeAfter       ident.Micros `json:"safe_after_micros,omitempty"` // from the last cut until all standbys had it
+	PagesWhole      uint64       `json:"pages_whole,omitempty"`       // of DirtyPagesSum
+	PagesChanged    uint64       `json:"pages_changed,omitempty"`
+	PagesZero       uint64       `json:"pages_zero,omitempty"`
+	PagesSame       uint64       `json:"pages_same,omitempty"`
+	ShareBytesSum   uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
 	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up

@@ -80,11 +80,29 @@ func (d deviceMemory) pinned(off int64, n int, write bool, access func() error) 
 			}
 		}
 	}
+	if write {
+		p.written(first, last)
+	}
 	if err := access(); err != nil {
 		return err
+	}
+	if write {
+		p.written(first, last) // once more: another request may have paired a page meanwhile
 	}
 	for page := first; write && page <= last; page++ {
 		p.dirty.mark(page)
 	}
 	return nil
+}
+
+// written says that a device is about to write pages, which passes the guest mapping's protection.
+func (p *plane) written(first, last ident.PageNo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cache == nil {
+		return
+	}
+	for page := first; page <= last; page++ {
+		p.cache.leaves(page)
+	}
 }

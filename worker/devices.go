@@ -18,7 +18,7 @@ func (w *Worker) newBoard(disks *disks) (*machine.Board, error) {
 	board := machine.NewBoard(machine.BoardConfig{
 		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: deviceMemory{w}, Console: io.Discard, Signal: func(uint64, uint32) {},
 	})
-	return board, disks.addTo(board)
+	return board, disks.addTo(board, w.cached)
 }
 
 // addDevices gives home the PCI bus, if the guest has one.

@@ -64,9 +64,9 @@ func createDisk(dir, path string, spec wire.WorkerDisk) error {
 }
 
 // addTo adds the disks to a board, which closes them.
-func (d *disks) addTo(board *machine.Board) error {
+func (d *disks) addTo(board *machine.Board, front func(int, virtio.Disk) virtio.Disk) error {
 	for i := range d.all {
-		if err := board.AddDisk(d.all[i].Disk, d.all[i].spec.Name, d.all[i].spec.ReadOnly); err != nil {
+		if err := board.AddDisk(front(i, d.all[i].Disk), d.all[i].spec.Name, d.all[i].spec.ReadOnly); err != nil {
 			return err
 		}
 	}

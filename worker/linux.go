@@ -101,7 +101,7 @@ func (w *Worker) loadLinux() error {
 
 func (w *Worker) makeBoard() error {
 	board := machine.NewBoard(machine.BoardConfig{
-		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: w.plane.ram, Console: homeConsole{w.home.Load()},
+		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: deviceMemory{w}, Console: homeConsole{w.home.Load()},
 		Signal: w.signalLinux, Event: w.linuxEvent,
 	})
 	if err := w.addLinuxDevices(board); err != nil {
@@ -178,7 +178,7 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 	if err != nil {
 		return err
 	}
-	if err := disks.addTo(board); err != nil {
+	if err := disks.addTo(board, w.cached); err != nil {
 		return err
 	}
 	return w.addNets(board)

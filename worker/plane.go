@@ -50,7 +50,9 @@ type plane struct {
 	token    uint64
 	closed   bool
 	awake    awake
-	refusing bool // the VM boots again: pins of the former boot are refused
+	cache    *blockCache // nil unless this part is, or was, home and has disks
+	faulting faulting    // the fault that is being stepped
+	refusing bool        // the VM boots again: pins of the former boot are refused
 }
 
 // step takes one event through the core and carries out what it asks for. contents are those that came with a message. It requires mu.
@@ -71,17 +73,17 @@ func (p *plane) execute(e *mem.Effect, contents []byte) error {
 	case mem.EffectSend:
 		return p.send(e)
 	case mem.EffectStore:
+		p.cache.leaves(e.Page)
 		return p.ram.WritePage(e.Page, contents)
 	case mem.EffectZero:
+		p.cache.leaves(e.Page)
 		return p.ram.ZeroPage(e.Page)
 	case mem.EffectMap:
-		if e.Writable {
-			p.dirty.mark(e.Page)
-		}
-		return p.allow(e)
+		return p.mapPage(*e)
 	case mem.EffectProtect:
 		return p.fd.Protect(e.Page, 1, true)
 	case mem.EffectRevoke:
+		p.cache.leaves(e.Page)
 		return p.ram.Revoke(e.Page, 1)
 	case mem.EffectPinned:
 		p.answerPin(e.Token, nil)
@@ -96,6 +98,21 @@ func (p *plane) execute(e *mem.Effect, contents []byte) error {
 		return fmt.Errorf("page protocol: unknown effect %d", e.Kind)
 	}
 	return nil
+}
+
+// mapPage gives the guest access to a page, but no write access to one that holds a disk block and is only being read.
+func (p *plane) mapPage(e mem.Effect) error {
+	if e.Writable && p.cache != nil {
+		if p.cache.readsOnly(e.Page) {
+			e.Writable, e.Upgrade = false, false
+			return p.allow(&e)
+		}
+		p.cache.leaves(e.Page)
+	}
+	if e.Writable {
+		p.dirty.mark(e.Page)
+	}
+	return p.allow(&e)
 }
 
 // send puts a message into the outbox, with the page's contents as they are now if it wants them.
@@ -169,24 +186,29 @@ func (p *plane) serveFaults() {
 			}
 			return
 		}
+		p.mu.Lock()
 		if p.anything.Load() {
 			p.answerAnything(faults[:n])
+			p.mu.Unlock()
 			continue
 		}
-		p.mu.Lock()
 		now := bootMicros()
 		p.awake.note(now)
 		for _, f := range faults[:n] {
+			p.faulting = faulting{on: true, page: f.Page, write: f.Write}
 			p.step(now, mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
 		}
+		p.faulting.on = false
 		p.settle()
 		p.mu.Unlock()
 	}
 }
 
-// answerAnything lets vCPUs out of the faults that they wait in, so that they can leave KVM_RUN. They execute nothing on what they get.
+// answerAnything lets vCPUs out of the faults that they wait in, so that they can leave KVM_RUN. They execute nothing on what they get. It requires
+// mu.
 func (p *plane) answerAnything(faults []uffd.Fault) {
 	for _, f := range faults {
+		p.cache.leaves(f.Page)
 		e := mem.Effect{Page: f.Page, Writable: true}
 		if err := p.allow(&e); err != nil {
 			p.fail(err)
@@ -211,6 +233,7 @@ func (p *plane) reset(image ident.Part, self ident.Part, cfg mem.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pages := p.ram.Pages()
+	p.cache.forget()
 	if err := p.ram.Revoke(0, pages); err != nil {
 		return err
 	}

@@ -157,7 +157,11 @@ func (h *home) waits() (loaded, gone <-chan struct{}) {
 func (p *plane) reboot(cfg mem.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.ram.Zero(0, p.ram.Pages()); err != nil {
+	clear := func() error { return p.ram.Zero(0, p.ram.Pages()) }
+	if p.cache != nil {
+		clear = p.cache.reboot
+	}
+	if err := clear(); err != nil {
 		return err
 	}
 	p.core, p.epoch, p.timerAt = mem.New(cfg), 0, 0

@@ -179,6 +179,12 @@ func (w *Worker) addVCPUs(m wire.WorkerMembers) error {
 
 // watch begins to watch this part's guest memory with userfaultfd: the VM has other parts from now on.
 func (p *plane) watch() error {
+	p.mu.Lock()
+	err := p.cache.unwatch()
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	fd, err := uffd.Open(p.ram.GuestAddr(), p.ram.Size())
 	if err != nil {
 		return err

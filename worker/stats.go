@@ -29,6 +29,7 @@ func (w *Worker) stats() *wire.WorkerStats {
 	w.plane.mu.Unlock()
 	s.RemoteReads, s.RemoteWrites, s.PagesOut = c.RemoteReads, c.RemoteWrites+c.Upgrades, c.ContentsSent
 	w.checkpointStats(s)
+	s.DiskReadBytes, s.DiskCachedBytes = w.plane.diskCounters()
 	s.PagesIn, s.LocalFaults = c.RemoteReads+c.RemoteWrites, c.ZeroFills
 	return s
 }

@@ -21,7 +21,11 @@ func (b *Board) add(backend virtio.Backend) (*virtio.Device, error) {
 
 // AddDisk adds a block device; the guest sees id, of which 20 bytes are kept, as its serial number. The board closes the disk.
 func (b *Board) AddDisk(disk virtio.Disk, id string, readOnly bool) error {
-	_, err := b.add(virtio.NewBlock(disk, id, readOnly, min(b.vcpus, maxDiskQueues)))
+	block := virtio.NewBlock(disk, id, readOnly, min(b.vcpus, maxDiskQueues))
+	if p, ok := disk.(virtio.Paired); ok {
+		block.SetPairs(p.Pairs())
+	}
+	_, err := b.add(block)
 	return err
 }
 

@@ -214,6 +214,10 @@ func (b *Block) read(c *Chain, sector uint64) error {
 		return err
 	}
 	buf := make([]byte, n)
+	since := uint64(0)
+	if b.pairs != nil {
+		since = b.pairs.Reading()
+	}
 	if _, err := b.disk.ReadAt(buf, off); err != nil && n > 0 {
 		return err
 	}
@@ -221,7 +225,7 @@ func (b *Block) read(c *Chain, sector uint64) error {
 	if err := c.Write(buf); err != nil {
 		return err
 	}
-	b.equal(into, off, int64(n))
+	b.equal(since, into, off, buf)
 	return nil
 }
 
@@ -236,12 +240,14 @@ func (b *Block) write(c *Chain, sector uint64) error {
 	if err := c.Read(buf); err != nil {
 		return err
 	}
-	b.changes(off, int64(n))
-	if _, err = b.disk.WriteAt(buf, off); err != nil {
+	since, alone, err := b.changing(off, int64(n), func() error {
+		_, err := b.disk.WriteAt(buf, off)
 		return err
+	})
+	if alone {
+		b.equal(since, from, off, buf)
 	}
-	b.equal(from, off, int64(n))
-	return nil
+	return err
 }
 
 // ranges applies do to each segment of a discard or write-zeroes request.
@@ -259,8 +265,8 @@ func (b *Block) ranges(c *Chain, do func(off, n int64) error) error {
 		if sectors := uint64(b.disk.Size()) / SectorBytes; count > maxRangeSectors || sector > sectors || count > sectors-sector {
 			return errRange
 		}
-		b.changes(int64(sector)*SectorBytes, int64(count)*SectorBytes)
-		if err := do(int64(sector)*SectorBytes, int64(count)*SectorBytes); err != nil {
+		off, length := int64(sector)*SectorBytes, int64(count)*SectorBytes
+		if _, _, err := b.changing(off, length, func() error { return do(off, length) }); err != nil {
 			return err
 		}
 	}

@@ -11,8 +11,21 @@ import (
 
 type notedPairs struct{ told chan string }
 
-func (n notedPairs) Equal(block, addr uint64)   { n.told <- fmt.Sprintf("%d=0x%x", block, addr) }
-func (n notedPairs) Changed(first, last uint64) { n.told <- fmt.Sprintf("%d-%d changed", first, last) }
+func (n notedPairs) Equal(since, block, addr uint64, data []byte) {
+	if since != 7 || len(data) != PairBytes {
+		n.told <- fmt.Sprintf("since %d, %d bytes", since, len(data))
+	}
+	n.told <- fmt.Sprintf("%d=0x%x", block, addr)
+}
+
+func (n notedPairs) Reading() uint64 { return 7 }
+
+func (n notedPairs) Changing(first, last uint64) uint64 {
+	n.told <- fmt.Sprintf("%d-%d changed", first, last)
+	return 6
+}
+
+func (n notedPairs) Changed(begun, _, _ uint64) (uint64, bool) { return begun + 1, true }
 
 func (n notedPairs) all() (out []string) {
 	for {

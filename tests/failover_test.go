@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -36,6 +37,8 @@ type failover struct {
 	took   map[string][]time.Duration // by kind of fault: from the fault to the first new record
 	lost   int
 	killed []local.Member // not known to be gone yet
+
+	protect string // as asked for; "" is replica
 }
 
 func TestFailover(t *testing.T) {
@@ -44,7 +47,7 @@ func TestFailover(t *testing.T) {
 	}
 	needKVM(t)
 	rounds, seed := envNumber(t, "FAILOVER_ROUNDS", failoverRounds), envNumber(t, "FAILOVER_SEED", uint64(time.Now().UnixNano()))
-	kinds := "cell,cell,cell,stop,twice,home,member,standby,serve"
+	kinds := "cell,cell,cell,stop,twice,home,member,standby,serve,hang"
 	if s := os.Getenv("FAILOVER_FAULTS"); s != "" {
 		kinds = s
 	}
@@ -61,10 +64,62 @@ func TestFailover(t *testing.T) {
 	f.report()
 }
 
+// With two replicas the VM survives the loss of two cells, together or one at any moment of the recovery from the other: it is never lost.
+func TestFailoverTwoReplicas(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds a round")
+	}
+	needKVM(t)
+	rounds, seed := envNumber(t, "FAILOVER_ROUNDS", 2), envNumber(t, "FAILOVER_SEED", uint64(time.Now().UnixNano()))
+	t.Logf("replay: FAILOVER_SEED=%d FAILOVER_ROUNDS=%d go test -run TestFailoverTwoReplicas ./tests", seed, rounds)
+	f := &failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 5)), cells: 5}, kinds: []string{"pair"}, took: make(map[string][]time.Duration), protect: "replica:2"}
+	f.start()
+	f.run()
+	for round := range rounds {
+		f.round(int(round))
+		if t.Failed() {
+			return
+		}
+	}
+	f.report()
+}
+
+func (f *failover) anyServer() string {
+	return f.session.Cluster.Servers[f.rng.IntN(len(f.session.Cluster.Servers))].Name
+}
+
+// pair kills a cell that the VM depends on and, at once or a little later, another one: as often as not the one that went on with it.
+func (f *failover) pair(vm *api.VM) string {
+	first := vm.GetHome()
+	if f.rng.IntN(3) == 0 {
+		first = f.anyServer()
+	}
+	f.signalAll(syscall.SIGKILL, ofServer(first))
+	delay := time.Duration(0)
+	if f.rng.IntN(3) > 0 {
+		delay = time.Duration(f.rng.IntN(1500)) * time.Millisecond
+	}
+	<-time.After(delay)
+	second := first
+	if ctx, cancel := context.WithTimeout(f.t.Context(), time.Second); f.rng.IntN(2) == 0 {
+		if now, err := f.vm(ctx); err == nil {
+			second = now.GetHome()
+		}
+		cancel()
+	} else {
+		cancel()
+	}
+	for second == first {
+		second = f.anyServer()
+	}
+	f.signalAll(syscall.SIGKILL, ofServer(second))
+	return fmt.Sprintf("kill -9 of %s, and of %s after %v", first, second, delay)
+}
+
 // run makes the protected VM and its reader.
 func (f *failover) run() {
 	spec := &api.VMSpec{Name: failoverVM, Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000",
-		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "replica"}
+		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: cmp.Or(f.protect, "replica")}
 	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec, nil); return err })
 	f.reader = newReader(f.t.Context(), f.client, failoverVM)
 	f.awaitSafe("at first")
@@ -139,7 +194,7 @@ func (f *failover) workerOf(vm *api.VM, kind string) string {
 
 // strike does something bad and returns what. undo makes good what does not heal by starting servers again; fatal: the VM may be lost by it.
 func (f *failover) strike(kind string, vm *api.VM) (what string, undo func(), fatal bool) {
-	server := f.session.Cluster.Servers[f.rng.IntN(3)].Name
+	server := f.anyServer()
 	undo = func() {}
 	switch kind {
 	case "cell":
@@ -155,10 +210,16 @@ func (f *failover) strike(kind string, vm *api.VM) (what string, undo func(), fa
 		<-time.After(delay)
 		other := server
 		for other == server {
-			other = f.session.Cluster.Servers[f.rng.IntN(3)].Name
+			other = f.anyServer()
 		}
 		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == other && m.Kind == local.KindWorker })
 		return fmt.Sprintf("kill -9 of %s, and of the worker on %s after %v", server, other, delay), undo, true
+	case "pair":
+		return f.pair(vm), undo, false
+	case "hang": // one worker stands still: its server kills it after a while
+		server = f.workerOf(vm, []string{"home", "member", "standby"}[f.rng.IntN(3)])
+		f.signalAll(syscall.SIGSTOP, func(m local.Member) bool { return m.Server == server && m.Kind == local.KindWorker })
+		return "SIGSTOP of the worker on " + server, undo, false
 	case "serve": // its workers go on
 		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == server && m.Kind == local.KindServe })
 		return "kill -9 of the serve process of " + server, undo, false

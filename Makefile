@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover netcut demo bench sim drills-sim fuzz lint fmt generate payloads install clean
+.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover netcut demo bench sim drills-sim fuzz lint fmt generate payloads install man deb pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,9 +94,7 @@ payloads: ## Rebuild the built-in guest programs from C; needs gcc
 
 include tests/bed/bed.mk
 
-PREFIX ?= /usr/local
-install: build ## Install the program below PREFIX=/usr/local
-	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/cellvisor
+include packaging/package.mk
 
 clean: ## Remove what was built
-	rm -rf bin
+	rm -rf bin dist

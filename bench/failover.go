@@ -19,12 +19,17 @@ import (
 type FailoverSettings struct {
 	Kills int    `json:"kills"`
 	Seed  uint64 `json:"seed"`
+
+	MemoryBytes ident.Bytes `json:"memory_bytes"` // of the VM
 }
 
 // Check tells what is wrong with the settings.
 func (s FailoverSettings) Check() error {
 	if s.Kills < 1 || s.Kills > 10000 {
 		return fmt.Errorf("kills must be from 1 to 10000, not %d", s.Kills)
+	}
+	if s.MemoryBytes < 16*ident.MiB || s.MemoryBytes > 64*ident.GiB {
+		return fmt.Errorf("memory must be from 16MiB to 64GiB, not %s", s.MemoryBytes)
 	}
 	return nil
 }
@@ -95,13 +100,13 @@ func Failover(ctx context.Context, exe string, set FailoverSettings, say func(st
 	}
 	rep = FailoverReport{Benchmark: "failover", Host: ThisHost(), Settings: set}
 	say("starting a cluster of three cells")
-	c, err := startCluster(ctx, exe, 3, slots, 512*ident.MiB)
+	c, err := startCluster(ctx, exe, 3, slots, max(512*ident.MiB, 2*set.MemoryBytes))
 	if err != nil {
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
 	f := &failover{cluster: c, exe: exe, rng: rand.New(rand.NewPCG(set.Seed, 3))}
-	spec := &api.VMSpec{Name: failoverVM, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000", Vcpus: 2, MemoryBytes: uint64(64 * ident.MiB),
+	spec := &api.VMSpec{Name: failoverVM, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000", Vcpus: 2, MemoryBytes: uint64(set.MemoryBytes),
 		Span: []string{"a", "b"}, OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "replica"}
 	if _, err := c.client.Run(ctx, spec, nil); err != nil {
 		return rep, fmt.Errorf("starting VM %s: %s", failoverVM, api.Message(err))

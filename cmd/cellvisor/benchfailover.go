@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cellvisor/cellvisor/bench"
+	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/vmm/probe"
 )
 
@@ -18,15 +19,19 @@ func (a *app) benchProtectCmds() []*cobra.Command {
 
 func (a *app) benchFailoverCmd() *cobra.Command {
 	set := bench.FailoverSettings{Seed: uint64(time.Now().UnixNano())}
+	memory := "64MiB"
 	cmd := &cobra.Command{
 		Use:   "failover",
 		Short: "How soon a protected VM goes on after the loss of a cell",
 		Long: `Starts a cluster of three cells on this machine with a protected VM over two of them that emits 1,000 records a second, kills cells with kill -9 at random
 moments, and measures how long it is until a client sees the first record that had not left before. Every record must come once and in order.`,
-		Example: "  cellvisor bench failover\n  cellvisor bench failover --kills 100 -o json > failover.json",
+		Example: "  cellvisor bench failover\n  cellvisor bench failover --kills 100 -o json > failover.json\n  cellvisor bench failover --memory 1GiB",
 		Args:    args(0, 0, ""),
-		PreRunE: func(*cobra.Command, []string) error {
-			if err := set.Check(); err != nil {
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			if set.MemoryBytes, err = config.ParseSize(memory); err == nil {
+				err = set.Check()
+			}
+			if err != nil {
 				return usageError{err}
 			}
 			return nil
@@ -46,6 +51,7 @@ moments, and measures how long it is until a client sees the first record that h
 		}),
 	}
 	cmd.Flags().IntVar(&set.Kills, "kills", 30, "cells to kill, one after another; two of three take part of the running VM with them")
+	cmd.Flags().StringVar(&memory, "memory", memory, "of the VM, like 1GiB")
 	cmd.Flags().Uint64Var(&set.Seed, "seed", set.Seed, "which cells, and when (default random)")
 	return cmd
 }

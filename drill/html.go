@@ -14,7 +14,7 @@ const (
 	trackHeight = 22
 	trackGap    = 6
 	chartTop    = 46 // above the first track: numbers of the marks
-	minMarkGap  = 14 // between the numbers of two marks
+	minMarkGap  = 19 // between the numbers of two marks
 )
 
 // bar, mark and tick are what the timeline draws.

@@ -64,6 +64,7 @@ type ServerInfo struct {
 	Addrs       Addrs            `json:"addrs"`
 	Slots       int              `json:"slots"`
 	MemoryBytes ident.Bytes      `json:"memory_bytes"`
+	HostSched   bool             `json:"host_sched,omitempty"` // it leaves vCPUs to Linux
 }
 
 // AddServer makes a server known. The leader proposes it for a join request. The result is [AddServerResult]. A name held by a dead

@@ -51,7 +51,8 @@ type Server struct {
 	Addrs       Addrs             `json:"addrs"`
 	Slots       int               `json:"slots"` // vCPUs of one VM that it can run at once
 	MemoryBytes ident.Bytes       `json:"memory_bytes"`
-	Incarnation ident.Incarnation `json:"incarnation"` // 0 before the first admission
+	HostSched   bool              `json:"host_sched,omitempty"` // it leaves vCPUs to Linux
+	Incarnation ident.Incarnation `json:"incarnation"`          // 0 before the first admission
 	State       ServerState       `json:"state"`
 	Cordoned    bool              `json:"cordoned"`
 	LastError   string            `json:"last_error,omitempty"`

@@ -15,6 +15,7 @@
 //	  sched       = "gang"       # or "host": leave vCPUs to Linux
 //	  cpus        = [0, 1]       # the slots' CPUs; default: those that the process may use
 //	  memory      = "16GiB"      # for guests; default: three quarters of what is available
+//	  overcommit  = 1            # promise guests so many times that much
 //	  idle_cpus   = "awake"      # while pages travel; or "sleep": save power, let remote page faults wait for CPUs to wake up
 //	  secret_file = "/etc/cellvisor/secret"
 //	  nice        = -10
@@ -100,6 +101,7 @@ type Server struct {
 	Slots       int         // vCPUs that may run at a time; 0 for a witness
 	MemoryBytes ident.Bytes // for guests; 0 for a witness
 	Sched       Sched       // how vCPUs share the slots
+	Overcommit  int         // so many times the memory is promised to guests, which get it as they touch it; at least 1
 	IdleCPUs    IdleCPUs    // while pages travel
 	CPUs        []int       // of the slots, in order; empty: those that the process may use
 	SecretFile  string      // empty: peers are not authenticated (refused unless all addresses are loopback)

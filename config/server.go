@@ -19,11 +19,13 @@ import (
 
 // Limits of what a file may ask for.
 const (
-	maxSlots     = 4096
-	maxCPU       = 1024
-	maxSocketLen = 107 // sun_path without its NUL
-	minSecretLen = 16
-	maxVoters    = 7
+	maxSlots = 4096
+
+	maxOvercommit = 64
+	maxCPU        = 1024
+	maxSocketLen  = 107 // sun_path without its NUL
+	minSecretLen  = 16
+	maxVoters     = 7
 )
 
 var (
@@ -73,7 +75,7 @@ func (p *parser) cluster(top *block, s *Server) {
 }
 
 // serverAttrs are the attributes of the block "server".
-var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "idle_cpus", "secret_file", "nice"}
+var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "idle_cpus", "secret_file", "nice"}
 
 func (p *parser) self(top *block, s *Server) {
 	c := top.one("server", true)
@@ -104,8 +106,9 @@ func (p *parser) self(top *block, s *Server) {
 	s.CPUs = p.cpus(b, s.Slots)
 	s.IdleCPUs = IdleCPUs(p.choice(b, "idle_cpus", string(IdleAwake), string(IdleAwake), string(IdleSleep)))
 	s.MemoryBytes = p.memory(b, s.Role)
+	s.Overcommit = int(b.integer("overcommit", 1, 1, maxOvercommit))
 	if s.Role == RoleWitness {
-		for _, name := range []string{"slots", "sched", "cpus", "memory", "idle_cpus"} {
+		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "idle_cpus"} {
 			if a := b.attrs[name]; a != nil {
 				p.say(&a.Range, "a witness runs no VMs: remove "+name)
 			}

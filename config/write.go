@@ -35,6 +35,9 @@ func Format(s *Server) []byte {
 			b.SetAttributeValue("cpus", cty.ListVal(vals))
 		}
 		setString(b, "memory", s.MemoryBytes.String())
+		if s.Overcommit > 1 {
+			b.SetAttributeValue("overcommit", cty.NumberIntVal(int64(s.Overcommit)))
+		}
 		if s.IdleCPUs == IdleSleep {
 			setString(b, "idle_cpus", string(s.IdleCPUs))
 		}

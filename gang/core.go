@@ -64,6 +64,8 @@ type View struct {
 	Epoch   ident.Epoch
 	Servers []Server // by rising ID
 	VMs     []VM     // by rising ID
+
+	Host []ident.ServerID // of the servers, those that leave everything to their host's scheduler
 }
 
 // Note comes from a worker of this server.
@@ -272,6 +274,9 @@ func domainOf(v *View, self ident.ServerID) domain {
 	}
 	for i, s := range d.servers {
 		d.sliced = d.sliced || load[i] > s.Slots
+	}
+	if slices.ContainsFunc(d.servers, func(s Server) bool { return slices.Contains(v.Host, s.ID) }) {
+		d.sliced = false // half a gang would be held while the other runs: better all of them are free
 	}
 	return d
 }

@@ -221,3 +221,25 @@ func TestOversizeGangRunsAlone(t *testing.T) {
 		t.Errorf("ran %v", r.ran)
 	}
 }
+
+// A server that leaves its vCPUs to Linux frees its whole domain, and no other.
+func TestHostServerFreesItsDomain(t *testing.T) {
+	servers := []Server{{1, 1}, {2, 1}, {3, 1}}
+	r := newRig(t, servers, VM{ID: 1, Parts: []Part{{1, 1}, {2, 1}}}, VM{ID: 2, Parts: []Part{{1, 1}, {2, 1}}}, VM{ID: 3, Parts: []Part{{3, 1}}}, VM{ID: 4, Parts: []Part{{3, 1}}})
+	if n := r.cores[1].Counters().Conducts + r.cores[3].Counters().Conducts; n != 2 {
+		t.Fatalf("%d conductors, want 2", n)
+	}
+	v := r.view
+	v.Epoch, v.Host = 2, []ident.ServerID{2}
+	r.setView(v)
+	for id, want := range map[ident.ServerID]uint64{1: 0, 3: 1} {
+		if got := r.cores[id].Counters().Conducts; got != want {
+			t.Errorf("server %d conducts: %d, want %d", id, got, want)
+		}
+	}
+	for vm, mode := range r.modes[1] {
+		if mode != wire.SliceFree {
+			t.Errorf("VM %d is not free: %v", vm, mode)
+		}
+	}
+}

@@ -13,6 +13,10 @@
 // If all vCPUs of a domain have slots of their own, nothing is planned and nothing is sent: each server sees that by itself and leaves its
 // workers free. That is the common case, and it costs nothing.
 //
+// # Servers that do not take part
+//
+// A server may leave its vCPUs to Linux (--sched host). A domain that has one is not sliced at all: half a gang would be held while the other runs.
+//
 // # The plan
 //
 // Every gang has a virtual time: the time that it ran, over its weight. At the begin of a slice all slots are empty and gangs are taken in the order of

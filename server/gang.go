@@ -193,6 +193,9 @@ func gangView(snap *snapshot) gang.View {
 	for _, m := range st.View.Live {
 		if s := st.Server(m.Server); s != nil && s.Role != cells.RoleWitness {
 			v.Servers = append(v.Servers, gang.Server{ID: s.ID, Slots: s.Slots})
+			if s.HostSched {
+				v.Host = append(v.Host, s.ID)
+			}
 		}
 	}
 	for i := range st.VMs {

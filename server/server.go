@@ -323,7 +323,7 @@ func (s *Server) info() cells.ServerInfo {
 		Name: s.cfg.Name, Cell: s.cfg.Cell, Role: cells.Role(s.cfg.Role), HostID: s.host,
 		Process: cells.Process{PID: os.Getpid(), StartTime: start, Boot: s.boot},
 		Addrs:   cells.Addrs{Peer: s.cfg.Listen.Peer, API: s.apiAddr(), Gossip: s.cfg.Listen.Gossip},
-		Slots:   s.cfg.Slots, MemoryBytes: s.cfg.MemoryBytes,
+		Slots:   s.cfg.Slots, MemoryBytes: s.cfg.MemoryBytes * ident.Bytes(max(1, s.cfg.Overcommit)), HostSched: s.cfg.Sched == config.SchedHost,
 	}
 	if s.unfit != "" {
 		info.Slots, info.MemoryBytes = 0, 0

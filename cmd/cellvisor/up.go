@@ -20,6 +20,7 @@ import (
 // upFlags are the options of `up`.
 type upFlags struct {
 	cells, servers, slots int
+	overcommit            int
 	memory, dir, sched    string
 	drills                string
 	detach, respawn, keep bool
@@ -68,6 +69,7 @@ A directory that holds a stopped cluster is started again as it was.`,
 	fl.IntVar(&f.slots, "slots", 4, "vCPUs that a server may run at a time")
 	fl.StringVar(&f.sched, "sched", "gang", "the vCPUs of a VM run together or not at all, or as Linux likes (gang|host)")
 	fl.StringVar(&f.memory, "memory", "", "guest memory of each server (default: a fair share of what is available)")
+	fl.IntVar(&f.overcommit, "overcommit", 1, "promise guests so many times that much; they get it as they touch it (new clusters)")
 	fl.StringVar(&f.dir, "dir", "", "directory of the cluster (default $CELLVISOR_DIR, else below $XDG_RUNTIME_DIR or /tmp)")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when all servers are live")
 	fl.BoolVar(&f.respawn, "respawn", false, "start servers again that end")
@@ -89,6 +91,8 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		return opt, usagef("--servers %d must be from 1 to %d", f.servers, local.MaxServers)
 	case f.slots < 1 || f.slots > 1024:
 		return opt, usagef("--slots %d must be from 1 to 1024", f.slots)
+	case f.overcommit < 1 || f.overcommit > 64:
+		return opt, usagef("--overcommit %d must be from 1 to 64", f.overcommit)
 	case f.sched != string(config.SchedGang) && f.sched != string(config.SchedHost):
 		return opt, usagef("--sched %q must be gang or host", f.sched)
 	case f.drills != "allow" && f.drills != "refuse":
@@ -104,6 +108,7 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		}
 	}
 	opt.Shape.PlainPages, opt.Shape.NoJail, opt.Shape.Drills = f.plainPages, f.noJail, f.drills == "allow"
+	opt.Shape.Overcommit = f.overcommit
 	if given("cells") {
 		opt.Shape.Cells = f.cells
 	}

@@ -23,24 +23,7 @@ func Format(s *Server) []byte {
 	}
 	setString(b, "data_dir", s.DataDir)
 	if s.Role == RoleServer {
-		b.SetAttributeValue("slots", cty.NumberIntVal(int64(s.Slots)))
-		if s.Sched != SchedGang {
-			setString(b, "sched", string(s.Sched))
-		}
-		if len(s.CPUs) > 0 {
-			var vals []cty.Value
-			for _, c := range s.CPUs {
-				vals = append(vals, cty.NumberIntVal(int64(c)))
-			}
-			b.SetAttributeValue("cpus", cty.ListVal(vals))
-		}
-		setString(b, "memory", s.MemoryBytes.String())
-		if s.Overcommit > 1 {
-			b.SetAttributeValue("overcommit", cty.NumberIntVal(int64(s.Overcommit)))
-		}
-		if s.IdleCPUs == IdleSleep {
-			setString(b, "idle_cpus", string(s.IdleCPUs))
-		}
+		formatVMs(b, s)
 	}
 	setString(b, "secret_file", s.SecretFile)
 	b.SetAttributeValue("nice", cty.NumberIntVal(int64(s.Nice)))
@@ -120,5 +103,27 @@ func formatInitial(f *hclwrite.File, peers []Peer) {
 func setString(b *hclwrite.Body, name, value string) {
 	if value != "" {
 		b.SetAttributeValue(name, cty.StringVal(value))
+	}
+}
+
+// formatVMs writes what a server offers to VMs.
+func formatVMs(b *hclwrite.Body, s *Server) {
+	b.SetAttributeValue("slots", cty.NumberIntVal(int64(s.Slots)))
+	if s.Sched != SchedGang {
+		setString(b, "sched", string(s.Sched))
+	}
+	if len(s.CPUs) > 0 {
+		var vals []cty.Value
+		for _, c := range s.CPUs {
+			vals = append(vals, cty.NumberIntVal(int64(c)))
+		}
+		b.SetAttributeValue("cpus", cty.ListVal(vals))
+	}
+	setString(b, "memory", s.MemoryBytes.String())
+	if s.Overcommit > 1 {
+		b.SetAttributeValue("overcommit", cty.NumberIntVal(int64(s.Overcommit)))
+	}
+	if s.IdleCPUs == IdleSleep {
+		setString(b, "idle_cpus", string(s.IdleCPUs))
 	}
 }

@@ -131,7 +131,7 @@ func TestFailoverAfterAReset(t *testing.T) {
 
 // A standby whose full copy is under way when the guest boots again must not keep a page of the former boot.
 func TestResetWhileAStandbyIsCopied(t *testing.T) {
-	const args = "100000"
+	const args = "600000" // seconds of work: the guest must not end before its copy is whole
 	v := startVM(t, "lock", args, 64*ident.MiB, 1, 1)
 	standby := v.addStandby(1, "lock", args, 64*ident.MiB, 2)
 	for n := range ident.Epoch(6) {

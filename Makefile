@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover netcut demo bench sim drills-sim fuzz lint fmt generate payloads install man deb pictures clean
+.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills-sim fuzz lint fmt generate payloads install man deb pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,8 @@ failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=10
 
 netcut: build ## Split a cluster that lives in network namespaces (needs root)
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -run TestNetworkCut ./tests
+journal: build ## As failover, with a journal on a mirrored disk that is verified all the time
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) JOURNAL_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestJournal ./tests
 
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo

@@ -171,7 +171,7 @@ func (c *cluster) costs(ctx context.Context, payload, args string, rate int, vcp
 	if rate > 0 {
 		spec.Protect, spec.CheckpointMs = "replica", uint32(1000/rate)
 	}
-	v, err := c.client.Run(ctx, spec, nil)
+	v, err := c.client.Run(ctx, spec)
 	if err == nil {
 		v, err = c.client.Wait(ctx, v.GetName(), v.GetId(), api.WaitVMRequest_UNTIL_STARTED, nil)
 	}

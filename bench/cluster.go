@@ -73,7 +73,7 @@ func (c *cluster) stop() error {
 // start creates a VM and waits until it runs.
 func (c *cluster) start(ctx context.Context, spec *api.VMSpec) (*api.VM, error) {
 	spec.OnLoss, spec.Protect = api.OnLoss_ON_LOSS_STOP, "none"
-	v, err := c.client.Run(ctx, spec, nil)
+	v, err := c.client.Run(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("starting VM %s: %s", spec.GetName(), api.Message(err))
 	}

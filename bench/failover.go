@@ -108,7 +108,7 @@ func Failover(ctx context.Context, exe string, set FailoverSettings, say func(st
 	f := &failover{cluster: c, exe: exe, rng: rand.New(rand.NewPCG(set.Seed, 3))}
 	spec := &api.VMSpec{Name: failoverVM, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000", Vcpus: 2, MemoryBytes: uint64(set.MemoryBytes),
 		Span: []string{"a", "b"}, OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "replica"}
-	if _, err := c.client.Run(ctx, spec, nil); err != nil {
+	if _, err := c.client.Run(ctx, spec); err != nil {
 		return rep, fmt.Errorf("starting VM %s: %s", failoverVM, api.Message(err))
 	}
 	f.watch = watchRecords(ctx, c.client, failoverVM)

@@ -39,14 +39,8 @@ func checkDisks(spec *VMSpec) *Fault {
 	if len(spec.Disks) > MaxDisks {
 		return faultf(CodeInvalid, "vm %s: %d disks; at most %d are allowed", spec.Name, len(spec.Disks), MaxDisks)
 	}
-	if len(spec.Disks) > 0 && spec.Protect == ProtectReplica {
-		return faultf(CodeInvalid, "vm %s: a protected vm cannot have disks yet", spec.Name)
-	}
 	for i := range spec.Disks {
 		d := &spec.Disks[i]
-		if d.Mirrors > 0 {
-			return faultf(CodeInvalid, "vm %s: disk %s: mirrors cannot be kept yet", spec.Name, d.Name)
-		}
 		if fault := CheckName("disk", d.Name); fault != nil {
 			return fault
 		}
@@ -62,6 +56,8 @@ func checkDisks(spec *VMSpec) *Fault {
 			return faultf(CodeInvalid, "vm %s: disk %s: size of %d bytes: a multiple of %d, and at most %s, is allowed", spec.Name, d.Name, d.Bytes, DiskBlockBytes, ident.Bytes(MaxDiskBytes))
 		case d.Mirrors < 0 || d.Mirrors > MaxReplicas:
 			return faultf(CodeInvalid, "vm %s: disk %s: %d mirrors; 0 to %d are allowed", spec.Name, d.Name, d.Mirrors, MaxReplicas)
+		case d.Mirrors > spec.Replicas:
+			return faultf(CodeInvalid, "vm %s: disk %s: mirrors are kept with a vm's replicas: %d mirrors need --protect replica:%d", spec.Name, d.Name, d.Mirrors, d.Mirrors)
 		case !slices.Contains([]DiskCache{CacheWriteback, CacheWritethrough, CacheUnsafe}, d.Cache):
 			return faultf(CodeInvalid, "vm %s: disk %s: cache %q is none of writeback, writethrough, unsafe", spec.Name, d.Name, clip(string(d.Cache), 32))
 		}

@@ -192,10 +192,6 @@ func (p *planner) members(vm *VM, servers []ident.ServerID, to Destination) {
 			p.blocked = append(p.blocked, "vm "+vm.Spec.Name+": nothing can be moved here")
 			continue
 		}
-		if len(vm.Spec.Disks) > 0 {
-			p.blocked = append(p.blocked, fmt.Sprintf("vm %s has disks on %s", vm.Spec.Name, part.ServerName))
-			continue
-		}
 		target, fault := p.hooks.Mover.Target(&p.st, vm, []ident.Part{part.Part}, to)
 		if fault != nil {
 			p.blocked = append(p.blocked, fault.Text)

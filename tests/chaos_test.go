@@ -180,7 +180,7 @@ func (c *chaos) populate() {
 			case v == nil:
 				run := &api.VMSpec{Name: spec.GetName(), Vcpus: spec.GetVcpus(), Span: spec.GetSpan(), Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 100",
 					MemoryBytes: uint64(16 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "none"}
-				if _, err := c.client.Run(ctx, run, nil); err != nil {
+				if _, err := c.client.Run(ctx, run); err != nil {
 					return err
 				}
 			case v.GetState().Ended():

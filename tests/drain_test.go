@@ -46,7 +46,7 @@ func newDraining(t *testing.T) *draining {
 		case i >= 6:
 			spec.Name, spec.Protect = fmt.Sprintf("safe-%d", i), "replica"
 		}
-		d.until(faultPatience, "creating VM "+spec.GetName(), func(ctx context.Context) error { _, err := d.client.Run(ctx, spec, nil); return err })
+		d.until(faultPatience, "creating VM "+spec.GetName(), func(ctx context.Context) error { _, err := d.client.Run(ctx, spec); return err })
 		d.readers[spec.GetName()] = newReader(t.Context(), d.client, spec.GetName())
 	}
 	d.until(safePatience, "all run, and the protected ones are safe", func(ctx context.Context) error {

@@ -33,6 +33,10 @@ const (
 type failover struct {
 	chaos
 	reader *reader
+
+	payload, args string
+	disks         []*api.Disk
+
 	kinds  []string
 	took   map[string][]time.Duration // by kind of fault: from the fault to the first new record
 	lost   int
@@ -53,6 +57,7 @@ func TestFailover(t *testing.T) {
 	}
 	t.Logf("replay: FAILOVER_SEED=%d FAILOVER_ROUNDS=%d FAILOVER_FAULTS=%s go test -run TestFailover ./tests", seed, rounds, kinds)
 	f := &failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 2))}, kinds: strings.Split(kinds, ","), took: make(map[string][]time.Duration)}
+	f.payload, f.args = "count", "0 1000"
 	f.start()
 	f.run()
 	for round := range rounds {
@@ -118,9 +123,9 @@ func (f *failover) pair(vm *api.VM) string {
 
 // run makes the protected VM and its reader.
 func (f *failover) run() {
-	spec := &api.VMSpec{Name: failoverVM, Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000",
+	spec := &api.VMSpec{Name: failoverVM, Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: cmp.Or(f.payload, "count")}, Args: cmp.Or(f.args, "0 1000"), Disks: f.disks,
 		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: cmp.Or(f.protect, "replica")}
-	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec, nil); return err })
+	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec); return err })
 	f.reader = newReader(f.t.Context(), f.client, failoverVM)
 	f.awaitSafe("at first")
 }

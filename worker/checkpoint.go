@@ -247,7 +247,7 @@ func (l *loop) cut(history bool) (number uint64, cut outputCut, ok bool) {
 	began, booted := time.Now(), uint64(r.w.bootedNow())
 	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaHold, number, committed, booted) })
 	if ok {
-		cut = l.h.cutHere()
+		cut = l.h.cutHere(number)
 		ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), flags) })
 	}
 	// A member whose hold has timed out meanwhile may have run between another's capture and its own: then this is no cut.

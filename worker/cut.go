@@ -86,6 +86,9 @@ func (w *Worker) hold(number, committed uint64, booted ident.Epoch) bool {
 		c.held = number
 		time.AfterFunc(heldAtMost, func() { w.expire(number) })
 	}
+	if h := w.home.Load(); h != nil {
+		h.holdDevices(true)
+	}
 	return w.plane.quiet(holdWithin)
 }
 
@@ -122,6 +125,9 @@ func (w *Worker) release(number uint64) bool {
 		return false
 	}
 	c.held, c.frozen = 0, 0
+	if h := w.home.Load(); h != nil {
+		h.holdDevices(false)
+	}
 	w.guard.release()
 	return true
 }
@@ -179,6 +185,9 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 	}
 	if h := w.home.Load(); h != nil {
 		if err := h.addTo(s, history); err != nil {
+			return nil, nil, err
+		}
+		if err := h.addDisks(s, number); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -1,13 +1,17 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/vmm/boot"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/vmm/pci"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // hasDevices tells whether a payload guest has a PCI bus: it has one if it has disks.
@@ -21,26 +25,153 @@ func (w *Worker) newBoard(disks *disks) (*machine.Board, error) {
 	return board, disks.addTo(board, w.cached)
 }
 
-// addDevices gives home the PCI bus, if the guest has one.
+// addDevices gives home the PCI bus, if the guest has one and it is not there yet.
 func (w *Worker) addDevices(h *home) error {
-	if !w.hasDevices() {
+	if !w.hasDevices() || h.board != nil {
 		return nil
-	}
-	if h.board != nil {
-		return nil // the guest boots again
 	}
 	disks, err := openDisks(w.spec.DiskDir, w.spec.Disks)
 	if err != nil {
 		return err
 	}
+	return w.plugDevices(h, disks)
+}
+
+func (w *Worker) plugDevices(h *home, disks *disks) error {
+	disks.full = h.hurry
 	board, err := w.newBoard(disks)
 	if err != nil {
 		return err
 	}
+	disks.note(w.cutter.isTracking())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.board = board
+	h.board, h.disks = board, disks
+	return disks.hold(h.holding)
+}
+
+// restoreDevices gives a new home the PCI bus as a checkpoint captured it, with the disks as they were then. The devices rest until all vCPUs have
+// asked for their state.
+func (w *Worker) restoreDevices(h *home, r *replica) error {
+	if !w.hasDevices() {
+		return nil
+	}
+	var err error
+	disks := r.disks
+	if r.disks = nil; disks == nil { // it was taken over before, and not all members came: nothing has been written since
+		if disks, err = openDisks(w.spec.DiskDir, w.spec.Disks); err != nil {
+			return err
+		}
+	}
+	if err := w.plugDevices(h, disks); err != nil {
+		return err
+	}
+	h.board.HoldDevices()
+	if h.bus == nil {
+		return nil
+	}
+	return h.board.SetBusState(*h.bus)
+}
+
+// hurry asks for a checkpoint soon.
+func (h *home) hurry() {
+	select {
+	case h.urgent <- struct{}{}:
+	default:
+	}
+}
+
+// holdDevices makes the devices rest for a cut, or ends that.
+func (h *home) holdDevices(on bool) {
+	h.mu.Lock()
+	board := h.board
+	h.mu.Unlock()
+	switch {
+	case board == nil:
+	case on:
+		board.HoldDevices()
+	default:
+		board.ReleaseDevices()
+	}
+}
+
+// keepsDisks tells whether disk writes wait for a checkpoint. Then what is held back when the VM is switched off is lost, output and writes alike: the
+// disks stay as they were at the last checkpoint, here and on the standbys, and nobody has seen anything that is later.
+func (h *home) keepsDisks() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.disks != nil && h.holding
+}
+
+// addDisks adds what was written to the disks to home's share. The devices rest.
+func (h *home) addDisks(s *share, number uint64) error {
+	h.mu.Lock()
+	disks := h.disks
+	h.mu.Unlock()
+	if disks == nil {
+		return nil
+	}
+	for i, g := range disks.all {
+		if err := g.cut(number, func(block uint64, b []byte) { s.add(recordDisk, diskKey(i, block), b) }); err != nil {
+			return fmt.Errorf("disk %s: %w", g.spec.Name, err)
+		}
+	}
 	return nil
+}
+
+// track begins to note what is written, for checkpoints, or ends it.
+func (w *Worker) track(on bool) error {
+	if h := w.home.Load(); h != nil {
+		h.mu.Lock()
+		h.disks.note(on)
+		h.mu.Unlock()
+	}
+	return w.cutter.track(on)
+}
+
+func (c *cutter) isTracking() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tracking
+}
+
+// copyAllDisks brings the disks of standbys into step. Only home has disks.
+func (r *replicas) copyAllDisks(to ident.PartSet, seq uint64, change <-chan struct{}) bool {
+	h := r.w.home.Load()
+	if h == nil {
+		return true
+	}
+	h.mu.Lock()
+	disks := h.disks
+	h.mu.Unlock()
+	ok := true
+	to.Each(func(part ident.Part) { ok = ok && (disks == nil || r.copyDisks(disks, part, seq, change)) })
+	return ok
+}
+
+// diskRequest answers home's requests for copies of disks.
+func (h replicaHandler) diskRequest(op replicaOp, body []byte, req link.DeviceRequest) {
+	s := h.r.w.standby.Load()
+	if s == nil {
+		req.Reply(wire.DeviceNotReady, nil)
+		return
+	}
+	var answer []byte
+	var err error
+	if op == replicaSums {
+		answer, err = s.sums(body)
+	} else {
+		err = s.takeBlocks(body)
+	}
+	switch {
+	case err == nil:
+		req.Reply(wire.DeviceOK, answer)
+	case errors.Is(err, errEnded), errors.Is(err, errBadShare):
+		req.Reply(wire.DeviceNotReady, nil)
+	default:
+		req.Reply(wire.DeviceNotReady, nil)
+		h.r.w.fail(err)
+	}
 }
 
 // resetDevices puts the devices into their power-on state, for a new boot. All vCPUs must be parked, and none of the devices waits for a page.

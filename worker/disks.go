@@ -3,70 +3,83 @@ package worker
 import (
 	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"path/filepath"
+	"slices"
+	"sync"
+	"time"
 
+	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/vmm/virtio"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
 // disks are a VM's disks at its home.
+//
+// A disk write of a protected VM is output: it is kept in a layer until the checkpoint after it is safe, and only then written to the image here;
+// the standbys write it when they apply that checkpoint. So an image is always that of a checkpoint, and a flush has nothing to wait for: whatever
+// tells the outside of it waits for the same checkpoint. Reads see the layers. Without protection writes go to the image at once.
+//
+//	written --> open layer --cut--> sealed --checkpoint safe--> image
+//
+// While checkpoints are made, or a full copy for them, the blocks that were written are noted; each checkpoint has those of all cuts that are not
+// known to be safe, as they are at its own.
 type disks struct {
-	all []guestDisk
+	all  []*guestDisk
+	full func() // called when so much waits that a checkpoint should not
 }
 
+// guestDisk is one disk. It implements virtio.Disk.
 type guestDisk struct {
-	virtio.Disk
-	spec wire.WorkerDisk
+	*disks
+	spec  wire.WorkerDisk
+	image *disk.Image
+
+	mu      sync.Mutex // protects all below
+	holding bool
+	noting  bool
+	layers  []*layer                       // oldest first; the last one is open
+	dirty   map[uint64]struct{}            // blocks written since the last cut
+	cuts    map[uint64]map[uint64]struct{} // blocks by cut, of those that are not known to be safe
+	waiting int                            // blocks in layers
 }
+
+// layer is what was written between two cuts.
+type layer struct {
+	cut    uint64 // that ended it; 0: it is open
+	blocks map[uint64][]byte
+}
+
+// Blocks that wait for a checkpoint: from waitingMany on it is to come soon, from waitingMost on writes are slowed down.
+const (
+	waitingMany = 2048
+	waitingMost = 16384
+	waitingSlow = 5 * time.Millisecond
+)
 
 // openDisks opens the disks of a VM in the server's directory of disks, and makes those that are new.
 func openDisks(dir string, specs []wire.WorkerDisk) (*disks, error) {
 	d := &disks{}
 	for _, spec := range specs {
-		disk, err := openDisk(filepath.Join(dir, spec.Name), spec)
+		image, err := disk.OpenImage(filepath.Join(dir, spec.Name), disk.ImageConfig{Bytes: int64(spec.Bytes), Source: spec.Source})
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("disk %s: %w", spec.Name, err), d.close())
+			return nil, errors.Join(err, d.close())
 		}
-		d.all = append(d.all, guestDisk{disk, spec})
+		d.add(spec, image)
 	}
 	return d, nil
 }
 
-func openDisk(dir string, spec wire.WorkerDisk) (virtio.Disk, error) {
-	path := filepath.Join(dir, "image")
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		if err := createDisk(dir, path, spec); err != nil {
-			return nil, err
-		}
-	}
-	return virtio.OpenDisk(path, spec.ReadOnly)
-}
-
-func createDisk(dir, path string, spec wire.WorkerDisk) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if spec.Source != "" {
-		if _, err := os.Stat(spec.Source); err == nil {
-			return os.Symlink(spec.Source, path)
-		}
-	}
-	if spec.Bytes == 0 {
-		return fmt.Errorf("there is no file %s on this server, and no size to make a new disk of: add size=BYTES", spec.Source)
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(int64(spec.Bytes)), f.Close())
+func (d *disks) add(spec wire.WorkerDisk, image *disk.Image) {
+	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: []*layer{{blocks: map[uint64][]byte{}}},
+		dirty: map[uint64]struct{}{}, cuts: map[uint64]map[uint64]struct{}{}})
 }
 
 // addTo adds the disks to a board, which closes them.
 func (d *disks) addTo(board *machine.Board, front func(int, virtio.Disk) virtio.Disk) error {
-	for i := range d.all {
-		if err := board.AddDisk(front(i, d.all[i].Disk), d.all[i].spec.Name, d.all[i].spec.ReadOnly); err != nil {
+	for i, g := range d.all {
+		if err := board.AddDisk(front(i, g), g.spec.Name, g.spec.ReadOnly); err != nil {
 			return err
 		}
 	}
@@ -75,8 +88,247 @@ func (d *disks) addTo(board *machine.Board, front func(int, virtio.Disk) virtio.
 
 func (d *disks) close() error {
 	var errs []error
-	for i := range d.all {
-		errs = append(errs, d.all[i].Close())
+	for _, g := range d.all {
+		errs = append(errs, g.Close())
 	}
 	return errors.Join(errs...)
 }
+
+// hold begins or ends keeping back writes. Its end writes all that was kept.
+func (d *disks) hold(on bool) error {
+	if d == nil {
+		return nil
+	}
+	for _, g := range d.all {
+		if err := g.hold(on); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// note begins or ends noting what is written, for checkpoints.
+func (d *disks) note(on bool) {
+	if d == nil {
+		return
+	}
+	for _, g := range d.all {
+		g.mu.Lock()
+		if g.noting != on {
+			g.noting = on
+			clear(g.dirty)
+			clear(g.cuts)
+		}
+		g.mu.Unlock()
+	}
+}
+
+// committed writes to the images what was written up to a cut whose checkpoint is safe.
+func (d *disks) committed(cut uint64) error {
+	if d == nil {
+		return nil
+	}
+	for _, g := range d.all {
+		if err := g.committed(cut); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *guestDisk) hold(on bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.holding = on
+	if on {
+		return nil
+	}
+	return g.settle(len(g.layers))
+}
+
+func (g *guestDisk) committed(cut uint64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	maps.DeleteFunc(g.cuts, func(n uint64, _ map[uint64]struct{}) bool { return n <= cut })
+	n := 0
+	for n < len(g.layers)-1 && g.layers[n].cut <= cut {
+		n++
+	}
+	return g.settle(n)
+}
+
+// settle writes the n oldest layers to the image, as one batch. It requires mu.
+func (g *guestDisk) settle(n int) error {
+	merged := map[uint64][]byte{}
+	for _, l := range g.layers[:n] {
+		maps.Copy(merged, l.blocks)
+		g.waiting -= len(l.blocks)
+	}
+	if len(merged) > 0 {
+		if err := g.image.Commit(writesOf(merged), g.spec.Cache != cacheUnsafe); err != nil {
+			return fmt.Errorf("disk %s: %w", g.spec.Name, err)
+		}
+	}
+	g.layers = slices.Delete(g.layers, 0, n)
+	if len(g.layers) == 0 {
+		g.layers = append(g.layers, &layer{blocks: map[uint64][]byte{}})
+	}
+	return nil
+}
+
+func writesOf(blocks map[uint64][]byte) []disk.Write {
+	out := make([]disk.Write, 0, len(blocks))
+	for _, block := range slices.Sorted(maps.Keys(blocks)) {
+		out = append(out, disk.Write{Block: block, Data: blocks[block]})
+	}
+	return out
+}
+
+// cut ends the open layer for a checkpoint and calls f for each block that the checkpoint must have. Nothing is written meanwhile.
+func (g *guestDisk) cut(number uint64, f func(block uint64, b []byte)) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if last := g.layers[len(g.layers)-1]; g.holding {
+		last.cut = number
+		g.layers = append(g.layers, &layer{blocks: map[uint64][]byte{}})
+	}
+	all := maps.Clone(g.dirty)
+	for _, blocks := range g.cuts {
+		maps.Copy(all, blocks)
+	}
+	g.cuts[number], g.dirty = all, map[uint64]struct{}{}
+	buf := make([]byte, disk.BlockBytes)
+	for _, block := range slices.Sorted(maps.Keys(all)) {
+		if err := g.read(block, buf); err != nil {
+			return err
+		}
+		f(block, buf)
+	}
+	return nil
+}
+
+// settled tells whether a block is in no layer and in no checkpoint that is still to come, and what its checksum is then.
+func (g *guestDisk) settled(block uint64) (sum uint32, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, dirty := g.dirty[block]; dirty {
+		return 0, false
+	}
+	for _, blocks := range g.cuts {
+		if _, dirty := blocks[block]; dirty {
+			return 0, false
+		}
+	}
+	return g.image.Sum(block), true
+}
+
+// read reads a block as the guest sees it. It requires mu.
+func (g *guestDisk) read(block uint64, buf []byte) error {
+	for i := len(g.layers) - 1; i >= 0; i-- {
+		if b, ok := g.layers[i].blocks[block]; ok {
+			copy(buf, b)
+			return nil
+		}
+	}
+	return g.image.ReadBlock(block, buf)
+}
+
+// Size implements virtio.Disk.
+func (g *guestDisk) Size() int64 { return int64(g.image.Blocks()) * disk.BlockBytes }
+
+// ReadAt implements virtio.Disk.
+func (g *guestDisk) ReadAt(b []byte, off int64) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var buf [disk.BlockBytes]byte
+	for done := 0; done < len(b); {
+		block, skip := uint64(off+int64(done))/disk.BlockBytes, int(uint64(off+int64(done))%disk.BlockBytes)
+		if err := g.read(block, buf[:]); err != nil {
+			return done, err
+		}
+		done += copy(b[done:], buf[skip:])
+	}
+	return len(b), nil
+}
+
+// WriteAt implements virtio.Disk.
+func (g *guestDisk) WriteAt(b []byte, off int64) (int, error) {
+	return len(b), g.write(off, int64(len(b)), func(to []byte, at int64) { copy(to, b[at:]) })
+}
+
+// Zero implements virtio.Disk.
+func (g *guestDisk) Zero(off, n int64) error {
+	return g.write(off, n, func(to []byte, _ int64) { clear(to) })
+}
+
+// Discard implements virtio.Disk. Copies must be equal, so what was discarded is zeros.
+func (g *guestDisk) Discard(off, n int64) error { return g.Zero(off, n) }
+
+// write changes n bytes at off; fill fills the piece that begins at an offset of them.
+func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
+	blocks, waiting, err := g.place(off, n, fill)
+	switch {
+	case err != nil:
+		return err
+	case waiting >= waitingMost:
+		time.Sleep(waitingSlow)
+		fallthrough
+	case waiting >= waitingMany && waiting-blocks < waitingMany, waiting >= waitingMost:
+		if g.full != nil {
+			g.full()
+		}
+	}
+	return nil
+}
+
+func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks, waiting int, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	written := map[uint64][]byte{}
+	for done := int64(0); done < n; {
+		block, skip := uint64(off+done)/disk.BlockBytes, (off+done)%disk.BlockBytes
+		length := min(disk.BlockBytes-skip, n-done)
+		buf := make([]byte, disk.BlockBytes)
+		if length < disk.BlockBytes {
+			if err := g.read(block, buf); err != nil {
+				return 0, 0, err
+			}
+		}
+		fill(buf[skip:skip+length], done)
+		written[block] = buf
+		done += length
+	}
+	if g.holding {
+		open := g.layers[len(g.layers)-1]
+		g.waiting -= len(open.blocks)
+		maps.Copy(open.blocks, written)
+		g.waiting += len(open.blocks)
+	} else if err := g.image.Commit(writesOf(written), g.spec.Cache == cacheWritethrough); err != nil {
+		return 0, 0, err
+	}
+	if g.noting {
+		for block := range written {
+			g.dirty[block] = struct{}{}
+		}
+	}
+	return len(written), g.waiting, nil
+}
+
+const (
+	cacheWritethrough = "writethrough"
+	cacheUnsafe       = "unsafe"
+)
+
+// Sync implements virtio.Disk.
+func (g *guestDisk) Sync() error {
+	g.mu.Lock()
+	holding := g.holding
+	g.mu.Unlock()
+	if holding || g.spec.Cache == cacheUnsafe {
+		return nil
+	}
+	return g.image.Commit(nil, true)
+}
+
+// Close implements virtio.Disk. What is still in layers belongs to a checkpoint that is not safe, and is as if it had never been written.
+func (g *guestDisk) Close() error { return g.image.Close() }

@@ -22,7 +22,7 @@ func TestHeldOutputIsBounded(t *testing.T) {
 	if len(told) != 1 || !told[0] {
 		t.Fatalf("told %v with %d bytes held", told, h.heldBytes())
 	}
-	cut := h.cutHere()
+	cut := h.cutHere(1)
 	cut.console -= 60
 	for range 2 {
 		if err := h.committed(cut); err != nil {

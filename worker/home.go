@@ -45,13 +45,15 @@ type home struct {
 	closed    bool
 	down      bool // the guest boots again: requests of the former boot are refused
 	holding   bool
-	origins   [][]byte       // by vCPU; valid once loaded is closed
-	loaded    chan struct{}  // of this boot; closed when the image is in memory
-	asked     []bool         // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
-	gone      chan struct{}  // of this boot; closed when it ends
-	full      bool           // as onFull was told last
-	urgent    chan struct{}  // has a token when a checkpoint should not wait: the guest's end is held back
-	board     *machine.Board // nil if the guest has no PCI bus
+	origins   [][]byte          // by vCPU; valid once loaded is closed
+	loaded    chan struct{}     // of this boot; closed when the image is in memory
+	asked     []bool            // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
+	gone      chan struct{}     // of this boot; closed when it ends
+	full      bool              // as onFull was told last
+	urgent    chan struct{}     // has a token when a checkpoint should not wait: the guest's end is held back
+	board     *machine.Board    // nil if the guest has no PCI bus
+	disks     *disks            // nil if it has none
+	bus       *machine.BusState // of a checkpoint, for the board that is to be made
 
 	accessMu sync.Mutex // held over an access to the board; taken before mu
 }
@@ -177,6 +179,8 @@ type homeState struct {
 	Done        []doneRequest `json:"done"`
 	Exited      bool          `json:"exited"`
 	Status      uint32        `json:"status"`
+
+	Board *machine.BusState `json:"board,omitempty"`
 }
 
 // outputPiece is output bytes at an offset of the whole stream.
@@ -190,6 +194,10 @@ func (h *home) cut() (state []byte, console, output outputPiece, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := homeState{ClockMicros: h.clock().Microseconds(), LastMilli: h.lastMilli, Done: h.done, Exited: h.exited, Status: h.status}
+	if h.board != nil {
+		board := h.board.BusState()
+		s.Board = &board
+	}
 	if state, err = json.Marshal(s); err != nil {
 		return nil, console, output, fmt.Errorf("device state: %w", err)
 	}
@@ -198,15 +206,16 @@ func (h *home) cut() (state []byte, console, output outputPiece, err error) {
 
 // outputCut is where a checkpoint's output ends in each stream, and whether the guest had asked for the end by then.
 type outputCut struct {
+	number          uint64 // of the checkpoint
 	console, output int64
 	exited          bool
 }
 
 // cutHere returns how far the devices are. The guard must hold all vCPUs of the VM.
-func (h *home) cutHere() outputCut {
+func (h *home) cutHere(number uint64) outputCut {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return outputCut{console: h.console.end(), output: h.output.end(), exited: h.exited}
+	return outputCut{number: number, console: h.console.end(), output: h.output.end(), exited: h.exited}
 }
 
 // takeCut returns a copy of what is held, all of which belongs to this checkpoint or to an earlier one that is not safe yet.
@@ -244,6 +253,9 @@ func (h *home) hold(on bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.holding = on
+	if err := h.disks.hold(on); err != nil {
+		return err
+	}
 	if on {
 		return nil
 	}
@@ -254,6 +266,9 @@ func (h *home) hold(on bool) error {
 func (h *home) committed(cut outputCut) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := h.disks.committed(cut.number); err != nil {
+		return err
+	}
 	if err := h.release(cut.console, cut.output); err != nil {
 		return err
 	}
@@ -293,7 +308,7 @@ func (h *home) restore(state []byte, elapsed time.Duration) error {
 		return fmt.Errorf("device state of %d vCPUs, the VM has %d", len(s.Done), len(h.done))
 	}
 	h.base, h.began = time.Duration(s.ClockMicros)*time.Microsecond+elapsed, time.Now()
-	h.lastMilli, h.done, h.exited, h.status = s.LastMilli, s.Done, s.Exited, s.Status
+	h.lastMilli, h.done, h.exited, h.status, h.bus = s.LastMilli, s.Done, s.Exited, s.Status, s.Board
 	switch {
 	case !h.exited:
 	case h.holding:

@@ -32,6 +32,7 @@ type past struct {
 	console int64                   // length of the log
 	output  int64                   // likewise
 	pages   map[ident.PageNo][]byte // that the checkpoint replaced
+	blocks  []map[uint64][]byte     // likewise, by disk
 }
 
 func (s *standby) setSeveral(on bool) {
@@ -45,7 +46,7 @@ func (s *standby) remember(since uint64) error {
 	for len(s.undo) > 0 && s.undo[0].number < since {
 		s.undo = s.undo[1:]
 	}
-	p := &past{number: s.applied, members: s.members, at: s.at, vcpus: maps.Clone(s.vcpus), device: s.device, pages: map[ident.PageNo][]byte{}}
+	p := &past{number: s.applied, members: s.members, at: s.at, vcpus: maps.Clone(s.vcpus), device: s.device, pages: map[ident.PageNo][]byte{}, blocks: s.disks.noBlocks()}
 	var err error
 	if p.console, err = sizeOf(s.console); err != nil {
 		return err
@@ -133,6 +134,9 @@ func (s *standby) undoLast() error {
 		if err != nil {
 			return err
 		}
+	}
+	if err := s.disks.undo(p.blocks); err != nil {
+		return err
 	}
 	if err := errors.Join(s.console.Truncate(p.console), s.output.Truncate(p.output)); err != nil {
 		return fmt.Errorf("undo checkpoint %d: %w", s.applied, err)

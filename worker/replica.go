@@ -18,7 +18,7 @@ import (
 //
 //	home   -> member   hold, base, cut, release, freeze, stall
 //	member -> standby  chunk
-//	home   -> standby  commit, align
+//	home   -> standby  commit, align, sums, blocks
 //
 // Each may be repeated. An answer of DeviceNotReady means: not yet, ask again.
 type replicaOp uint8
@@ -33,6 +33,8 @@ const (
 	replicaFreeze                       // as hold, for a switchover: time does not end it
 	replicaStall                        // the guest is to stand still for a second: too much output is held back
 	replicaAlign                        // VM epoch, the checkpoint that the VM went on from in it, whether its shares can be had, the boot
+	replicaSums                         // disk, its size, first block: answered with checksums
+	replicaBlocks                       // a chunk of recordDisk
 )
 
 const cutHistory = 1 // flag of replicaCut: with all output that ever left
@@ -103,7 +105,7 @@ func (r *replicas) set(p wire.WorkerProtect) {
 		return
 	}
 	if p.Standbys == 0 {
-		if err := r.w.cutter.track(false); err != nil {
+		if err := r.w.track(false); err != nil {
 			r.w.fail(err)
 		}
 	}
@@ -141,16 +143,22 @@ func (r *replicas) ask(to ident.Part, seq uint64, op replicaOp, body ...uint64) 
 var errNotReady = errors.New("not ready")
 
 func (r *replicas) request(to ident.Part, seq uint64, body []byte) error {
-	_, status, err := r.plane.Request(to, ident.Epoch(seq), wire.DeviceGeneric, body, time.Now().Add(replicaDeadline))
+	_, err := r.query(to, seq, body)
+	return err
+}
+
+// query is request for one that is answered with more than OK.
+func (r *replicas) query(to ident.Part, seq uint64, body []byte) ([]byte, error) {
+	answer, status, err := r.plane.Request(to, ident.Epoch(seq), wire.DeviceGeneric, body, time.Now().Add(replicaDeadline))
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case status == wire.DeviceOK:
-		return nil
+		return answer, nil
 	case status == wire.DeviceNotReady:
-		return errNotReady
+		return nil, errNotReady
 	}
-	return fmt.Errorf("%s refused replica operation %d", to, body[0])
+	return nil, fmt.Errorf("%s refused replica operation %d", to, body[0])
 }
 
 // serve does an operation that a member or standby is asked for, other than chunks, and tells whether it is done.
@@ -247,12 +255,12 @@ func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bo
 	}
 	if r.base != seq || r.baseOf != booted {
 		r.base, r.baseOf, r.based, r.synced = seq, booted, false, 0
-		if err := r.w.cutter.track(true); err != nil {
+		if err := r.w.track(true); err != nil {
 			r.w.fail(err)
 			return false
 		}
 		go func() {
-			if r.copyAll(seq, to, p, booted, change) {
+			if r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
 				r.mu.Lock()
 				r.based = r.base == seq && r.baseOf == booted
 				r.mu.Unlock()
@@ -349,6 +357,8 @@ func (h replicaHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.Devic
 		req.Reply(wire.DeviceBad, nil)
 	case !w.guard.mayAct():
 		req.Reply(wire.DeviceNotReady, nil)
+	case replicaOp(req.Payload[0]) == replicaSums, replicaOp(req.Payload[0]) == replicaBlocks: // these wait for the disk
+		go h.diskRequest(replicaOp(req.Payload[0]), append([]byte(nil), req.Payload[1:]...), req)
 	case replicaOp(req.Payload[0]) == replicaChunk:
 		s := w.standby.Load()
 		if s == nil {

@@ -99,7 +99,7 @@ func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
 	if err := w.quitLife(m); err != nil {
 		return err
 	}
-	return w.cutter.track(false)
+	return w.track(false)
 }
 
 // rewire starts the page protocol of the new epoch; r is what this part took over, nil at the others.
@@ -123,13 +123,16 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 				return err
 			}
 		}
+		if err := w.restoreDevices(h, r); err != nil {
+			return err
+		}
 		h.setOrigins(r.vcpus)
 		w.home.Store(h)
 		w.checkpoints.resume(r.number)
 		w.replica.setLineage(m.Epoch, r, m.Fallback)
 	}
 	if m.Fallback != 0 { // what is written from now on is all that the other standbys lack
-		if err := w.cutter.track(true); err != nil {
+		if err := w.track(true); err != nil {
 			return err
 		}
 	}
@@ -231,6 +234,9 @@ func (h *home) note(vcpu ident.VCPU) {
 	if !slices.Contains(h.asked, false) {
 		h.asked = nil
 		close(h.loaded)
+		if h.board != nil {
+			h.board.ReleaseDevices()
+		}
 	}
 }
 

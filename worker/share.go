@@ -27,6 +27,7 @@ const (
 	recordDevice                        // homeState
 	recordConsole                       // console bytes at an offset
 	recordOutput                        // output log bytes at an offset
+	recordDisk                          // a block of a disk, see diskKey
 	recordDiff                          // what changed in a page since the last checkpoint, see appendDiff
 )
 

@@ -47,6 +47,7 @@ type standby struct {
 	last     *cutIn      // the last checkpoint applied
 	epoch    ident.Epoch // of the VM's last recovery
 	aligned  bool        // to the checkpoint that the VM went on from then
+	disks    standbyDisks
 }
 
 // cutIn is a checkpoint that is arriving.
@@ -65,8 +66,8 @@ type staged struct {
 
 func (s *staged) complete() bool { return s != nil && s.total > 0 && uint32(len(s.chunks)) == s.total }
 
-func newStandby(dir string, memory *ram.RAM) (*standby, error) {
-	s := &standby{ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
+func newStandby(dir string, memory *ram.RAM, disks standbyDisks) (*standby, error) {
+	s := &standby{disks: disks, ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
 	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
@@ -198,6 +199,9 @@ func (s *standby) commit(number uint64) (bool, error) {
 			}
 		}
 	}
+	if err := s.disks.commit(); err != nil {
+		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
+	}
 	s.applied, s.at, s.members, s.last, s.noting = number, time.Now(), c.members, c, nil
 	s.complete = s.complete || s.hasBases()
 	for n := range s.shares {
@@ -234,6 +238,8 @@ func (s *standby) apply(t recordType, key uint64, b []byte, base bool) error {
 		s.vcpus[ident.VCPU(key)] = append([]byte(nil), b...)
 	case recordDevice:
 		s.device = append([]byte(nil), b...)
+	case recordDisk:
+		return s.disks.stage(key, b, s.noting)
 	case recordConsole:
 		_, err := s.console.WriteAt(b, int64(key))
 		return err
@@ -283,7 +289,8 @@ type replica struct {
 	at     time.Time
 	last   *cutIn // its shares, if they are here
 
-	console, output tail // of the logs: what other standbys may not know of
+	console, output tail   // of the logs: what other standbys may not know of
+	disks           *disks // nil once they were used
 }
 
 // takeOver ends the standby and returns what the VM goes on from: the last checkpoint that home asked for. One that is all here but that home
@@ -298,7 +305,11 @@ func (s *standby) takeOver() (*replica, error) {
 	if !s.complete && !s.hasBases() {
 		return nil, fmt.Errorf("no checkpoint is complete here")
 	}
-	r := &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at, last: s.last, console: tail{at: -1}, output: tail{at: -1}}
+	disks, err := s.disks.takeOver()
+	if err != nil {
+		return nil, err
+	}
+	r := &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at, disks: disks, last: s.last, console: tail{at: -1}, output: tail{at: -1}}
 	if len(s.undo) > 0 {
 		var err error
 		if r.console, err = cutTail(s.console, s.undo[0].console); err != nil {

@@ -73,7 +73,7 @@ func (l *loop) switchover() bool {
 	number, committed := r.w.checkpoints.begin()
 	began, booted := time.Now(), uint64(r.w.bootedNow())
 	ok := r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaFreeze, number, committed, booted) })
-	cut := l.h.cutHere()
+	cut := l.h.cutHere(number)
 	ok = ok && r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), 0) })
 	if !ok {
 		r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaRelease, number) })

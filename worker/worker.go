@@ -165,7 +165,7 @@ func (w *Worker) setUp() error {
 	}
 	w.cutter.log = w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr())
 	if w.spec.Standby {
-		s, err := newStandby(w.dir, memory)
+		s, err := newStandby(w.dir, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks))
 		if err != nil {
 			return err
 		}
@@ -277,7 +277,7 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.typeLinux(*m.Typed)
 	case m.Stop != nil:
 		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
-		if h := w.home.Load(); h != nil && m.Stop.Final {
+		if h := w.home.Load(); h != nil && m.Stop.Final && !h.keepsDisks() {
 			w.guard.stop()
 			if err := h.hold(false); err != nil {
 				w.log.Error().Err(err).Msg("output that was held back")

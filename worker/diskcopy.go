@@ -1,0 +1,263 @@
+package worker
+
+import (
+	"encoding/binary"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/cellvisor/cellvisor/disk"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// Copies of disks on standbys. Home compares checksums with each standby, piece by piece, and sends the blocks that differ: so a copy that was in step a
+// while ago costs little, and whatever is wrong with one, torn, damaged or of earlier times, is put right. What is written meanwhile comes with the
+// checkpoints; a block of those is newer than one of the comparison.
+//
+//	home -> standby  sums: disk, its size, first block  -> checksums of sumsPiece blocks
+//	home -> standby  blocks: a chunk of recordDisk
+
+const sumsPiece = 8192
+
+// diskKey names a block of a disk in a record.
+func diskKey(index int, block uint64) uint64 { return uint64(index)<<48 | block }
+
+func ofDiskKey(key uint64) (index int, block uint64) { return int(key >> 48), key & (1<<48 - 1) }
+
+// copyDisks brings the disks of a standby into step.
+func (r *replicas) copyDisks(d *disks, to ident.Part, seq uint64, change <-chan struct{}) bool {
+	for i, g := range d.all {
+		c := diskCopy{r: r, g: g, index: i, to: to, seq: seq, change: change}
+		for first := uint64(0); first < g.image.Blocks(); first += sumsPiece {
+			if !c.piece(first) {
+				return false
+			}
+		}
+		r.w.log.Info().Str("disk", g.spec.Name).Stringer("to", to).Uint64("blocks", c.sent).Uint64("of", g.image.Blocks()).Msg("disk copied")
+	}
+	return true
+}
+
+// diskCopy is the copy of one disk to one standby.
+type diskCopy struct {
+	r      *replicas
+	g      *guestDisk
+	index  int
+	to     ident.Part
+	seq    uint64
+	change <-chan struct{}
+	sent   uint64
+}
+
+func (c *diskCopy) piece(first uint64) bool {
+	ask := []byte{byte(replicaSums), byte(c.index)}
+	ask = binary.LittleEndian.AppendUint64(ask, uint64(c.g.Size()))
+	ask = binary.LittleEndian.AppendUint64(ask, first)
+	var theirs []byte
+	count := min(sumsPiece, c.g.image.Blocks()-first)
+	if !c.until(func() (err error) {
+		theirs, err = c.r.query(c.to, c.seq, ask)
+		if err == nil && uint64(len(theirs)) != 4*count {
+			err = errNotReady
+		}
+		return err
+	}) {
+		return false
+	}
+	s := &share{header: chunkHeader{number: c.seq, members: ident.PartSet(0).Set(c.r.w.spec.Part), part: c.r.w.spec.Part}}
+	buf := make([]byte, disk.BlockBytes)
+	for i := range count {
+		sum, ok := c.g.settled(first + i)
+		if !ok || sum == binary.LittleEndian.Uint32(theirs[4*i:]) {
+			continue
+		}
+		if err := c.g.image.ReadBlock(first+i, buf); err != nil {
+			c.r.w.fail(fmt.Errorf("copy disk %s: %w", c.g.spec.Name, err))
+			return false
+		}
+		s.add(recordDisk, diskKey(c.index, first+i), buf)
+		c.sent++
+	}
+	for i := range s.chunks {
+		b := s.encode([]byte{byte(replicaBlocks)}, i, true)
+		if !c.until(func() error { return c.r.request(c.to, c.seq, b) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// until repeats a request until it is answered, or the protection has changed.
+func (c *diskCopy) until(do func() error) bool {
+	for do() != nil {
+		select {
+		case <-c.change:
+			return false
+		case <-c.r.w.ctx.Done():
+			return false
+		case <-time.After(replicaBackoff):
+		}
+	}
+	return true
+}
+
+// standbyDisks are a standby's copies. They belong to the standby's mu.
+type standbyDisks struct {
+	dir     string
+	specs   []wire.WorkerDisk
+	images  []*disk.Image // by disk; nil until home has told its size
+	brought []map[uint64]struct{}
+	pending [][]disk.Write // of the checkpoint that is being applied
+}
+
+func newStandbyDisks(dir string, specs []wire.WorkerDisk) standbyDisks {
+	d := standbyDisks{dir: dir, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
+	for range specs {
+		d.brought = append(d.brought, map[uint64]struct{}{})
+	}
+	return d
+}
+
+// sums answers home's question for checksums, and opens the copy before.
+func (s *standby) sums(body []byte) ([]byte, error) {
+	if len(body) != 1+8+8 || int(body[0]) >= len(s.disks.specs) {
+		return nil, fmt.Errorf("%w: question for checksums of %d bytes", errBadShare, len(body))
+	}
+	index, size, first := int(body[0]), int64(binary.LittleEndian.Uint64(body[1:])), binary.LittleEndian.Uint64(body[9:])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken {
+		return nil, errEnded
+	}
+	image, err := s.disks.open(index, size)
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	for block := first; block < min(first+sumsPiece, image.Blocks()); block++ {
+		out = binary.LittleEndian.AppendUint32(out, image.Sum(block))
+	}
+	return out, nil
+}
+
+func (d *standbyDisks) open(index int, size int64) (*disk.Image, error) {
+	if d.images[index] != nil {
+		return d.images[index], nil
+	}
+	if size <= 0 || size%disk.BlockBytes != 0 || size > 1<<44 {
+		return nil, fmt.Errorf("%w: disk of %d bytes", errBadShare, size)
+	}
+	image, err := disk.OpenImage(filepath.Join(d.dir, d.specs[index].Name), disk.ImageConfig{Bytes: size, Discard: true, Resize: true})
+	if err != nil {
+		return nil, err
+	}
+	d.images[index] = image
+	return image, nil
+}
+
+// takeBlocks takes in blocks in which the copy differed.
+func (s *standby) takeBlocks(b []byte) error {
+	_, records, err := decodeChunk(b)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken {
+		return errEnded
+	}
+	writes := make([][]disk.Write, len(s.disks.specs))
+	err = eachRecord(records, func(t recordType, key uint64, b []byte) error {
+		index, block, err := s.disks.check(t, key)
+		if err != nil {
+			return err
+		}
+		if _, newer := s.disks.brought[index][block]; !newer {
+			writes[index] = append(writes[index], disk.Write{Block: block, Data: b})
+		}
+		return nil
+	})
+	for i := range writes {
+		if err == nil && len(writes[i]) > 0 {
+			err = s.disks.images[i].Commit(writes[i], false)
+		}
+	}
+	return err
+}
+
+// check finds the disk and block of a record.
+func (d *standbyDisks) check(t recordType, key uint64) (index int, block uint64, err error) {
+	index, block = ofDiskKey(key)
+	if t != recordDisk || index >= len(d.images) || d.images[index] == nil || block >= d.images[index].Blocks() {
+		return 0, 0, fmt.Errorf("%w: record of type %d for block %d of disk %d", errBadShare, t, block, index)
+	}
+	return index, block, nil
+}
+
+// stage notes a block of the checkpoint that is being applied.
+func (d *standbyDisks) stage(key uint64, b []byte, before *past) error {
+	index, block, err := d.check(recordDisk, key)
+	if err != nil {
+		return err
+	}
+	if before != nil && before.blocks[index][block] == nil {
+		old := make([]byte, disk.BlockBytes)
+		if err := d.images[index].ReadBlock(block, old); err != nil {
+			return fmt.Errorf("disk %s: %w", d.specs[index].Name, err)
+		}
+		before.blocks[index][block] = old
+	}
+	d.brought[index][block] = struct{}{}
+	d.pending[index] = append(d.pending[index], disk.Write{Block: block, Data: append([]byte(nil), b...)})
+	return nil
+}
+
+// commit makes durable what was staged, and all before it.
+func (d *standbyDisks) commit() error {
+	for i, image := range d.images {
+		if image == nil {
+			continue
+		}
+		if err := image.Commit(d.pending[i], d.specs[i].Cache != cacheUnsafe); err != nil {
+			return fmt.Errorf("disk %s: %w", d.specs[i].Name, err)
+		}
+		d.pending[i] = nil
+	}
+	return nil
+}
+
+// noBlocks is where the blocks are noted that a checkpoint replaces.
+func (d *standbyDisks) noBlocks() []map[uint64][]byte {
+	out := make([]map[uint64][]byte, len(d.images))
+	for i := range out {
+		out[i] = map[uint64][]byte{}
+	}
+	return out
+}
+
+// undo puts the blocks back that a checkpoint replaced.
+func (d *standbyDisks) undo(blocks []map[uint64][]byte) error {
+	for i, old := range blocks {
+		if len(old) == 0 {
+			continue
+		}
+		if err := d.images[i].Commit(writesOf(old), d.specs[i].Cache != cacheUnsafe); err != nil {
+			return fmt.Errorf("disk %s: %w", d.specs[i].Name, err)
+		}
+	}
+	return nil
+}
+
+// takeOver hands the copies to the new home.
+func (d *standbyDisks) takeOver() (*disks, error) {
+	out := &disks{}
+	for i, image := range d.images {
+		if image == nil {
+			return nil, fmt.Errorf("disk %s has no copy here", d.specs[i].Name)
+		}
+		out.add(d.specs[i], image)
+	}
+	d.images = nil
+	return out, nil
+}

@@ -549,7 +549,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44, 0}
 }
 
 type StatusRequest struct {
@@ -1550,6 +1550,323 @@ func (x *Disk) GetReadOnly() bool {
 	return false
 }
 
+type ListDisksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDisksRequest) Reset() {
+	*x = ListDisksRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDisksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDisksRequest) ProtoMessage() {}
+
+func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
+func (*ListDisksRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{10}
+}
+
+type ListDisksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disks         []*DiskInfo            `protobuf:"bytes,1,rep,name=disks,proto3" json:"disks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDisksResponse) Reset() {
+	*x = ListDisksResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDisksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDisksResponse) ProtoMessage() {}
+
+func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
+func (*ListDisksResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListDisksResponse) GetDisks() []*DiskInfo {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+type DiskInfo struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Source string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// As given when it was made; 0: as the image.
+	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// That has it now; empty if none has.
+	Vm            string      `protobuf:"bytes,4,opt,name=vm,proto3" json:"vm,omitempty"`
+	Copies        []*DiskCopy `protobuf:"bytes,5,rep,name=copies,proto3" json:"copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskInfo) Reset() {
+	*x = DiskInfo{}
+	mi := &file_api_cellvisor_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskInfo) ProtoMessage() {}
+
+func (x *DiskInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskInfo.ProtoReflect.Descriptor instead.
+func (*DiskInfo) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DiskInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DiskInfo) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *DiskInfo) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *DiskInfo) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *DiskInfo) GetCopies() []*DiskCopy {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+type DiskCopy struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Cell   string                 `protobuf:"bytes,2,opt,name=cell,proto3" json:"cell,omitempty"`
+	// "current", "copying" or "stale".
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// The VM uses this one.
+	Home bool `protobuf:"varint,4,opt,name=home,proto3" json:"home,omitempty"`
+	// Its server is live.
+	Live          bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskCopy) Reset() {
+	*x = DiskCopy{}
+	mi := &file_api_cellvisor_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskCopy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskCopy) ProtoMessage() {}
+
+func (x *DiskCopy) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskCopy.ProtoReflect.Descriptor instead.
+func (*DiskCopy) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DiskCopy) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *DiskCopy) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *DiskCopy) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DiskCopy) GetHome() bool {
+	if x != nil {
+		return x.Home
+	}
+	return false
+}
+
+func (x *DiskCopy) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+type RemoveDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskRequest) Reset() {
+	*x = RemoveDiskRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskRequest) ProtoMessage() {}
+
+func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
+func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RemoveDiskRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskResponse) Reset() {
+	*x = RemoveDiskResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskResponse) ProtoMessage() {}
+
+func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskResponse.ProtoReflect.Descriptor instead.
+func (*RemoveDiskResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
+}
+
 // PayloadFile announces a payload file and lets the receiver check it.
 type PayloadFile struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1562,7 +1879,7 @@ type PayloadFile struct {
 
 func (x *PayloadFile) Reset() {
 	*x = PayloadFile{}
-	mi := &file_api_cellvisor_proto_msgTypes[10]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1891,7 @@ func (x *PayloadFile) String() string {
 func (*PayloadFile) ProtoMessage() {}
 
 func (x *PayloadFile) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[10]
+	mi := &file_api_cellvisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1904,7 @@ func (x *PayloadFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PayloadFile.ProtoReflect.Descriptor instead.
 func (*PayloadFile) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{10}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PayloadFile) GetSizeBytes() uint64 {
@@ -1622,7 +1939,7 @@ type LinuxGuest struct {
 
 func (x *LinuxGuest) Reset() {
 	*x = LinuxGuest{}
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1951,7 @@ func (x *LinuxGuest) String() string {
 func (*LinuxGuest) ProtoMessage() {}
 
 func (x *LinuxGuest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[11]
+	mi := &file_api_cellvisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1964,7 @@ func (x *LinuxGuest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinuxGuest.ProtoReflect.Descriptor instead.
 func (*LinuxGuest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{11}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LinuxGuest) GetKernel() *PayloadFile {
@@ -1696,7 +2013,7 @@ type Net struct {
 
 func (x *Net) Reset() {
 	*x = Net{}
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2025,7 @@ func (x *Net) String() string {
 func (*Net) ProtoMessage() {}
 
 func (x *Net) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[12]
+	mi := &file_api_cellvisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2038,7 @@ func (x *Net) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Net.ProtoReflect.Descriptor instead.
 func (*Net) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{12}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Net) GetLink() isNet_Link {
@@ -1787,7 +2104,7 @@ type RunVMRequest struct {
 
 func (x *RunVMRequest) Reset() {
 	*x = RunVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +2116,7 @@ func (x *RunVMRequest) String() string {
 func (*RunVMRequest) ProtoMessage() {}
 
 func (x *RunVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[13]
+	mi := &file_api_cellvisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +2129,7 @@ func (x *RunVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMRequest.ProtoReflect.Descriptor instead.
 func (*RunVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{13}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RunVMRequest) GetPart() isRunVMRequest_Part {
@@ -1870,7 +2187,7 @@ type ProtectVMRequest struct {
 
 func (x *ProtectVMRequest) Reset() {
 	*x = ProtectVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2199,7 @@ func (x *ProtectVMRequest) String() string {
 func (*ProtectVMRequest) ProtoMessage() {}
 
 func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[14]
+	mi := &file_api_cellvisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2212,7 @@ func (x *ProtectVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVMRequest.ProtoReflect.Descriptor instead.
 func (*ProtectVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{14}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ProtectVMRequest) GetName() string {
@@ -1928,7 +2245,7 @@ type ProtectVMResponse struct {
 
 func (x *ProtectVMResponse) Reset() {
 	*x = ProtectVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2257,7 @@ func (x *ProtectVMResponse) String() string {
 func (*ProtectVMResponse) ProtoMessage() {}
 
 func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[15]
+	mi := &file_api_cellvisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2270,7 @@ func (x *ProtectVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectVMResponse.ProtoReflect.Descriptor instead.
 func (*ProtectVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{15}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProtectVMResponse) GetVm() *VM {
@@ -1974,7 +2291,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2303,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[16]
+	mi := &file_api_cellvisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2316,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{16}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResetVMRequest) GetName() string {
@@ -2025,7 +2342,7 @@ type ResetVMResponse struct {
 
 func (x *ResetVMResponse) Reset() {
 	*x = ResetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2354,7 @@ func (x *ResetVMResponse) String() string {
 func (*ResetVMResponse) ProtoMessage() {}
 
 func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[17]
+	mi := &file_api_cellvisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2367,7 @@ func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMResponse.ProtoReflect.Descriptor instead.
 func (*ResetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{17}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResetVMResponse) GetVm() *VM {
@@ -2069,7 +2386,7 @@ type RunVMResponse struct {
 
 func (x *RunVMResponse) Reset() {
 	*x = RunVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2398,7 @@ func (x *RunVMResponse) String() string {
 func (*RunVMResponse) ProtoMessage() {}
 
 func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[18]
+	mi := &file_api_cellvisor_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2411,7 @@ func (x *RunVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunVMResponse.ProtoReflect.Descriptor instead.
 func (*RunVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{18}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RunVMResponse) GetVm() *VM {
@@ -2162,7 +2479,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2491,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[19]
+	mi := &file_api_cellvisor_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2504,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{19}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VM) GetId() uint64 {
@@ -2447,7 +2764,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2776,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[20]
+	mi := &file_api_cellvisor_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2789,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{20}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Worker) GetPart() uint32 {
@@ -2582,7 +2899,7 @@ type WorkerCounters struct {
 
 func (x *WorkerCounters) Reset() {
 	*x = WorkerCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2911,7 @@ func (x *WorkerCounters) String() string {
 func (*WorkerCounters) ProtoMessage() {}
 
 func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[21]
+	mi := &file_api_cellvisor_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2924,7 @@ func (x *WorkerCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerCounters.ProtoReflect.Descriptor instead.
 func (*WorkerCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{21}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WorkerCounters) GetRemoteReads() uint64 {
@@ -2744,7 +3061,7 @@ type CheckpointCounters struct {
 
 func (x *CheckpointCounters) Reset() {
 	*x = CheckpointCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +3073,7 @@ func (x *CheckpointCounters) String() string {
 func (*CheckpointCounters) ProtoMessage() {}
 
 func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[22]
+	mi := &file_api_cellvisor_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +3086,7 @@ func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointCounters.ProtoReflect.Descriptor instead.
 func (*CheckpointCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{22}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CheckpointCounters) GetPauseMedianMicros() uint64 {
@@ -2851,7 +3168,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +3180,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[23]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2876,7 +3193,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{23}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchRequest) GetEveryMs() uint32 {
@@ -2934,7 +3251,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3263,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[24]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3276,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{24}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchResponse) GetWhole() bool {
@@ -3061,7 +3378,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3073,7 +3390,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[25]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3086,7 +3403,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{25}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
 }
 
 type ListWorkersResponse struct {
@@ -3098,7 +3415,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3427,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[26]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3440,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{26}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*WorkerInfo {
@@ -3147,7 +3464,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3476,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[27]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3489,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{27}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WorkerInfo) GetVmId() uint64 {
@@ -3214,7 +3531,7 @@ type PageMapRequest struct {
 
 func (x *PageMapRequest) Reset() {
 	*x = PageMapRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3226,7 +3543,7 @@ func (x *PageMapRequest) String() string {
 func (*PageMapRequest) ProtoMessage() {}
 
 func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3239,7 +3556,7 @@ func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapRequest.ProtoReflect.Descriptor instead.
 func (*PageMapRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PageMapRequest) GetName() string {
@@ -3269,7 +3586,7 @@ type PageMapResponse struct {
 
 func (x *PageMapResponse) Reset() {
 	*x = PageMapResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3598,7 @@ func (x *PageMapResponse) String() string {
 func (*PageMapResponse) ProtoMessage() {}
 
 func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3611,7 @@ func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapResponse.ProtoReflect.Descriptor instead.
 func (*PageMapResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PageMapResponse) GetVmId() uint64 {
@@ -3342,7 +3659,7 @@ type PageHolder struct {
 
 func (x *PageHolder) Reset() {
 	*x = PageHolder{}
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3671,7 @@ func (x *PageHolder) String() string {
 func (*PageHolder) ProtoMessage() {}
 
 func (x *PageHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3684,7 @@ func (x *PageHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageHolder.ProtoReflect.Descriptor instead.
 func (*PageHolder) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PageHolder) GetPart() uint32 {
@@ -3424,7 +3741,7 @@ type SlicesRequest struct {
 
 func (x *SlicesRequest) Reset() {
 	*x = SlicesRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3436,7 +3753,7 @@ func (x *SlicesRequest) String() string {
 func (*SlicesRequest) ProtoMessage() {}
 
 func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3449,7 +3766,7 @@ func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesRequest.ProtoReflect.Descriptor instead.
 func (*SlicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SlicesRequest) GetServer() string {
@@ -3482,7 +3799,7 @@ type SlicesResponse struct {
 
 func (x *SlicesResponse) Reset() {
 	*x = SlicesResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3811,7 @@ func (x *SlicesResponse) String() string {
 func (*SlicesResponse) ProtoMessage() {}
 
 func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3824,7 @@ func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesResponse.ProtoReflect.Descriptor instead.
 func (*SlicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SlicesResponse) GetServer() string {
@@ -3565,7 +3882,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3577,7 +3894,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3590,7 +3907,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Slice) GetVm() string {
@@ -3650,7 +3967,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +3979,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +3992,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
 }
 
 type ListVMsResponse struct {
@@ -3687,7 +4004,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3699,7 +4016,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3712,7 +4029,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -3731,7 +4048,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +4060,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +4073,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -3775,7 +4092,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +4104,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +4117,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -3822,7 +4139,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3834,7 +4151,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3847,7 +4164,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -3881,7 +4198,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +4210,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +4223,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -3927,7 +4244,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3939,7 +4256,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3952,7 +4269,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -3978,7 +4295,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3990,7 +4307,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4003,7 +4320,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -4023,7 +4340,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4035,7 +4352,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4048,7 +4365,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -4073,7 +4390,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4085,7 +4402,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4098,7 +4415,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
 }
 
 type TypeVMRequest struct {
@@ -4112,7 +4429,7 @@ type TypeVMRequest struct {
 
 func (x *TypeVMRequest) Reset() {
 	*x = TypeVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4124,7 +4441,7 @@ func (x *TypeVMRequest) String() string {
 func (*TypeVMRequest) ProtoMessage() {}
 
 func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4137,7 +4454,7 @@ func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMRequest.ProtoReflect.Descriptor instead.
 func (*TypeVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TypeVMRequest) GetName() string {
@@ -4163,7 +4480,7 @@ type TypeVMResponse struct {
 
 func (x *TypeVMResponse) Reset() {
 	*x = TypeVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4175,7 +4492,7 @@ func (x *TypeVMResponse) String() string {
 func (*TypeVMResponse) ProtoMessage() {}
 
 func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4188,7 +4505,7 @@ func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMResponse.ProtoReflect.Descriptor instead.
 func (*TypeVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TypeVMResponse) GetTaken() uint32 {
@@ -4210,7 +4527,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4222,7 +4539,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4235,7 +4552,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -4271,7 +4588,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4600,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4613,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -4325,7 +4642,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4337,7 +4654,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4350,7 +4667,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -4386,7 +4703,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4398,7 +4715,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4411,7 +4728,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -4439,7 +4756,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4451,7 +4768,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4464,7 +4781,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -4491,7 +4808,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4503,7 +4820,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4516,7 +4833,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -4559,7 +4876,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4571,7 +4888,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4584,7 +4901,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -4695,7 +5012,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +5024,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +5037,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -4740,7 +5057,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4752,7 +5069,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4765,7 +5082,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -4785,7 +5102,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4797,7 +5114,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4810,7 +5127,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DebugCountersRequest) GetServer() string {
@@ -4830,7 +5147,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4842,7 +5159,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4855,7 +5172,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -4889,7 +5206,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4901,7 +5218,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4914,7 +5231,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Fault) GetKind() FaultKind {
@@ -4974,7 +5291,7 @@ type SetFaultsRequest struct {
 
 func (x *SetFaultsRequest) Reset() {
 	*x = SetFaultsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +5303,7 @@ func (x *SetFaultsRequest) String() string {
 func (*SetFaultsRequest) ProtoMessage() {}
 
 func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4999,7 +5316,7 @@ func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
 func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetFaultsRequest) GetSet() bool {
@@ -5042,7 +5359,7 @@ type SetFaultsResponse struct {
 
 func (x *SetFaultsResponse) Reset() {
 	*x = SetFaultsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5054,7 +5371,7 @@ func (x *SetFaultsResponse) String() string {
 func (*SetFaultsResponse) ProtoMessage() {}
 
 func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5067,7 +5384,7 @@ func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
 func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SetFaultsResponse) GetServer() string {
@@ -5100,7 +5417,7 @@ type CrashGuestRequest struct {
 
 func (x *CrashGuestRequest) Reset() {
 	*x = CrashGuestRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5112,7 +5429,7 @@ func (x *CrashGuestRequest) String() string {
 func (*CrashGuestRequest) ProtoMessage() {}
 
 func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5125,7 +5442,7 @@ func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
 func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CrashGuestRequest) GetName() string {
@@ -5143,7 +5460,7 @@ type CrashGuestResponse struct {
 
 func (x *CrashGuestResponse) Reset() {
 	*x = CrashGuestResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +5472,7 @@ func (x *CrashGuestResponse) String() string {
 func (*CrashGuestResponse) ProtoMessage() {}
 
 func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +5485,7 @@ func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
 func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 type DebugDumpRequest struct {
@@ -5181,7 +5498,7 @@ type DebugDumpRequest struct {
 
 func (x *DebugDumpRequest) Reset() {
 	*x = DebugDumpRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5193,7 +5510,7 @@ func (x *DebugDumpRequest) String() string {
 func (*DebugDumpRequest) ProtoMessage() {}
 
 func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5206,7 +5523,7 @@ func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpRequest.ProtoReflect.Descriptor instead.
 func (*DebugDumpRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DebugDumpRequest) GetServer() string {
@@ -5230,7 +5547,7 @@ type DebugDumpResponse struct {
 
 func (x *DebugDumpResponse) Reset() {
 	*x = DebugDumpResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5242,7 +5559,7 @@ func (x *DebugDumpResponse) String() string {
 func (*DebugDumpResponse) ProtoMessage() {}
 
 func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5255,7 +5572,7 @@ func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpResponse.ProtoReflect.Descriptor instead.
 func (*DebugDumpResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DebugDumpResponse) GetServer() string {
@@ -5301,7 +5618,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5313,7 +5630,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5326,7 +5643,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 type StopServerResponse struct {
@@ -5337,7 +5654,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5349,7 +5666,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5362,7 +5679,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 type CordonRequest struct {
@@ -5377,7 +5694,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5706,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5719,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -5434,7 +5751,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5446,7 +5763,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5459,7 +5776,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
 }
 
 type StartOperationRequest struct {
@@ -5491,7 +5808,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5503,7 +5820,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5516,7 +5833,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -5620,7 +5937,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5632,7 +5949,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5645,7 +5962,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -5681,7 +5998,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5693,7 +6010,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5706,7 +6023,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -5832,7 +6149,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5844,7 +6161,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5857,7 +6174,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -5938,7 +6255,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5950,7 +6267,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5963,7 +6280,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
 }
 
 type ListOperationsResponse struct {
@@ -5975,7 +6292,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5987,7 +6304,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6000,7 +6317,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -6019,7 +6336,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6031,7 +6348,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6044,7 +6361,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -6063,7 +6380,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6075,7 +6392,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6088,7 +6405,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -6109,7 +6426,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6121,7 +6438,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6134,7 +6451,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -6160,7 +6477,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6489,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6502,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -6205,7 +6522,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6217,7 +6534,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6230,7 +6547,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -6258,7 +6575,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6270,7 +6587,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6283,7 +6600,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -6310,7 +6627,7 @@ type BalanceRequest struct {
 
 func (x *BalanceRequest) Reset() {
 	*x = BalanceRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6322,7 +6639,7 @@ func (x *BalanceRequest) String() string {
 func (*BalanceRequest) ProtoMessage() {}
 
 func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6335,7 +6652,7 @@ func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
 func (*BalanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *BalanceRequest) GetMode() string {
@@ -6362,7 +6679,7 @@ type BalanceResponse struct {
 
 func (x *BalanceResponse) Reset() {
 	*x = BalanceResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6374,7 +6691,7 @@ func (x *BalanceResponse) String() string {
 func (*BalanceResponse) ProtoMessage() {}
 
 func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6387,7 +6704,7 @@ func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
 func (*BalanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *BalanceResponse) GetMode() string {
@@ -6443,7 +6760,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6455,7 +6772,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6468,7 +6785,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ServerLoad) GetServer() string {
@@ -6623,7 +6940,26 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x18\n" +
 	"\amirrors\x18\x04 \x01(\rR\amirrors\x12\x14\n" +
 	"\x05cache\x18\x05 \x01(\tR\x05cache\x12\x1b\n" +
-	"\tread_only\x18\x06 \x01(\bR\breadOnly\"D\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\"\x12\n" +
+	"\x10ListDisksRequest\"A\n" +
+	"\x11ListDisksResponse\x12,\n" +
+	"\x05disks\x18\x01 \x03(\v2\x16.cellvisor.v1.DiskInfoR\x05disks\"\x95\x01\n" +
+	"\bDiskInfo\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x0e\n" +
+	"\x02vm\x18\x04 \x01(\tR\x02vm\x12.\n" +
+	"\x06copies\x18\x05 \x03(\v2\x16.cellvisor.v1.DiskCopyR\x06copies\"t\n" +
+	"\bDiskCopy\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
+	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
+	"\x04home\x18\x04 \x01(\bR\x04home\x12\x12\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\"'\n" +
+	"\x11RemoveDiskRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
+	"\x12RemoveDiskResponse\"D\n" +
 	"\vPayloadFile\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12\x16\n" +
@@ -7067,7 +7403,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x042\xac\x13\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\xcb\x14\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -7093,7 +7429,10 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\bOutputVM\x12\x1d.cellvisor.v1.OutputVMRequest\x1a\x1e.cellvisor.v1.OutputVMResponse0\x01\x12E\n" +
 	"\x06Events\x12\x1b.cellvisor.v1.EventsRequest\x1a\x1c.cellvisor.v1.EventsResponse0\x01\x12B\n" +
 	"\x05Watch\x12\x1a.cellvisor.v1.WatchRequest\x1a\x1b.cellvisor.v1.WatchResponse0\x01\x12R\n" +
-	"\vListWorkers\x12 .cellvisor.v1.ListWorkersRequest\x1a!.cellvisor.v1.ListWorkersResponse\x12F\n" +
+	"\vListWorkers\x12 .cellvisor.v1.ListWorkersRequest\x1a!.cellvisor.v1.ListWorkersResponse\x12L\n" +
+	"\tListDisks\x12\x1e.cellvisor.v1.ListDisksRequest\x1a\x1f.cellvisor.v1.ListDisksResponse\x12O\n" +
+	"\n" +
+	"RemoveDisk\x12\x1f.cellvisor.v1.RemoveDiskRequest\x1a .cellvisor.v1.RemoveDiskResponse\x12F\n" +
 	"\aPageMap\x12\x1c.cellvisor.v1.PageMapRequest\x1a\x1d.cellvisor.v1.PageMapResponse\x12C\n" +
 	"\x06Slices\x12\x1b.cellvisor.v1.SlicesRequest\x1a\x1c.cellvisor.v1.SlicesResponse\x12H\n" +
 	"\aGetBlob\x12\x1c.cellvisor.v1.GetBlobRequest\x1a\x1d.cellvisor.v1.GetBlobResponse0\x01\x12X\n" +
@@ -7118,7 +7457,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -7139,219 +7478,231 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*Cell)(nil),                    // 16: cellvisor.v1.Cell
 	(*VMSpec)(nil),                  // 17: cellvisor.v1.VMSpec
 	(*Disk)(nil),                    // 18: cellvisor.v1.Disk
-	(*PayloadFile)(nil),             // 19: cellvisor.v1.PayloadFile
-	(*LinuxGuest)(nil),              // 20: cellvisor.v1.LinuxGuest
-	(*Net)(nil),                     // 21: cellvisor.v1.Net
-	(*RunVMRequest)(nil),            // 22: cellvisor.v1.RunVMRequest
-	(*ProtectVMRequest)(nil),        // 23: cellvisor.v1.ProtectVMRequest
-	(*ProtectVMResponse)(nil),       // 24: cellvisor.v1.ProtectVMResponse
-	(*ResetVMRequest)(nil),          // 25: cellvisor.v1.ResetVMRequest
-	(*ResetVMResponse)(nil),         // 26: cellvisor.v1.ResetVMResponse
-	(*RunVMResponse)(nil),           // 27: cellvisor.v1.RunVMResponse
-	(*VM)(nil),                      // 28: cellvisor.v1.VM
-	(*Worker)(nil),                  // 29: cellvisor.v1.Worker
-	(*WorkerCounters)(nil),          // 30: cellvisor.v1.WorkerCounters
-	(*CheckpointCounters)(nil),      // 31: cellvisor.v1.CheckpointCounters
-	(*WatchRequest)(nil),            // 32: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 33: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 34: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 35: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 36: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 37: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 38: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 39: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 40: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 41: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 42: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 43: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 44: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 45: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 46: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 47: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 48: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 49: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 50: cellvisor.v1.StopVMResponse
-	(*RemoveVMRequest)(nil),         // 51: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 52: cellvisor.v1.RemoveVMResponse
-	(*TypeVMRequest)(nil),           // 53: cellvisor.v1.TypeVMRequest
-	(*TypeVMResponse)(nil),          // 54: cellvisor.v1.TypeVMResponse
-	(*ConsoleVMRequest)(nil),        // 55: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 56: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 57: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 58: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 59: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 60: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 61: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 62: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 63: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 64: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 65: cellvisor.v1.DebugCountersResponse
-	(*Fault)(nil),                   // 66: cellvisor.v1.Fault
-	(*SetFaultsRequest)(nil),        // 67: cellvisor.v1.SetFaultsRequest
-	(*SetFaultsResponse)(nil),       // 68: cellvisor.v1.SetFaultsResponse
-	(*CrashGuestRequest)(nil),       // 69: cellvisor.v1.CrashGuestRequest
-	(*CrashGuestResponse)(nil),      // 70: cellvisor.v1.CrashGuestResponse
-	(*DebugDumpRequest)(nil),        // 71: cellvisor.v1.DebugDumpRequest
-	(*DebugDumpResponse)(nil),       // 72: cellvisor.v1.DebugDumpResponse
-	(*StopServerRequest)(nil),       // 73: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 74: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 75: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 76: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 77: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 78: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 79: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 80: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 81: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 82: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 83: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 84: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 85: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 86: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 87: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 88: cellvisor.v1.SafeToStopResponse
-	(*BalanceRequest)(nil),          // 89: cellvisor.v1.BalanceRequest
-	(*BalanceResponse)(nil),         // 90: cellvisor.v1.BalanceResponse
-	(*ServerLoad)(nil),              // 91: cellvisor.v1.ServerLoad
-	nil,                             // 92: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 93: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 94: cellvisor.v1.DebugCountersResponse.CountersEntry
-	nil,                             // 95: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	(*timestamppb.Timestamp)(nil),   // 96: google.protobuf.Timestamp
+	(*ListDisksRequest)(nil),        // 19: cellvisor.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),       // 20: cellvisor.v1.ListDisksResponse
+	(*DiskInfo)(nil),                // 21: cellvisor.v1.DiskInfo
+	(*DiskCopy)(nil),                // 22: cellvisor.v1.DiskCopy
+	(*RemoveDiskRequest)(nil),       // 23: cellvisor.v1.RemoveDiskRequest
+	(*RemoveDiskResponse)(nil),      // 24: cellvisor.v1.RemoveDiskResponse
+	(*PayloadFile)(nil),             // 25: cellvisor.v1.PayloadFile
+	(*LinuxGuest)(nil),              // 26: cellvisor.v1.LinuxGuest
+	(*Net)(nil),                     // 27: cellvisor.v1.Net
+	(*RunVMRequest)(nil),            // 28: cellvisor.v1.RunVMRequest
+	(*ProtectVMRequest)(nil),        // 29: cellvisor.v1.ProtectVMRequest
+	(*ProtectVMResponse)(nil),       // 30: cellvisor.v1.ProtectVMResponse
+	(*ResetVMRequest)(nil),          // 31: cellvisor.v1.ResetVMRequest
+	(*ResetVMResponse)(nil),         // 32: cellvisor.v1.ResetVMResponse
+	(*RunVMResponse)(nil),           // 33: cellvisor.v1.RunVMResponse
+	(*VM)(nil),                      // 34: cellvisor.v1.VM
+	(*Worker)(nil),                  // 35: cellvisor.v1.Worker
+	(*WorkerCounters)(nil),          // 36: cellvisor.v1.WorkerCounters
+	(*CheckpointCounters)(nil),      // 37: cellvisor.v1.CheckpointCounters
+	(*WatchRequest)(nil),            // 38: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 39: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 40: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 41: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 42: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 43: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 44: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 45: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 46: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 47: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 48: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 49: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 50: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 51: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 52: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 53: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 54: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 55: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 56: cellvisor.v1.StopVMResponse
+	(*RemoveVMRequest)(nil),         // 57: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 58: cellvisor.v1.RemoveVMResponse
+	(*TypeVMRequest)(nil),           // 59: cellvisor.v1.TypeVMRequest
+	(*TypeVMResponse)(nil),          // 60: cellvisor.v1.TypeVMResponse
+	(*ConsoleVMRequest)(nil),        // 61: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 62: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 63: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 64: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 65: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 66: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 67: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 68: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 69: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 70: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 71: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 72: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 73: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 74: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 75: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 76: cellvisor.v1.CrashGuestResponse
+	(*DebugDumpRequest)(nil),        // 77: cellvisor.v1.DebugDumpRequest
+	(*DebugDumpResponse)(nil),       // 78: cellvisor.v1.DebugDumpResponse
+	(*StopServerRequest)(nil),       // 79: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 80: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 81: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 82: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 83: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 84: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 85: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 86: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 87: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 88: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 89: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 90: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 91: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 92: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 93: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 94: cellvisor.v1.SafeToStopResponse
+	(*BalanceRequest)(nil),          // 95: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 96: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 97: cellvisor.v1.ServerLoad
+	nil,                             // 98: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 99: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 100: cellvisor.v1.DebugCountersResponse.CountersEntry
+	nil,                             // 101: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	(*timestamppb.Timestamp)(nil),   // 102: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
-	1,  // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
-	13, // 1: cellvisor.v1.ListServersResponse.servers:type_name -> cellvisor.v1.Server
-	0,  // 2: cellvisor.v1.Server.role:type_name -> cellvisor.v1.ServerRole
-	1,  // 3: cellvisor.v1.Server.state:type_name -> cellvisor.v1.ServerState
-	16, // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
-	2,  // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
-	19, // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
-	20, // 7: cellvisor.v1.VMSpec.linux:type_name -> cellvisor.v1.LinuxGuest
-	4,  // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
-	18, // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
-	21, // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
-	92, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
-	19, // 12: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
-	19, // 13: cellvisor.v1.LinuxGuest.initrd:type_name -> cellvisor.v1.PayloadFile
-	17, // 14: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
-	28, // 15: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
-	28, // 16: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
-	28, // 17: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
-	3,  // 18: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
-	29, // 19: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
-	4,  // 20: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	96, // 21: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	96, // 22: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	96, // 23: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
-	20, // 24: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
-	21, // 25: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
-	30, // 26: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	31, // 27: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
-	10, // 28: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	13, // 29: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	16, // 30: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	28, // 31: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	79, // 32: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	61, // 33: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	36, // 34: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	36, // 35: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	30, // 36: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	39, // 37: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	42, // 38: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	28, // 39: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	28, // 40: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	8,  // 41: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	28, // 42: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	28, // 43: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	61, // 44: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	96, // 45: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	93, // 46: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	94, // 47: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,  // 48: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
-	66, // 49: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
-	66, // 50: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	95, // 51: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	6,  // 52: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	79, // 53: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	6,  // 54: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	7,  // 55: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	80, // 56: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	96, // 57: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	96, // 58: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	96, // 59: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	79, // 60: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	79, // 61: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	79, // 62: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	91, // 63: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
-	9,  // 64: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11, // 65: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14, // 66: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	22, // 67: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	43, // 68: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	45, // 69: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	47, // 70: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	49, // 71: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	23, // 72: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	25, // 73: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	51, // 74: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	75, // 75: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	77, // 76: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	81, // 77: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	83, // 78: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	85, // 79: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	89, // 80: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	87, // 81: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	55, // 82: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	53, // 83: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
-	57, // 84: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	59, // 85: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	32, // 86: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	34, // 87: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	37, // 88: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	40, // 89: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	62, // 90: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	64, // 91: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	67, // 92: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	69, // 93: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	71, // 94: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
-	73, // 95: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10, // 96: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12, // 97: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15, // 98: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	27, // 99: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	44, // 100: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	46, // 101: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	48, // 102: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	50, // 103: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	24, // 104: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	26, // 105: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	52, // 106: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	76, // 107: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	78, // 108: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	82, // 109: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	84, // 110: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	86, // 111: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	90, // 112: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	88, // 113: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	56, // 114: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	54, // 115: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	58, // 116: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	60, // 117: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	33, // 118: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	35, // 119: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	38, // 120: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	41, // 121: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	63, // 122: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	65, // 123: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	68, // 124: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	70, // 125: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	72, // 126: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
-	74, // 127: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	96, // [96:128] is the sub-list for method output_type
-	64, // [64:96] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	1,   // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
+	13,  // 1: cellvisor.v1.ListServersResponse.servers:type_name -> cellvisor.v1.Server
+	0,   // 2: cellvisor.v1.Server.role:type_name -> cellvisor.v1.ServerRole
+	1,   // 3: cellvisor.v1.Server.state:type_name -> cellvisor.v1.ServerState
+	16,  // 4: cellvisor.v1.ListCellsResponse.cells:type_name -> cellvisor.v1.Cell
+	2,   // 5: cellvisor.v1.Cell.state:type_name -> cellvisor.v1.CellState
+	25,  // 6: cellvisor.v1.VMSpec.file:type_name -> cellvisor.v1.PayloadFile
+	26,  // 7: cellvisor.v1.VMSpec.linux:type_name -> cellvisor.v1.LinuxGuest
+	4,   // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
+	18,  // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
+	27,  // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
+	98,  // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	21,  // 12: cellvisor.v1.ListDisksResponse.disks:type_name -> cellvisor.v1.DiskInfo
+	22,  // 13: cellvisor.v1.DiskInfo.copies:type_name -> cellvisor.v1.DiskCopy
+	25,  // 14: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
+	25,  // 15: cellvisor.v1.LinuxGuest.initrd:type_name -> cellvisor.v1.PayloadFile
+	17,  // 16: cellvisor.v1.RunVMRequest.spec:type_name -> cellvisor.v1.VMSpec
+	34,  // 17: cellvisor.v1.ProtectVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 18: cellvisor.v1.ResetVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 19: cellvisor.v1.RunVMResponse.vm:type_name -> cellvisor.v1.VM
+	3,   // 20: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
+	35,  // 21: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
+	4,   // 22: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
+	102, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	102, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	102, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	26,  // 26: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
+	27,  // 27: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
+	36,  // 28: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
+	37,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
+	10,  // 30: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13,  // 31: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16,  // 32: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	34,  // 33: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	85,  // 34: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	67,  // 35: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	42,  // 36: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	42,  // 37: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	36,  // 38: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	45,  // 39: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	48,  // 40: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	34,  // 41: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	34,  // 42: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,   // 43: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	34,  // 44: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 45: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	67,  // 46: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	102, // 47: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	99,  // 48: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	100, // 49: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,   // 50: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	72,  // 51: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	72,  // 52: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	101, // 53: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	6,   // 54: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	85,  // 55: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,   // 56: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,   // 57: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	86,  // 58: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	102, // 59: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	102, // 60: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	102, // 61: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	85,  // 62: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	85,  // 63: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	85,  // 64: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	97,  // 65: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,   // 66: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11,  // 67: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14,  // 68: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	28,  // 69: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	49,  // 70: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	51,  // 71: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	53,  // 72: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	55,  // 73: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	29,  // 74: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	31,  // 75: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	57,  // 76: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	81,  // 77: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	83,  // 78: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	87,  // 79: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	89,  // 80: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	91,  // 81: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	95,  // 82: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	93,  // 83: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	61,  // 84: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	59,  // 85: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	63,  // 86: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	65,  // 87: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	38,  // 88: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	40,  // 89: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	19,  // 90: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
+	23,  // 91: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
+	43,  // 92: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	46,  // 93: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	68,  // 94: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	70,  // 95: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	73,  // 96: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	75,  // 97: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	77,  // 98: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
+	79,  // 99: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10,  // 100: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12,  // 101: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15,  // 102: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	33,  // 103: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	50,  // 104: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	52,  // 105: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	54,  // 106: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	56,  // 107: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	30,  // 108: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32,  // 109: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	58,  // 110: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	82,  // 111: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	84,  // 112: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	88,  // 113: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	90,  // 114: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	92,  // 115: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	96,  // 116: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	94,  // 117: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	62,  // 118: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	60,  // 119: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	64,  // 120: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	66,  // 121: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	39,  // 122: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	41,  // 123: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	20,  // 124: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
+	24,  // 125: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
+	44,  // 126: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	47,  // 127: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	69,  // 128: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	71,  // 129: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	74,  // 130: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	76,  // 131: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	78,  // 132: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
+	80,  // 133: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	100, // [100:134] is the sub-list for method output_type
+	66,  // [66:100] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -7364,11 +7715,11 @@ func file_api_cellvisor_proto_init() {
 		(*VMSpec_File)(nil),
 		(*VMSpec_Linux)(nil),
 	}
-	file_api_cellvisor_proto_msgTypes[12].OneofWrappers = []any{
+	file_api_cellvisor_proto_msgTypes[18].OneofWrappers = []any{
 		(*Net_Switch)(nil),
 		(*Net_Tap)(nil),
 	}
-	file_api_cellvisor_proto_msgTypes[13].OneofWrappers = []any{
+	file_api_cellvisor_proto_msgTypes[19].OneofWrappers = []any{
 		(*RunVMRequest_Spec)(nil),
 		(*RunVMRequest_Chunk)(nil),
 	}
@@ -7378,7 +7729,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   87,
+			NumMessages:   93,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -62,6 +62,8 @@ const (
 	Cellvisor_Events_FullMethodName          = "/cellvisor.v1.Cellvisor/Events"
 	Cellvisor_Watch_FullMethodName           = "/cellvisor.v1.Cellvisor/Watch"
 	Cellvisor_ListWorkers_FullMethodName     = "/cellvisor.v1.Cellvisor/ListWorkers"
+	Cellvisor_ListDisks_FullMethodName       = "/cellvisor.v1.Cellvisor/ListDisks"
+	Cellvisor_RemoveDisk_FullMethodName      = "/cellvisor.v1.Cellvisor/RemoveDisk"
 	Cellvisor_PageMap_FullMethodName         = "/cellvisor.v1.Cellvisor/PageMap"
 	Cellvisor_Slices_FullMethodName          = "/cellvisor.v1.Cellvisor/Slices"
 	Cellvisor_GetBlob_FullMethodName         = "/cellvisor.v1.Cellvisor/GetBlob"
@@ -130,6 +132,10 @@ type CellvisorClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// ListWorkers lists the workers of all live servers with their counters; servers that do not answer at once are left out.
 	ListWorkers(ctx context.Context, in *ListWorkersRequest, opts ...grpc.CallOption) (*ListWorkersResponse, error)
+	// ListDisks lists the disks of VMs, those that no VM has included, sorted by name.
+	ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error)
+	// RemoveDisk forgets a disk that no VM has, and deletes its copies. An image file that was named by its path stays.
+	RemoveDisk(ctx context.Context, in *RemoveDiskRequest, opts ...grpc.CallOption) (*RemoveDiskResponse, error)
 	// PageMap tells which part of a VM holds how many of its pages, region by region.
 	PageMap(ctx context.Context, in *PageMapRequest, opts ...grpc.CallOption) (*PageMapResponse, error)
 	// Slices tells which VMs ran on a server when, as far as its gang scheduler ordered it and remembers.
@@ -445,6 +451,26 @@ func (c *cellvisorClient) ListWorkers(ctx context.Context, in *ListWorkersReques
 	return out, nil
 }
 
+func (c *cellvisorClient) ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDisksResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_ListDisks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) RemoveDisk(ctx context.Context, in *RemoveDiskRequest, opts ...grpc.CallOption) (*RemoveDiskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveDiskResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_RemoveDisk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cellvisorClient) PageMap(ctx context.Context, in *PageMapRequest, opts ...grpc.CallOption) (*PageMapResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PageMapResponse)
@@ -592,6 +618,10 @@ type CellvisorServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// ListWorkers lists the workers of all live servers with their counters; servers that do not answer at once are left out.
 	ListWorkers(context.Context, *ListWorkersRequest) (*ListWorkersResponse, error)
+	// ListDisks lists the disks of VMs, those that no VM has included, sorted by name.
+	ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error)
+	// RemoveDisk forgets a disk that no VM has, and deletes its copies. An image file that was named by its path stays.
+	RemoveDisk(context.Context, *RemoveDiskRequest) (*RemoveDiskResponse, error)
 	// PageMap tells which part of a VM holds how many of its pages, region by region.
 	PageMap(context.Context, *PageMapRequest) (*PageMapResponse, error)
 	// Slices tells which VMs ran on a server when, as far as its gang scheduler ordered it and remembers.
@@ -690,6 +720,12 @@ func (UnimplementedCellvisorServer) Watch(*WatchRequest, grpc.ServerStreamingSer
 }
 func (UnimplementedCellvisorServer) ListWorkers(context.Context, *ListWorkersRequest) (*ListWorkersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListWorkers not implemented")
+}
+func (UnimplementedCellvisorServer) ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDisks not implemented")
+}
+func (UnimplementedCellvisorServer) RemoveDisk(context.Context, *RemoveDiskRequest) (*RemoveDiskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveDisk not implemented")
 }
 func (UnimplementedCellvisorServer) PageMap(context.Context, *PageMapRequest) (*PageMapResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PageMap not implemented")
@@ -1122,6 +1158,42 @@ func _Cellvisor_ListWorkers_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_ListDisks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDisksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).ListDisks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_ListDisks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).ListDisks(ctx, req.(*ListDisksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_RemoveDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveDiskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).RemoveDisk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_RemoveDisk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).RemoveDisk(ctx, req.(*RemoveDiskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_PageMap_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PageMapRequest)
 	if err := dec(in); err != nil {
@@ -1337,6 +1409,14 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListWorkers",
 			Handler:    _Cellvisor_ListWorkers_Handler,
+		},
+		{
+			MethodName: "ListDisks",
+			Handler:    _Cellvisor_ListDisks_Handler,
+		},
+		{
+			MethodName: "RemoveDisk",
+			Handler:    _Cellvisor_RemoveDisk_Handler,
 		},
 		{
 			MethodName: "PageMap",

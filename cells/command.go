@@ -35,6 +35,8 @@ type Command struct {
 	CreateVM     *CreateVM     `json:"create_vm,omitempty"`
 	StopVM       *StopVM       `json:"stop_vm,omitempty"`
 	RemoveVM     *RemoveVM     `json:"remove_vm,omitempty"`
+	RemoveDisk   *RemoveDisk   `json:"remove_disk,omitempty"`
+	DisksOpened  *DisksOpened  `json:"disks_opened,omitempty"`
 	PartReady    *PartReady    `json:"part_ready,omitempty"`
 	PartGone     *PartGone     `json:"part_gone,omitempty"`
 	GiveUpPart   *GiveUpPart   `json:"give_up_part,omitempty"`

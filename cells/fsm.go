@@ -98,6 +98,7 @@ func (f *FSM) Apply(index, term uint64, data []byte) Applied {
 	if fault == nil {
 		f.tendStarts()
 		f.tendOperations()
+		f.tendDisks()
 	}
 	if fault == nil && result != nil {
 		b, err := json.Marshal(result)
@@ -170,6 +171,10 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 		return nil, f.stopVM(c.StopVM)
 	case c.RemoveVM != nil:
 		return nil, f.removeVM(c.RemoveVM)
+	case c.DisksOpened != nil:
+		return nil, f.disksOpened(c.DisksOpened)
+	case c.RemoveDisk != nil:
+		return nil, f.removeDisk(c.RemoveDisk)
 	case c.PartReady != nil:
 		return nil, f.partReady(c.PartReady)
 	case c.PartGone != nil:

@@ -139,6 +139,7 @@ func (f *FSM) vmProtected(c *VMProtected) *Fault {
 		return faultf(CodeConflict, "vm %s: protection %d by part %d is not what is awaited", vm.Spec.Name, c.Seq, c.Part)
 	}
 	vm.SafeSeq = c.Seq
+	f.confirmDisks(vm)
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Standby && p.Ready {
 			p.Holds = true

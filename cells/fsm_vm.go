@@ -36,6 +36,9 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 	if len(f.state.VMs) >= MaxVMs {
 		return nil, faultf(CodeNoCapacity, "the registry holds %d vms, which is the most it can hold: remove ended ones", MaxVMs)
 	}
+	if fault := f.checkAttach(&spec); fault != nil {
+		return nil, fault
+	}
 	placed, fault := f.hooks.Placer.Place(&f.state, &spec)
 	if fault != nil {
 		return nil, fault
@@ -47,6 +50,7 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 	}
 	vm.LastPart = ident.Part(len(vm.Parts) - 1)
 	f.state.VMs = append(f.state.VMs, vm)
+	f.attachDisks(&vm, index)
 	f.tendStandbys(&f.state.VMs[len(f.state.VMs)-1])
 	vm = f.state.VMs[len(f.state.VMs)-1]
 	f.emit(Event{Kind: EventVMCreated, Subject: "vm " + spec.Name,
@@ -227,6 +231,9 @@ func (f *FSM) endVM(c *EndVM) *Fault {
 	if c.State == VMLost {
 		f.lose(vm, VMLost, c.Reason, 0)
 		return nil
+	}
+	if c.State == VMExited {
+		f.confirmDisks(vm)
 	}
 	f.finish(vm, c.State, c.Reason, 0)
 	return nil

@@ -292,6 +292,7 @@ type State struct {
 	NextSeq   uint64   `json:"next_seq"`
 
 	Operations []Operation `json:"operations,omitempty"` // by rising ID
+	Disks      []Disk      `json:"disks,omitempty"`      // in the order of their creation
 	Balance    BalanceMode `json:"balance,omitempty"`    // "" means off
 }
 
@@ -362,6 +363,11 @@ func (s *State) Clone() State {
 	out.VMs = make([]VM, len(s.VMs))
 	for i := range s.VMs {
 		out.VMs[i] = s.VMs[i].clone()
+	}
+	out.Disks = nil
+	for _, d := range s.Disks {
+		d.Copies = slices.Clone(d.Copies)
+		out.Disks = append(out.Disks, d)
 	}
 	out.Operations = nil
 	for i := range s.Operations {

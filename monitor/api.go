@@ -96,6 +96,12 @@ type WorkerEnded struct {
 	Ended wire.WorkerEnded
 }
 
+// WorkerDisks is a worker's word on its copies of disks.
+type WorkerDisks struct {
+	VM    ident.VMID
+	Disks wire.WorkerDisks
+}
+
 // WorkerHint is a worker's report that a peer part does not answer.
 type WorkerHint struct {
 	VM   ident.VMID
@@ -153,6 +159,7 @@ func (Adopted) event()         {}
 func (WorkerReady) event()     {}
 func (WorkerEnded) event()     {}
 func (WorkerHint) event()      {}
+func (WorkerDisks) event()     {}
 func (WorkerGone) event()      {}
 func (WorkerProtected) event() {}
 func (WorkerRestored) event()  {}

@@ -105,6 +105,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerReady(e.Incarnation, e.Ready)
 	case WorkerEnded:
 		c.workerEnded(e)
+	case WorkerDisks:
+		c.workerDisks(e)
 	case WorkerHint:
 		c.workerHint(e)
 	case WorkerGone:

@@ -1,15 +1,72 @@
 package monitor
 
 import (
+	"fmt"
+	"slices"
+
+	"github.com/cellvisor/cellvisor/balancer"
 	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// workerDisks is what a worker is told about its VM's disks.
-func workerDisks(vm *cells.VM) []wire.WorkerDisk {
+// workerDisks is what the worker on a server is told about its VM's disks.
+func workerDisks(st *cells.State, vm *cells.VM, server ident.ServerID) []wire.WorkerDisk {
 	var out []wire.WorkerDisk
-	for _, d := range vm.Spec.Disks {
-		out = append(out, wire.WorkerDisk{Name: d.Name, Source: d.Source, Bytes: d.Bytes, Cache: string(d.Cache), ReadOnly: d.ReadOnly})
+	for _, want := range vm.Spec.Disks {
+		d := st.Disk(want.Name)
+		if d == nil {
+			continue // it was removed: then its VM has ended
+		}
+		w := wire.WorkerDisk{Name: d.Name, Dir: fmt.Sprintf("%s-%d", d.Name, d.ID), Source: d.Source, Bytes: d.Bytes, Cache: string(want.Cache), ReadOnly: want.ReadOnly}
+		if c := d.CopyOn(server); c != nil {
+			w.Use, w.Confirmed = c.Use, c.Confirmed
+		}
+		out = append(out, w)
 	}
 	return out
+}
+
+// placeAt places a VM so that its home is on one of the given servers, which have its disks.
+func placeAt(servers []balancer.Server, req balancer.Request, homes []ident.ServerID) (parts []balancer.Part, err error) {
+	for _, home := range homes {
+		i := slices.IndexFunc(servers, func(s balancer.Server) bool { return s.ID == home })
+		if i < 0 {
+			continue
+		}
+		open := slices.Clone(servers)
+		for j := range open { // nothing but the home takes parts in its cell, or, if placement chooses, at all
+			if open[j].ID != home && (len(req.Span) == 0 || open[j].Cell == servers[i].Cell) {
+				open[j].Open = false
+			}
+		}
+		if parts, err = balancer.Place(open, req); err != nil {
+			continue
+		}
+		if at := slices.IndexFunc(parts, func(p balancer.Part) bool { return p.Server == home }); at >= 0 {
+			parts[0], parts[at] = parts[at], parts[0]
+			return parts, nil
+		}
+		err = fmt.Errorf("its disks are on server %s, outside of the cells that it is to span", servers[i].Name)
+	}
+	return nil, err
+}
+
+func (c *Core) workerDisks(e WorkerDisks) {
+	w := c.workerOf(e.VM)
+	if w == nil {
+		return
+	}
+	if e.Disks.Opened {
+		w.disks = true
+		c.dirty = true
+	}
+	say := func(kind cells.EventKind, text string) {
+		if text != "" {
+			text = fmt.Sprintf("disk %s on %s: %s", e.Disks.Disk, c.cfg.Info.Name, text)
+			c.propose("", cells.Command{Report: &cells.Report{Kind: kind, Subject: "disk " + e.Disks.Disk, Text: text}})
+		}
+	}
+	say(cells.EventDiskDamaged, e.Disks.Damaged)
+	say(cells.EventDiskRepaired, e.Disks.Repaired)
 }

@@ -14,7 +14,18 @@ import (
 type placer struct{}
 
 func (placer) Place(st *cells.State, spec *cells.VMSpec) ([]cells.PlacedPart, *cells.Fault) {
-	parts, err := balancer.Place(serversForPlacement(st), balancer.Request{VCPUs: spec.VCPUs, MemoryBytes: spec.MemoryBytes, Span: spec.Span})
+	homes, fault := st.DiskHomes(spec)
+	if fault != nil {
+		return nil, fault
+	}
+	req := balancer.Request{VCPUs: spec.VCPUs, MemoryBytes: spec.MemoryBytes, Span: spec.Span}
+	var parts []balancer.Part
+	var err error
+	if homes == nil {
+		parts, err = balancer.Place(serversForPlacement(st), req)
+	} else {
+		parts, err = placeAt(serversForPlacement(st), req, homes)
+	}
 	if err != nil {
 		code := cells.CodeNoCapacity
 		if errors.Is(err, balancer.ErrTooLarge) || errors.Is(err, balancer.ErrInvalid) {

@@ -26,6 +26,7 @@ type worker struct {
 	ended    *wire.WorkerEnded
 	gone     bool // its process has ended
 	goneAt   ident.Micros
+	disks    bool // as home it has opened its copies of disks
 	reason   string
 	stopAt   ident.Micros // when to ask it (again) to stop
 }
@@ -182,6 +183,8 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case w.safe != 0 && w.safe == vm.ProtectSeq && vm.SafeSeq != w.safe && vm.Home == p.Part:
 		c.propose(fmt.Sprintf("protected/%d", vm.ID), cells.Command{VMProtected: &cells.VMProtected{
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.safe}})
+	case w.disks && vm.Home == p.Part && c.rep.State().Unconfirmed(vm):
+		c.propose(fmt.Sprintf("disks/%d", vm.ID), cells.Command{DisksOpened: &cells.DisksOpened{VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation}})
 	case vm.Move != nil && vm.Home == p.Part:
 		c.tendMove(vm, p, w)
 	}
@@ -292,7 +295,7 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 			ClusterID: c.cfg.ClusterID, Server: c.cfg.Server, ServerName: c.cfg.Info.Name, Cell: c.cfg.Info.Cell, Incarnation: c.incarnation,
 			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes, Standby: p.Standby,
 			Builtin: vm.Spec.Builtin, Args: vm.Spec.Args, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Secret: vm.Secret,
-			Options: maps.Clone(vm.Spec.Options), Linux: linux, Disks: workerDisks(vm),
+			Options: maps.Clone(vm.Spec.Options), Linux: linux, Disks: workerDisks(c.rep.State(), vm, p.Server),
 		},
 		Created: vm.Created,
 		Payload: payload,

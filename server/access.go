@@ -35,8 +35,8 @@ const (
 var access = map[string]level{
 	"Status": mayLook, "ListServers": mayLook, "ListCells": mayLook, "ListVMs": mayLook, "GetVM": mayLook, "WaitVM": mayLook,
 	"ListOperations": mayLook, "GetOperation": mayLook, "SafeToStop": mayLook, "ConsoleVM": mayLook, "OutputVM": mayLook, "Events": mayLook,
-	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "Slices": mayLook,
-	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
+	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "ListDisks": mayLook, "Slices": mayLook,
+	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "RemoveDisk": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
 	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
 	"GetBlob": mayPeer, "DebugDump": mayPeer,
 	// gRPC's reflection service: what calls there are.

@@ -85,6 +85,7 @@ func (h *household) files(state *cells.State) {
 			needed[sha] = true
 		}
 	}
+	h.s.workers.keepDisks(state)
 	if !h.swept {
 		h.swept = true
 		h.s.workers.keepOnly(func(vm ident.VMID) bool { return vms[vm] })

@@ -111,6 +111,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerReady{Incarnation: w.incarnation, Ready: *m.Ready})
 	case m.Ended != nil:
 		s.report(monitor.WorkerEnded{VM: w.vm, Ended: *m.Ended})
+	case m.Disks != nil:
+		s.report(monitor.WorkerDisks{VM: w.vm, Disks: *m.Disks})
 	case m.Hint != nil:
 		s.report(monitor.WorkerHint{VM: w.vm, Hint: *m.Hint})
 	case m.Protected != nil:

@@ -82,10 +82,14 @@ type WorkerPort struct {
 // WorkerDisk is a disk of the VM.
 type WorkerDisk struct {
 	Name     string      `json:"name"`
+	Dir      string      `json:"dir"`              // of its copies, in the servers' directories of disks
 	Source   string      `json:"source,omitempty"` // image of a new disk, a path on the home part's server
 	Bytes    ident.Bytes `json:"bytes,omitempty"`  // size of a new disk without an image
 	Cache    string      `json:"cache"`            // "writeback", "writethrough" or "unsafe"
 	ReadOnly bool        `json:"read_only,omitempty"`
+
+	Use       uint64 `json:"use,omitempty"`       // number of this use, to be written into the copy
+	Confirmed uint64 `json:"confirmed,omitempty"` // number of an earlier use that the copy must have, or a later one, to be used by home; 0: it may be new
 }
 
 // WorkerMember is one live part of a VM.
@@ -210,6 +214,7 @@ type FromWorker struct {
 	Switched  *WorkerSwitched  `json:"switched,omitempty"`
 	Stalled   *WorkerStalled   `json:"stalled,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
+	Disks     *WorkerDisks     `json:"disks,omitempty"`
 	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
 	Took      *WorkerTook      `json:"took,omitempty"`
 }
@@ -239,6 +244,15 @@ type WorkerEnded struct {
 	Crash    bool         `json:"crash,omitempty"`
 	Booted   ident.Epoch  `json:"booted,omitempty"`    // of a crash: the boot that it ended
 	UpMicros ident.Micros `json:"up_micros,omitempty"` // of a crash: how long this part's vCPUs had run since
+}
+
+// WorkerDisks is home's word that its copies of the VM's disks are open and carry the numbers of this use, and any part's word on what was wrong with
+// blocks of its copies.
+type WorkerDisks struct {
+	Opened   bool   `json:"opened,omitempty"`
+	Damaged  string `json:"damaged,omitempty"`  // for people
+	Repaired string `json:"repaired,omitempty"` // for people
+	Disk     string `json:"disk,omitempty"`     // that these are about
 }
 
 // WorkerHint says that a peer part does not answer, or that its connection was reset. A hint decides nothing.

@@ -44,10 +44,19 @@ func (w *Worker) plugDevices(h *home, disks *disks) error {
 		return err
 	}
 	disks.note(w.cutter.isTracking())
+	w.disksOpened()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.board, h.disks = board, disks
 	return disks.hold(h.holding)
+}
+
+// disksOpened tells serve that the disks are open here.
+func (w *Worker) disksOpened() {
+	w.mu.Lock()
+	w.opened = true
+	w.mu.Unlock()
+	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Opened: true}})
 }
 
 // restoreDevices gives a new home the PCI bus as a checkpoint captured it, with the disks as they were then. The devices rest until all vCPUs have

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -148,9 +149,13 @@ func (d *standbyDisks) open(index int, size int64) (*disk.Image, error) {
 	if size <= 0 || size%disk.BlockBytes != 0 || size > 1<<44 {
 		return nil, fmt.Errorf("%w: disk of %d bytes", errBadShare, size)
 	}
-	image, err := disk.OpenImage(filepath.Join(d.dir, d.specs[index].Name), disk.ImageConfig{Bytes: size, Discard: true, Resize: true})
+	spec := d.specs[index]
+	image, err := disk.OpenImage(filepath.Join(d.dir, spec.Dir), disk.ImageConfig{Bytes: size, Discard: true, Resize: true})
 	if err != nil {
 		return nil, err
+	}
+	if err := image.SetGeneration(max(spec.Use, image.Generation())); err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %s: %w", spec.Name, err), image.Close())
 	}
 	d.images[index] = image
 	return image, nil

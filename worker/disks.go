@@ -62,13 +62,33 @@ const (
 func openDisks(dir string, specs []wire.WorkerDisk) (*disks, error) {
 	d := &disks{}
 	for _, spec := range specs {
-		image, err := disk.OpenImage(filepath.Join(dir, spec.Name), disk.ImageConfig{Bytes: int64(spec.Bytes), Source: spec.Source})
+		image, err := openHomeDisk(dir, spec)
 		if err != nil {
 			return nil, errors.Join(err, d.close())
 		}
 		d.add(spec, image)
 	}
 	return d, nil
+}
+
+// openHomeDisk opens the copy that the guest is to use. One that is older than what the cluster knows is refused, and so is one that should be there
+// and is not: an old or empty disk in its place would be a silent loss.
+func openHomeDisk(dir string, spec wire.WorkerDisk) (*disk.Image, error) {
+	c := disk.ImageConfig{Bytes: int64(spec.Bytes), Source: spec.Source}
+	if spec.Confirmed > 0 {
+		c.Bytes, c.Source = 0, ""
+	}
+	image, err := disk.OpenImage(filepath.Join(dir, spec.Dir), c)
+	if err != nil {
+		return nil, err
+	}
+	if have := image.Generation(); have < spec.Confirmed {
+		return nil, errors.Join(fmt.Errorf("disk %s: the copy here is stale: its last use is number %d, the cluster knows of number %d", spec.Name, have, spec.Confirmed), image.Close())
+	}
+	if err := image.SetGeneration(max(spec.Use, image.Generation())); err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %s: %w", spec.Name, err), image.Close())
+	}
+	return image, nil
 }
 
 func (d *disks) add(spec wire.WorkerDisk, image *disk.Image) {

@@ -181,6 +181,9 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 	if err := disks.addTo(board, w.cached); err != nil {
 		return err
 	}
+	if len(w.spec.Disks) > 0 {
+		w.disksOpened()
+	}
 	return w.addNets(board)
 }
 

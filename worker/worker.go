@@ -70,6 +70,7 @@ type Worker struct {
 	restored   *wire.WorkerRestored  // protected by mu
 	taken      *replica              // that this part took over with; the control connection's reader's
 	switched   *wire.WorkerSwitched  // protected by mu
+	opened     bool                  // protected by mu; the disks, as home
 }
 
 // Run is the worker process: it holds the VM's part that dir/spec.json describes until serve says stop. The error is for the log and the
@@ -244,6 +245,9 @@ func (w *Worker) greetings() []wire.FromWorker {
 	}
 	if w.switched != nil {
 		all = append(all, wire.FromWorker{Switched: w.switched})
+	}
+	if w.opened {
+		all = append(all, wire.FromWorker{Disks: &wire.WorkerDisks{Opened: true}})
 	}
 	if w.ended != nil {
 		all = append(all, wire.FromWorker{Ended: w.ended})

@@ -50,3 +50,10 @@ func (a *app) completeCells() cobra.CompletionFunc {
 		return view.Map(cells, (*api.Cell).GetName), err
 	})
 }
+
+func (a *app) completeDisks() cobra.CompletionFunc {
+	return a.completeNames(func(ctx context.Context, c *api.Client) ([]string, error) {
+		disks, err := listDisks(ctx, c)
+		return view.Map(disks, (*api.DiskInfo).GetName), err
+	})
+}

@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -61,42 +60,6 @@ type Image struct {
 	synced   uint64
 	failed   error
 	rebuilt  bool
-}
-
-// imageHeader is the header of the checksums.
-type imageHeader struct {
-	serial     uint64 // rises with each writing
-	bytes      uint64
-	epoch      uint64 // of the journal
-	generation uint64
-	modified   int64 // of a linked image, when it was closed: nanoseconds; 0: it was not
-}
-
-const (
-	sumsMagic       = 0x53445643 // "CVDS"
-	sumsVersion     = 1
-	imageHeaderSize = 64
-	sumsAt          = BlockBytes
-)
-
-func (h imageHeader) encode() []byte {
-	le := binary.LittleEndian
-	b := make([]byte, imageHeaderSize)
-	le.PutUint32(b, sumsMagic)
-	le.PutUint32(b[4:], sumsVersion)
-	for i, v := range []uint64{h.serial, h.bytes, h.epoch, h.generation, uint64(h.modified)} {
-		le.PutUint64(b[8+8*i:], v)
-	}
-	le.PutUint32(b[60:], sumOf(b[:60]))
-	return b
-}
-
-func decodeImageHeader(b []byte) (imageHeader, bool) {
-	le := binary.LittleEndian
-	if len(b) < imageHeaderSize || le.Uint32(b) != sumsMagic || le.Uint32(b[4:]) != sumsVersion || le.Uint32(b[60:]) != sumOf(b[:60]) {
-		return imageHeader{}, false
-	}
-	return imageHeader{le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:]), le.Uint64(b[32:]), int64(le.Uint64(b[40:]))}, true
 }
 
 // OpenImage opens the copy in dir, or makes it. One process at a time may have it open.
@@ -178,79 +141,6 @@ func (m *Image) Blocks() uint64 { return uint64(m.bytes) / BlockBytes }
 
 // Rebuilt tells whether the checksums had to be computed from the image's contents: it is new here, or was changed from outside.
 func (m *Image) Rebuilt() bool { return m.rebuilt }
-
-// loadSums reads the checksums, or computes them for an image that is new here or was changed from outside.
-func (m *Image) loadSums(path string, c ImageConfig) error {
-	head := make([]byte, BlockBytes)
-	if err := readFull(m.sumsFile, head, 0); err != nil {
-		return err
-	}
-	a, okA := decodeImageHeader(head)
-	b, okB := decodeImageHeader(head[sectorBytes:])
-	fresh := allZero(head)
-	switch {
-	case okA && (!okB || a.serial > b.serial):
-		m.head = a
-	case okB:
-		m.head = b
-	case !fresh && !c.Discard:
-		return fmt.Errorf("%w: the header of its checksums", ErrDamaged)
-	}
-	m.sums = make([]uint32, m.Blocks())
-	if c.Discard || !okA && !okB || m.head.bytes != uint64(m.bytes) || m.changedOutside(path) {
-		return m.rebuild()
-	}
-	raw := make([]byte, 4*len(m.sums))
-	if err := readFull(m.sumsFile, raw, sumsAt); err != nil {
-		return err
-	}
-	for i := range m.sums {
-		m.sums[i] = binary.LittleEndian.Uint32(raw[4*i:])
-	}
-	return nil
-}
-
-// changedOutside tells whether a linked image, which its owner may use between two runs, is not what it was when it was closed.
-func (m *Image) changedOutside(path string) bool {
-	if link, err := os.Lstat(path); err != nil || link.Mode()&os.ModeSymlink == 0 || m.head.modified == 0 {
-		return false
-	}
-	info, err := os.Stat(path)
-	return err == nil && info.ModTime().UnixNano() != m.head.modified
-}
-
-// rebuild computes all checksums from the image's contents. What a journal of before holds counts no more.
-func (m *Image) rebuild() error {
-	m.rebuilt = true
-	for i := range m.sums {
-		m.sums[i] = zeroSum
-	}
-	buf := make([]byte, 256*BlockBytes)
-	for off := int64(0); off < m.bytes; {
-		off = nextData(m.data, off, m.bytes) / BlockBytes * BlockBytes
-		n := min(int64(len(buf)), m.bytes-off)
-		if n <= 0 {
-			break
-		}
-		if err := readFull(m.data, buf[:n], off); err != nil {
-			return err
-		}
-		for i := int64(0); i < n; i += BlockBytes {
-			m.sums[(off+i)/BlockBytes] = sumOf(buf[i : i+BlockBytes])
-		}
-		off += n
-	}
-	all := make([]uint64, len(m.sums))
-	for i := range all {
-		all[i] = uint64(i)
-	}
-	m.head.epoch++
-	m.head.bytes = uint64(m.bytes)
-	if err := m.writeSums(all); err != nil {
-		return err
-	}
-	return m.journal.Truncate(0)
-}
 
 // replay takes in what the journal has.
 func (m *Image) replay(c ImageConfig) error {
@@ -423,37 +313,6 @@ func (m *Image) apply() error {
 	clear(m.newer)
 	m.end, m.seq, m.synced = 0, 0, 0
 	return m.journal.Truncate(0)
-}
-
-// writeSums makes the checksums of blocks, in rising order, durable, then the header.
-func (m *Image) writeSums(blocks []uint64) error {
-	for i := 0; i < len(blocks); {
-		j := i + 1
-		for j < len(blocks) && blocks[j] == blocks[j-1]+1 {
-			j++
-		}
-		run := make([]byte, 0, 4*(j-i))
-		for _, block := range blocks[i:j] {
-			run = binary.LittleEndian.AppendUint32(run, m.sums[block])
-		}
-		if _, err := m.sumsFile.WriteAt(run, sumsAt+4*int64(blocks[i])); err != nil {
-			return err
-		}
-		i = j
-	}
-	if err := m.sumsFile.Sync(); err != nil {
-		return err
-	}
-	return m.writeHeader()
-}
-
-// writeHeader writes the header into the place of the older of the two.
-func (m *Image) writeHeader() error {
-	m.head.serial++
-	if _, err := m.sumsFile.WriteAt(m.head.encode(), int64(m.head.serial%2)*sectorBytes); err != nil {
-		return err
-	}
-	return m.sumsFile.Sync()
 }
 
 // Close carries the journal out and closes the files.

@@ -54,6 +54,9 @@ func (f *FSM) startAgain(vm *VM) {
 		vm.Reason += fmt.Sprintf("; it was started %d times in epoch %d and is not started again", vm.Start.Tries, vm.Start.Epoch)
 		return
 	}
+	if f.checkAttach(&vm.Spec) != nil {
+		return // until its disks are free
+	}
 	placed, fault := f.hooks.Placer.Place(&f.state, &vm.Spec)
 	if fault != nil {
 		return // when there is room
@@ -76,6 +79,7 @@ func (f *FSM) startAgain(vm *VM) {
 	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
 	vm.Created, vm.Booted, vm.Crashes = vm.Epoch, 0, 0
 	vm.Parts, vm.Home = parts, parts[0].Part
+	f.attachDisks(vm, f.state.Applied)
 	vm.ProtectSeq++
 	vm.SafeSeq, vm.Restored, vm.Resumed, vm.Move = 0, false, false, nil
 	f.emit(Event{Kind: EventVMStartedAgain, Subject: "vm " + vm.Spec.Name,

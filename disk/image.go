@@ -60,6 +60,7 @@ type Image struct {
 	synced   uint64
 	failed   error
 	rebuilt  bool
+	damaged  int
 }
 
 // OpenImage opens the copy in dir, or makes it. One process at a time may have it open.
@@ -139,6 +140,9 @@ func (m *Image) create(path string, c ImageConfig) error {
 // Blocks is the disk's size in blocks.
 func (m *Image) Blocks() uint64 { return uint64(m.bytes) / BlockBytes }
 
+// Damaged is how many blocks did not match their checksums when the copy was opened with Discard.
+func (m *Image) Damaged() int { return m.damaged }
+
 // Rebuilt tells whether the checksums had to be computed from the image's contents: it is new here, or was changed from outside.
 func (m *Image) Rebuilt() bool { return m.rebuilt }
 
@@ -203,6 +207,9 @@ func (m *Image) Sum(block uint64) uint32 {
 	}
 	return m.sums[block]
 }
+
+// Matches tells whether contents are what a block should hold.
+func (m *Image) Matches(block uint64, contents []byte) bool { return sumOf(contents) == m.Sum(block) }
 
 // Err is why nothing can be written any more, nil if it can.
 func (m *Image) Err() error {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // imageHeader is the header of the checksums.
@@ -60,8 +61,8 @@ func (m *Image) loadSums(path string, c ImageConfig) error {
 		return fmt.Errorf("%w: the header of its checksums", ErrDamaged)
 	}
 	m.sums = make([]uint32, m.Blocks())
-	if c.Discard || !okA && !okB || m.head.bytes != uint64(m.bytes) || m.changedOutside(path) {
-		return m.rebuild()
+	if !okA && !okB || m.head.bytes != uint64(m.bytes) || m.changedOutside(path) {
+		return m.rebuild(nil)
 	}
 	raw := make([]byte, 4*len(m.sums))
 	if err := readFull(m.sumsFile, raw, sumsAt); err != nil {
@@ -69,6 +70,9 @@ func (m *Image) loadSums(path string, c ImageConfig) error {
 	}
 	for i := range m.sums {
 		m.sums[i] = binary.LittleEndian.Uint32(raw[4*i:])
+	}
+	if c.Discard {
+		return m.rebuild(slices.Clone(m.sums))
 	}
 	return nil
 }
@@ -82,8 +86,9 @@ func (m *Image) changedOutside(path string) bool {
 	return err == nil && info.ModTime().UnixNano() != m.head.modified
 }
 
-// rebuild computes all checksums from the image's contents. What a journal of before holds counts no more.
-func (m *Image) rebuild() error {
+// rebuild computes all checksums from the image's contents, and compares them with those that are known. What a journal of before holds counts no
+// more.
+func (m *Image) rebuild(known []uint32) error {
 	m.rebuilt = true
 	for i := range m.sums {
 		m.sums[i] = zeroSum
@@ -102,6 +107,11 @@ func (m *Image) rebuild() error {
 			m.sums[(off+i)/BlockBytes] = sumOf(buf[i : i+BlockBytes])
 		}
 		off += n
+	}
+	for i := range known {
+		if known[i] != m.sums[i] {
+			m.damaged++
+		}
 	}
 	all := make([]uint64, len(m.sums))
 	for i := range all {

@@ -39,6 +39,7 @@ func (w *Worker) addDevices(h *home) error {
 
 func (w *Worker) plugDevices(h *home, disks *disks) error {
 	disks.full = h.hurry
+	disks.mend = w.mend
 	board, err := w.newBoard(disks)
 	if err != nil {
 		return err
@@ -167,9 +168,12 @@ func (h replicaHandler) diskRequest(op replicaOp, body []byte, req link.DeviceRe
 	}
 	var answer []byte
 	var err error
-	if op == replicaSums {
+	switch op {
+	case replicaSums:
 		answer, err = s.sums(body)
-	} else {
+	case replicaBlock:
+		answer, err = s.blockOf(body)
+	default:
 		err = s.takeBlocks(body)
 	}
 	switch {

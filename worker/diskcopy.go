@@ -110,10 +110,11 @@ type standbyDisks struct {
 	images  []*disk.Image // by disk; nil until home has told its size
 	brought []map[uint64]struct{}
 	pending [][]disk.Write // of the checkpoint that is being applied
+	say     func(wire.WorkerDisks)
 }
 
-func newStandbyDisks(dir string, specs []wire.WorkerDisk) standbyDisks {
-	d := standbyDisks{dir: dir, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
+func newStandbyDisks(dir string, specs []wire.WorkerDisk, say func(wire.WorkerDisks)) standbyDisks {
+	d := standbyDisks{dir: dir, say: say, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
 	for range specs {
 		d.brought = append(d.brought, map[uint64]struct{}{})
 	}
@@ -156,6 +157,9 @@ func (d *standbyDisks) open(index int, size int64) (*disk.Image, error) {
 	}
 	if err := image.SetGeneration(max(spec.Use, image.Generation())); err != nil {
 		return nil, errors.Join(fmt.Errorf("disk %s: %w", spec.Name, err), image.Close())
+	}
+	if n := image.Damaged(); n > 0 {
+		d.say(wire.WorkerDisks{Disk: spec.Name, Damaged: fmt.Sprintf("%d blocks of the copy do not match their checksums: they are taken from the VM's home", n)})
 	}
 	d.images[index] = image
 	return image, nil
@@ -265,4 +269,44 @@ func (d *standbyDisks) takeOver() (*disks, error) {
 	}
 	d.images = nil
 	return out, nil
+}
+
+// blockOf answers home's request for one block, whose copy there is damaged.
+func (s *standby) blockOf(body []byte) ([]byte, error) {
+	if len(body) != 8 {
+		return nil, fmt.Errorf("%w: question for a block of %d bytes", errBadShare, len(body))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	index, block, err := s.disks.check(recordDisk, binary.LittleEndian.Uint64(body))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, disk.BlockBytes)
+	if err := s.disks.images[index].ReadBlock(block, out); err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadShare, err)
+	}
+	return out, nil
+}
+
+// mend gets a block, whose copy here is damaged, from a standby that has it as it should be, and puts it right.
+func (w *Worker) mend(g *guestDisk, index int, block uint64, buf []byte) error {
+	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Damaged: fmt.Sprintf("block %d does not match its checksum", block)}})
+	p, _ := w.replica.current()
+	ask := binary.LittleEndian.AppendUint64([]byte{byte(replicaBlock)}, diskKey(index, block))
+	err := fmt.Errorf("%w: block %d of disk %s, and no other copy has it", disk.ErrBadBlock, block, g.spec.Name)
+	p.Standbys.Each(func(s ident.Part) {
+		if err == nil {
+			return
+		}
+		got, qerr := w.replica.query(s, p.Seq, ask)
+		if qerr == nil && len(got) == disk.BlockBytes && g.image.Matches(block, got) {
+			copy(buf, got)
+			err = g.image.Commit([]disk.Write{{Block: block, Data: got}}, true)
+		}
+	})
+	if err == nil {
+		w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Repaired: fmt.Sprintf("block %d was taken from a mirror", block)}})
+	}
+	return err
 }

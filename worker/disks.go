@@ -27,7 +27,8 @@ import (
 // known to be safe, as they are at its own.
 type disks struct {
 	all  []*guestDisk
-	full func() // called when so much waits that a checkpoint should not
+	full func()                                                        // called when so much waits that a checkpoint should not
+	mend func(g *guestDisk, index int, block uint64, buf []byte) error // gets a damaged block from elsewhere; may be nil
 }
 
 // guestDisk is one disk. It implements virtio.Disk.
@@ -250,7 +251,11 @@ func (g *guestDisk) read(block uint64, buf []byte) error {
 			return nil
 		}
 	}
-	return g.image.ReadBlock(block, buf)
+	err := g.image.ReadBlock(block, buf)
+	if errors.Is(err, disk.ErrBadBlock) && g.mend != nil {
+		return g.mend(g, slices.Index(g.all, g), block, buf)
+	}
+	return err
 }
 
 // Size implements virtio.Disk.

@@ -35,6 +35,7 @@ const (
 	replicaAlign                        // VM epoch, the checkpoint that the VM went on from in it, whether its shares can be had, the boot
 	replicaSums                         // disk, its size, first block: answered with checksums
 	replicaBlocks                       // a chunk of recordDisk
+	replicaBlock                        // a block's key: answered with its contents
 )
 
 const cutHistory = 1 // flag of replicaCut: with all output that ever left
@@ -357,7 +358,7 @@ func (h replicaHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.Devic
 		req.Reply(wire.DeviceBad, nil)
 	case !w.guard.mayAct():
 		req.Reply(wire.DeviceNotReady, nil)
-	case replicaOp(req.Payload[0]) == replicaSums, replicaOp(req.Payload[0]) == replicaBlocks: // these wait for the disk
+	case replicaOp(req.Payload[0]) == replicaSums, replicaOp(req.Payload[0]) == replicaBlocks, replicaOp(req.Payload[0]) == replicaBlock: // these wait for the disk
 		go h.diskRequest(replicaOp(req.Payload[0]), append([]byte(nil), req.Payload[1:]...), req)
 	case replicaOp(req.Payload[0]) == replicaChunk:
 		s := w.standby.Load()

@@ -166,7 +166,7 @@ func (w *Worker) setUp() error {
 	}
 	w.cutter.log = w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr())
 	if w.spec.Standby {
-		s, err := newStandby(w.dir, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks))
+		s, err := newStandby(w.dir, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks, func(d wire.WorkerDisks) { w.control.send(wire.FromWorker{Disks: &d}) }))
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@
 //	<dir>/raft.db     bbolt: meta (format, cluster, server), hard state, snapshot, entries by index
 //	<dir>/blobs/      payload files, named by their SHA-256 in hex; temporary files begin with "tmp-"
 //	<dir>/workers/    one directory a worker process (see package server)
+//	<dir>/disks/      copies of guest disks, one directory each: see Image
 //
 // State of a Store:
 //

@@ -52,6 +52,7 @@ failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=10
 
 netcut: build ## Split a cluster that lives in network namespaces (needs root)
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -run TestNetworkCut ./tests
+
 journal: build ## As failover, with a journal on a mirrored disk that is verified all the time
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) JOURNAL_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestJournal ./tests
 

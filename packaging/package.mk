@@ -35,3 +35,6 @@ deb: ## Build dist/cellvisor_VERSION_ARCH.deb; needs dpkg-deb
 	  '$(DEBVERSION)' '$(DEBARCH)' "$$(du -sk --exclude=DEBIAN $(DEBROOT) | cut -f1)" > $(DEBROOT)/DEBIAN/control
 	install -m 755 packaging/postinst packaging/prerm $(DEBROOT)/DEBIAN
 	dpkg-deb -Zgzip --root-owner-group --build $(DEBROOT) $(DIST)/cellvisor_$(DEBVERSION)_$(DEBARCH).deb
+
+pictures: build ## Draw the console's main screens from a real cluster into docs/pictures; needs tmux
+	$(GO) run ./tests/pictures $(BIN) docs/pictures

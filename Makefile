@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills-sim fuzz lint fmt generate payloads install man deb pictures clean
+.PHONY: shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills-sim fuzz lint fmt generate payloads install man deb pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ demo: build ## See a cell die and what that does to whom
 
 bench: build ## Measure remote page faults against their floor
 	$(BIN) bench fault
+
+shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) SHARES_SECONDS=600 $(GO) test -count=1 -v -timeout 30m -run TestShares ./tests
 
 bench-balance: build ## Compare the balancer with Ganeti's hbal (package ganeti-htools-3.0), and measure it on large clusters
 	$(BIN) bench balance

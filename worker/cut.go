@@ -108,6 +108,7 @@ func (w *Worker) holdBegun() bool {
 		w.guard.release()
 		return false
 	}
+	w.holdDevices(true)
 	return true
 }
 
@@ -128,6 +129,7 @@ func (w *Worker) release(number uint64) bool {
 	if h := w.home.Load(); h != nil {
 		h.holdDevices(false)
 	}
+	w.holdDevices(false)
 	w.guard.release()
 	return true
 }
@@ -177,7 +179,11 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 	}
 	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow(), since: c.safe}}
 	for _, v := range w.vcpus {
-		origin, err := v.capture()
+		capture := v.capture
+		if w.linux != nil {
+			capture = v.captureLinux
+		}
+		origin, err := capture()
 		if err != nil {
 			return nil, nil, err
 		}

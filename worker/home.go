@@ -45,15 +45,17 @@ type home struct {
 	closed    bool
 	down      bool // the guest boots again: requests of the former boot are refused
 	holding   bool
-	origins   [][]byte          // by vCPU; valid once loaded is closed
-	loaded    chan struct{}     // of this boot; closed when the image is in memory
-	asked     []bool            // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
-	gone      chan struct{}     // of this boot; closed when it ends
-	full      bool              // as onFull was told last
-	urgent    chan struct{}     // has a token when a checkpoint should not wait: the guest's end is held back
-	board     *machine.Board    // nil if the guest has no PCI bus
-	disks     *disks            // nil if it has none
-	bus       *machine.BusState // of a checkpoint, for the board that is to be made
+	origins   [][]byte              // by vCPU; valid once loaded is closed
+	loaded    chan struct{}         // of this boot; closed when the image is in memory
+	asked     []bool                // by vCPU, while a checkpoint was taken over and not all vCPUs have asked for their origin
+	gone      chan struct{}         // of this boot; closed when it ends
+	full      bool                  // as onFull was told last
+	urgent    chan struct{}         // has a token when a checkpoint should not wait: the guest's end is held back
+	machine   func() *machine.Board // the devices of a Linux machine, nil if the guest is none
+	moved     *machine.BoardState   // that a checkpoint captured, until the board is made
+	board     *machine.Board        // nil if the guest has no PCI bus
+	disks     *disks                // nil if it has none
+	bus       *machine.BusState     // of a checkpoint, for the board that is to be made
 
 	accessMu sync.Mutex // held over an access to the board; taken before mu
 }
@@ -180,7 +182,8 @@ type homeState struct {
 	Exited      bool          `json:"exited"`
 	Status      uint32        `json:"status"`
 
-	Board *machine.BusState `json:"board,omitempty"`
+	Board *machine.BusState   `json:"board,omitempty"`
+	Linux *machine.BoardState `json:"linux,omitempty"` // of a Linux machine
 }
 
 // outputPiece is output bytes at an offset of the whole stream.
@@ -194,6 +197,10 @@ func (h *home) cut() (state []byte, console, output outputPiece, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := homeState{ClockMicros: h.clock().Microseconds(), LastMilli: h.lastMilli, Done: h.done, Exited: h.exited, Status: h.status}
+	if h.machine != nil {
+		all := h.machine().State()
+		s.Linux = &all
+	}
 	if h.board != nil {
 		board := h.board.BusState()
 		s.Board = &board
@@ -309,6 +316,7 @@ func (h *home) restore(state []byte, elapsed time.Duration) error {
 	}
 	h.base, h.began = time.Duration(s.ClockMicros)*time.Microsecond+elapsed, time.Now()
 	h.lastMilli, h.done, h.exited, h.status, h.bus = s.LastMilli, s.Done, s.Exited, s.Status, s.Board
+	h.moved = s.Linux
 	switch {
 	case !h.exited:
 	case h.holding:

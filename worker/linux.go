@@ -24,8 +24,9 @@ import (
 //	   ▲                      └──reset, triple fault──► halted ──the registry's word: a new boot─┐
 //	   └───────────────────────────────────────────────────────────────────────────────────────┘
 type linuxGuest struct {
-	fresh []*machine.Processor // each vCPU before it ever ran
-	ports *vswitch.Listener    // nil without a card on the built-in switch
+	system *kvm.System
+	fresh  []*machine.Processor // each vCPU before it ever ran
+	ports  *vswitch.Listener    // nil without a card on the built-in switch
 
 	mu    sync.Mutex     // protects everything below
 	board *machine.Board // nil before the image is first loaded
@@ -45,29 +46,42 @@ func (w *Worker) physicalSize() (ident.Bytes, error) {
 
 // setUpLinux makes the processors of a Linux machine.
 func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
-	if len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.spec.Standby {
-		return errors.New("a Linux guest lives on one server: give it no --span and no --protect")
+	if len(w.spec.LocalVCPUs) < w.spec.VCPUs && !w.spec.Standby {
+		return errors.New("a Linux guest lives on one server: give it no --span")
+	}
+	if w.spec.Standby && w.spec.MemoryBytes > linux.LowEnd {
+		return fmt.Errorf("a Linux guest of more than %s does not move yet", ident.Bytes(linux.LowEnd))
 	}
 	if err := machine.SetUpVM(w.vm, w.spec.MemoryBytes, memory.GuestAddr()); err != nil {
 		return err
 	}
-	guest := &linuxGuest{}
-	for _, id := range w.spec.LocalVCPUs {
-		cpu, err := machine.NewVCPU(system, w.vm, id, w.spec.VCPUs, linux.Model(w.spec.Linux.CPU))
-		if err != nil {
-			return err
-		}
-		w.vcpus = append(w.vcpus, &vcpu{cpu: cpu, wake: make(chan struct{}, 1)})
+	w.linux = &linuxGuest{system: system}
+	var err error
+	if w.vcpus, err = w.newProcessors(w.spec.LocalVCPUs); err != nil {
+		return err
 	}
-	for _, v := range w.vcpus { // once all are there: the state of an APIC depends on the others
+	w.cutter.log = w.vm.NewDirtyLog(0, 0, min(w.spec.MemoryBytes, linux.LowEnd), memory.GuestAddr())
+	return w.listenNet()
+}
+
+// newProcessors makes vCPUs of a Linux machine.
+func (w *Worker) newProcessors(ids []ident.VCPU) ([]*vcpu, error) {
+	var all []*vcpu
+	for _, id := range ids {
+		cpu, err := machine.NewVCPU(w.linux.system, w.vm, id, w.spec.VCPUs, linux.Model(w.spec.Linux.CPU))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, &vcpu{cpu: cpu, wake: make(chan struct{}, 1)})
+	}
+	for _, v := range all { // once all are there: the state of an APIC depends on the others
 		fresh, err := machine.CaptureProcessor(v.cpu)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		guest.fresh = append(guest.fresh, fresh)
+		w.linux.fresh = append(w.linux.fresh, fresh)
 	}
-	w.linux = guest
-	return w.listenNet()
+	return all, nil
 }
 
 // homeConsole writes a Linux guest's console where a payload's goes.
@@ -108,8 +122,12 @@ func (w *Worker) makeBoard() error {
 		return errors.Join(err, board.Close())
 	}
 	w.linux.mu.Lock()
-	defer w.linux.mu.Unlock()
 	w.linux.board = board
+	w.linux.mu.Unlock()
+	h := w.home.Load()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.machine = w.linux.devices
 	return nil
 }
 
@@ -164,7 +182,7 @@ func (w *Worker) writeKernel() error {
 	if err != nil {
 		return err
 	}
-	if err := machine.WriteImage(image, w.plane.ram, w.spec.MemoryBytes); err != nil {
+	if err := machine.WriteImage(image, deviceMemory{w}, w.spec.MemoryBytes); err != nil {
 		return err
 	}
 	return machine.Enter(boot, image.Entry)

@@ -128,6 +128,11 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 		}
 		h.setOrigins(r.vcpus)
 		w.home.Store(h)
+		if w.linux != nil {
+			if err := w.takeOverLinux(r); err != nil {
+				return err
+			}
+		}
 		w.checkpoints.resume(r.number)
 		w.replica.setLineage(m.Epoch, r, m.Fallback)
 	}
@@ -166,7 +171,7 @@ func (w *Worker) addVCPUs(m wire.WorkerMembers) error {
 				missing = append(missing, id)
 			}
 		}
-		more, err := newVCPUs(w.vm, missing)
+		more, err := w.makeVCPUs(missing)
 		if err != nil {
 			return err
 		}
@@ -178,6 +183,13 @@ func (w *Worker) addVCPUs(m wire.WorkerMembers) error {
 		}
 	}
 	return nil
+}
+
+func (w *Worker) makeVCPUs(ids []ident.VCPU) ([]*vcpu, error) {
+	if w.linux != nil {
+		return w.newProcessors(ids)
+	}
+	return newVCPUs(w.vm, ids)
 }
 
 // watch begins to watch this part's guest memory with userfaultfd: the VM has other parts from now on.

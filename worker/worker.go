@@ -153,18 +153,13 @@ func (w *Worker) setUp() error {
 	}
 	w.cutter.dirty = newDirtyPages(memory.Pages())
 	if w.isLinux() {
-		if err := w.setUpLinux(system, memory); err != nil {
-			return err
-		}
-		return w.setUpPlane(memory)
+		err = w.setUpLinux(system, memory)
+	} else {
+		err = w.setUpPayload(physical, memory)
 	}
-	if err := w.vm.SetMemory(0, 0, physical, memory.GuestAddr()); err != nil {
+	if err != nil {
 		return err
 	}
-	if w.vcpus, err = newVCPUs(w.vm, w.spec.LocalVCPUs); err != nil {
-		return err
-	}
-	w.cutter.log = w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr())
 	if w.spec.Standby {
 		s, err := newStandby(w.dir, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks, func(d wire.WorkerDisks) { w.control.send(wire.FromWorker{Disks: &d}) }))
 		if err != nil {
@@ -173,6 +168,16 @@ func (w *Worker) setUp() error {
 		w.standby.Store(s)
 	}
 	return w.setUpPlane(memory)
+}
+
+// setUpPayload makes the memory and the vCPUs of a payload guest.
+func (w *Worker) setUpPayload(physical ident.Bytes, memory *ram.RAM) (err error) {
+	if err := w.vm.SetMemory(0, 0, physical, memory.GuestAddr()); err != nil {
+		return err
+	}
+	w.vcpus, err = newVCPUs(w.vm, w.spec.LocalVCPUs)
+	w.cutter.log = w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr())
+	return err
 }
 
 // setUpPlane makes this part's end of the page protocol. A VM with one part has all its pages here from the start, so nothing watches them.

@@ -38,15 +38,15 @@ type Board struct {
 	event    func(platform.Event)
 	signal   func(addr uint64, data uint32)
 
-	unknown atomic.Uint64
-	msis    atomic.Uint64
-	vcpus   int
-	virtio  []*virtio.Device // in the order of their slots
+	switchedOn atomic.Int64 // Unix time, nanoseconds; earlier than the board for one that has moved
+	unknown    atomic.Uint64
+	msis       atomic.Uint64
+	vcpus      int
+	virtio     []*virtio.Device // in the order of their slots
 }
 
 // NewBoard makes a board without PCI devices.
 func NewBoard(c BoardConfig) *Board {
-	switchedOn := time.Now()
 	b := &Board{vcpus: c.VCPUs, memory: newMemory(c.Backing, c.Memory), event: c.Event}
 	b.signal = func(addr uint64, data uint32) {
 		b.msis.Add(1)
@@ -54,7 +54,11 @@ func NewBoard(c BoardConfig) *Board {
 	}
 	b.ioapic = ioapic.New(b.signal)
 	b.Serial = serial.New(c.Console, func(high bool) { b.ioapic.SetLine(linux.SerialIRQ, high) })
-	b.platform = &platform.Platform{Elapsed: func() time.Duration { return time.Since(switchedOn) }, Now: time.Now}
+	b.switchedOn.Store(time.Now().UnixNano())
+	began, at := time.Now(), b.switchedOn.Load()
+	b.platform = &platform.Platform{Now: time.Now, Elapsed: func() time.Duration {
+		return time.Since(began) + time.Duration(at-b.switchedOn.Load()) // the span is of the monotonic clock
+	}}
 	b.PCI = pci.NewRoot(linux.LowEnd, linux.PCIEnd)
 	return b
 }

@@ -3,7 +3,10 @@ package machine
 import (
 	"fmt"
 
+	"github.com/cellvisor/cellvisor/vmm/ioapic"
 	"github.com/cellvisor/cellvisor/vmm/pci"
+	"github.com/cellvisor/cellvisor/vmm/platform"
+	"github.com/cellvisor/cellvisor/vmm/serial"
 	"github.com/cellvisor/cellvisor/vmm/virtio"
 )
 
@@ -53,4 +56,34 @@ func (b *Board) SetBusState(s BusState) error {
 		}
 	}
 	return nil
+}
+
+// BoardState is all that a board carries when its VM moves.
+type BoardState struct {
+	Version  int
+	Serial   serial.State
+	IOAPIC   ioapic.State
+	Platform platform.State
+	Bus      BusState
+}
+
+// boardVersion is of BoardState.
+const boardVersion = 1
+
+// State captures the board. The devices must be held, and all vCPUs out of the guest.
+func (b *Board) State() BoardState {
+	return BoardState{boardVersion, b.Serial.State(), b.ioapic.State(), b.platform.State(), b.BusState()}
+}
+
+// SetState makes a fresh board, with the same devices, what the captured one was, and lets the devices go on. The processors' states must be in
+// place: what devices send from here on must not be overwritten.
+func (b *Board) SetState(s BoardState) error {
+	if s.Version != boardVersion {
+		return fmt.Errorf("devices' state of version %d, this program knows %d", s.Version, boardVersion)
+	}
+	b.switchedOn.Add(-s.Platform.ElapsedNanos)
+	b.platform.SetState(s.Platform)
+	b.ioapic.SetState(s.IOAPIC)
+	b.Serial.SetState(s.Serial)
+	return b.SetBusState(s.Bus)
 }

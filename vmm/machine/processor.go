@@ -43,6 +43,27 @@ func (p *Processor) Restore(cpu *kvm.VCPU) error {
 	return cpu.RestoreDeadline(&p.cpu)
 }
 
+// processorVersion is of the encoding of a Processor.
+const processorVersion = 1
+
+// MarshalBinary encodes the state: a version, the local APIC, the vCPU.
+func (p *Processor) MarshalBinary() ([]byte, error) {
+	cpu, err := p.cpu.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	return append(append([]byte{processorVersion}, p.lapic[:]...), cpu...), nil
+}
+
+// UnmarshalBinary decodes a state, which may come from another host.
+func (p *Processor) UnmarshalBinary(b []byte) error {
+	if len(b) <= 1+len(p.lapic) || b[0] != processorVersion {
+		return fmt.Errorf("processor state of %d bytes is not of version %d", len(b), processorVersion)
+	}
+	copy(p.lapic[:], b[1:])
+	return p.cpu.UnmarshalBinary(b[1+len(p.lapic):])
+}
+
 // Enter sets a fresh boot vCPU to a kernel's entry.
 func Enter(cpu *kvm.VCPU, e linux.Entry) error {
 	s, err := cpu.Sregs()

@@ -95,6 +95,33 @@ func (p *Platform) Out(port uint16, size int, v uint32) (Event, bool) {
 	return None, true
 }
 
+// State is what the platform carries when its VM moves.
+type State struct {
+	Index        byte
+	ElapsedNanos int64 // since the machine was switched on
+	TimerGate    bool
+	TimerLoaded  uint32
+	TimerStarted int64
+	TimerLow     byte
+	TimerHalf    bool
+}
+
+// State captures the platform.
+func (p *Platform) State() State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.timer
+	return State{p.index, int64(p.Elapsed()), t.gate, t.loaded, int64(t.started), t.low, t.half}
+}
+
+// SetState makes the platform what the captured one was; its Elapsed must go on from ElapsedNanos.
+func (p *Platform) SetState(s State) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.index = s.Index & 0x7f
+	p.timer = timer{s.TimerGate, min(s.TimerLoaded, 1<<16), time.Duration(s.TimerStarted), s.TimerLow, s.TimerHalf}
+}
+
 // In reads size bytes. It reports whether the port is one of the platform's.
 func (p *Platform) In(port uint16, size int) (uint32, bool) {
 	p.mu.Lock()

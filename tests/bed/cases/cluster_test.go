@@ -166,7 +166,7 @@ poweroff -f`, vcpus, vcpus, vcpus)
 // upCase boots a kernel on a cluster and has it do all of that.
 func upCase(t *testing.T, version string, vcpus int) {
 	start := time.Now()
-	c := startCluster(t)
+	c := startCluster(t, "--cells", "1")
 	t.Logf("the cluster is up after %s", since(start))
 	disk := c.disk("data", 96<<20)
 	c.must(c.linuxArgs("debian", version, userScript(vcpus), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--disk", disk)...)
@@ -201,7 +201,7 @@ func TestUpTwo61(t *testing.T) {
 // TestUpLives612 resets a machine in all the ways there are; each time it comes back in place, with its disk.
 func TestUpLives612(t *testing.T) {
 	long(t)
-	c := startCluster(t)
+	c := startCluster(t, "--cells", "1")
 	disk := c.disk("state", 1<<20)
 	c.must(c.linuxArgs("phoenix", "6.12", `
 n=$(dd if=/dev/vda bs=1 count=1 2>/dev/null | tr -d '\0'); n=$((n+1))
@@ -221,4 +221,33 @@ poweroff -f`, []string{"virtio_blk"}, "--disk", disk)...)
 		t.Errorf("console: exit code %d\n%s%s", code, out, errs)
 	}
 	c.ended("phoenix", "LIFE 1", "LIFE 2", "LIFE 3", "LIFE 4", "GOT typed words")
+}
+
+// TestUpNet612 has two machines on servers of different cells talk TCP over the built-in switch; what arrives must be what was sent.
+func TestUpNet612(t *testing.T) {
+	long(t)
+	start := time.Now()
+	c := startCluster(t)
+	modules := []string{"failover", "net_failover", "virtio_net"}
+	c.must(c.linuxArgs("listener", "6.12", `
+ip link set lo up; ip link set eth0 up; ip addr add 10.0.0.1/24 dev eth0 || echo BAD card
+echo UP; nc -l -p 4000 >/tmp/got </dev/null; echo GOT $(stat -c %s /tmp/got) $(md5sum </tmp/got)
+poweroff -f`, modules, "--span", "a", "--net", "switch=lan")...)
+	c.must(c.linuxArgs("talker", "6.12", `
+ip link set lo up; ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0 || echo BAD card
+dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
+i=0; until ping -c 1 -W 2 10.0.0.1 >/dev/null; do i=$((i+1)); [ $i -lt 90 ] || break; done
+nc 10.0.0.1 4000 </tmp/data; echo SENT $(stat -c %s /tmp/data) $(md5sum </tmp/data)
+poweroff -f`, modules, "--span", "b", "--net", "switch=lan")...)
+	c.ended("talker", "SENT 4194304 ")
+	c.ended("listener", "GOT 4194304 ")
+	word := func(all, mark string) string {
+		_, rest, _ := strings.Cut(all, mark+" ")
+		line, _, _ := strings.Cut(rest, "\n")
+		return strings.TrimSpace(line)
+	}
+	if sent, got := word(c.console("talker"), "SENT"), word(c.console("listener"), "GOT"); sent != got {
+		t.Errorf("sent %q, got %q", sent, got)
+	}
+	t.Logf("done in %s", since(start))
 }

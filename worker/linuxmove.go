@@ -1,0 +1,67 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cellvisor/cellvisor/vmm/machine"
+)
+
+// A Linux machine moves as any VM does: the standby takes over from a last checkpoint. What differs is what a vCPU is, with its local APIC, and
+// that a board of devices goes along: it rests while the part is held.
+
+// originProcessor begins an origin that is an encoded machine.Processor.
+const originProcessor = 3
+
+// captureLinux encodes a vCPU of a Linux machine as an origin. The guard must hold it.
+func (v *vcpu) captureLinux() ([]byte, error) {
+	p, err := machine.CaptureProcessor(v.cpu)
+	if err != nil {
+		return nil, err
+	}
+	b, err := p.MarshalBinary()
+	if err != nil {
+		return nil, fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err)
+	}
+	return append([]byte{originProcessor}, b...), nil
+}
+
+// takeOverLinux makes this part's vCPUs, none of which has run yet, and its devices what the checkpoint captured. All vCPUs come before any device
+// or vCPU goes on: an interrupt to one whose state comes later would be lost.
+func (w *Worker) takeOverLinux(r *replica) error {
+	for _, v := range w.vcpus {
+		origin := r.vcpus[v.cpu.ID()]
+		if len(origin) == 0 || origin[0] != originProcessor {
+			return fmt.Errorf("the checkpoint has no state of vCPU %d", v.cpu.ID())
+		}
+		var p machine.Processor
+		if err := p.UnmarshalBinary(origin[1:]); err != nil {
+			return err
+		}
+		if err := p.Restore(v.cpu); err != nil {
+			return err
+		}
+	}
+	h := w.home.Load()
+	if h.moved == nil {
+		return errors.New("the checkpoint has no state of devices")
+	}
+	if err := w.makeBoard(); err != nil {
+		return err
+	}
+	return w.linux.devices().SetState(*h.moved)
+}
+
+// holdDevices makes a Linux machine's devices rest, or go on.
+func (w *Worker) holdDevices(on bool) {
+	if w.linux == nil {
+		return
+	}
+	switch board := w.linux.devices(); {
+	case board == nil:
+	case on:
+		board.HoldDevices()
+	default:
+		board.ReleaseDevices()
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -43,6 +44,17 @@ type Shape struct {
 	Drills     bool // drills may break the servers; one that exists and refuses them is changed
 	PlainPages bool // a new cluster's page traffic is not encrypted
 	NoJail     bool // a new cluster's workers are not jailed
+
+	Lease time.Duration // a new cluster's lease length; 0: the default
+}
+
+// timing is the default with the lease that is wanted.
+func timing(want Shape) config.Timing {
+	t := config.DefaultTiming()
+	if want.Lease != 0 {
+		t.LeaseLength = want.Lease
+	}
+	return t
 }
 
 // open returns the stopped cluster in dir, made anew if there is none. It refuses a directory that is not ours, holds other things, or whose
@@ -178,7 +190,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 			Listen: config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock"),
 				APITCP: s.APITCP},
 			Initial: peers,
-			Timing:  config.DefaultTiming(),
+			Timing:  timing(want),
 			Log:     config.Log{Format: "text", Level: "info"},
 		}
 		files, err := authority.Issue(trust.RoleServer, s.Name, trust.DefaultAuthorityValidity, false)

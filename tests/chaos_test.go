@@ -34,8 +34,9 @@ type chaos struct {
 	dir     string
 	client  *api.Client
 	rng     *rand.Rand
-	slots   int // of each server; 0: 8
-	cells   int // 0: 3
+	slots   int           // of each server; 0: 8
+	lease   time.Duration // of the servers; 0: the default
+	cells   int           // 0: 3
 	session *local.Session
 	logged  map[string]int // length of each server's log at the round's beginning
 }
@@ -100,7 +101,7 @@ func (c *chaos) start() {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.finish)
-	if c.session, err = local.Start(local.Options{Dir: c.dir, Exe: program, Shape: local.Shape{Cells: cmp.Or(c.cells, 3), PerCell: 1, Slots: max(8, c.slots), Memory: 512 * ident.MiB}}); err != nil {
+	if c.session, err = local.Start(local.Options{Dir: c.dir, Exe: program, Shape: local.Shape{Cells: cmp.Or(c.cells, 3), PerCell: 1, Slots: max(8, c.slots), Memory: 512 * ident.MiB, Lease: c.lease}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -30,7 +30,10 @@ func newDraining(t *testing.T) *draining {
 		t.Skip("takes seconds")
 	}
 	needKVM(t)
-	d := &draining{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(1, 3)), slots: 16}, readers: make(map[string]*reader)}
+	d := &draining{chaos: chaos{
+		t: t, rng: rand.New(rand.NewPCG(1, 3)), slots: 16,
+		lease: 20 * time.Second, // a killed serve must be back before its lease lapses, however busy the machine is
+	}, readers: make(map[string]*reader)}
 	d.start()
 	t.Cleanup(func() {
 		for _, r := range d.readers {

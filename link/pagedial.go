@@ -76,12 +76,17 @@ func (p *Pages) waitUncut(m *member) error {
 	}
 }
 
+// DialPages connects to a page plane; the handshake is still to come.
+func DialPages(ctx context.Context, addr string) (net.Conn, error) {
+	return (&net.Dialer{Control: tuneSocket}).DialContext(ctx, "tcp", addr)
+}
+
 // dial makes one attempt to connect. On success the connection is served by a goroutine of its own.
 func (p *Pages) dial(m *member) (*pageConn, error) {
 	deadline := time.Now().Add(p.cfg.HandshakeTimeout)
 	ctx, cancel := context.WithDeadline(m.ctx, deadline)
 	defer cancel()
-	conn, err := (&net.Dialer{Control: tuneSocket}).DialContext(ctx, "tcp", m.addr)
+	conn, err := p.cfg.Dial(ctx, m.addr)
 	if err != nil {
 		return nil, err
 	}

@@ -47,6 +47,9 @@ type PagesConfig struct {
 	ListenHost string // "127.0.0.1"; the port is the kernel's choice
 	Handler    PagesHandler
 
+	// Dial, if set, connects to a member's page plane in place of DialPages.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+
 	// Seal says that frames are encrypted (see seal.go); they are if either side of a connection says so.
 	Seal bool
 
@@ -124,6 +127,9 @@ func ListenPages(cfg PagesConfig) (*Pages, error) {
 	setDefault(&cfg.OverflowBytes, DefaultOverflowBytes)
 	if cfg.Logf == nil {
 		cfg.Logf = func(string, ...any) {}
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = DialPages
 	}
 	listener, err := (&net.ListenConfig{Control: tuneSocket}).Listen(background, "tcp", net.JoinHostPort(cfg.ListenHost, "0"))
 	if err != nil {

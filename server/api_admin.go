@@ -50,6 +50,7 @@ func (s *Server) counters() map[string]uint64 {
 		"workers.redials":        s.workers.counts.redials.Load(),
 		"workers.fenced":         s.workers.counts.fenced.Load(),
 		"workers.failed_starts":  s.workers.counts.failedStarts.Load(),
+		"workers.refused_dials":  s.workers.counts.refusedDials.Load(),
 		"workers.running":        uint64(s.workers.running()),
 		"gossip.members":         uint64(s.gossip.serf.NumNodes()),
 		"monitor.applied":        s.board.now().state.Applied,

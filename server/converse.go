@@ -130,6 +130,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.log.Info().Uint64("vm", uint64(w.vm)).Bool("fenced", m.Fenced.On).Msg("worker's lease")
 	case m.Took != nil:
 		w.hearTook(m.Took)
+	case m.Dial != nil:
+		s.dialFor(w, *m.Dial)
 	case m.Stats != nil:
 		w.mu.Lock()
 		w.stats, w.statsAt = m.Stats, bootMicros()

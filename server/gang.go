@@ -74,7 +74,11 @@ func startGangs(s *Server) (*gangs, error) {
 		}
 		return ""
 	}
-	if err := g.listen(s.workers.dir); err != nil {
+	err := g.listen(s.workers.dir)
+	if err == nil {
+		err = s.workers.openToWorkers(s.workers.bellPath())
+	}
+	if err != nil {
 		g.close()
 		return nil, fmt.Errorf("gang scheduler: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/config"
@@ -91,6 +92,7 @@ func RunWith(ctx context.Context, cfg *config.Server, opt Options) error {
 	s.faults = &faults{s: s}
 	ctx, s.stop = context.WithCancelCause(ctx)
 	defer s.stop(nil)
+	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // what this process inherited is not for its workers
 	if err := beNice(cfg.Nice); err != nil {
 		s.log.Debug().Err(err).Msg("priority is left as it is")
 	}
@@ -115,7 +117,10 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.workers, err = newSupervisor(filepath.Join(s.cfg.DataDir, "workers"), s.workerCommand(), s.cfg.Listen.Pages, s.log); err != nil {
 		return err
 	}
-	s.workers.seal = s.cfg.PageEncryption
+	s.workers.seal, s.workers.mayDial = s.cfg.PageEncryption, s.isPart
+	if err := s.planJail(); err != nil {
+		return err
+	}
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
 	s.workers.prepare, s.workers.report = s.prepareFiles, s.report
 	stored, err := s.store.Load()

@@ -48,6 +48,8 @@ type supervisor struct {
 	dir        string   // <data>/workers
 	command    []string // run as `command... worker --dir DIR`
 	listenHost string
+	jail       *wire.WorkerJail // nil: workers are not confined
+	mayDial    func(vm ident.VMID, addr string) bool
 	seal       bool                                                                     // page traffic is encrypted
 	idleSleep  bool                                                                     // see wire.WorkerSpec
 	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here
@@ -65,7 +67,7 @@ type supervisor struct {
 }
 
 type supervisorCounts struct {
-	started, adopted, gone, killed, redials, fenced, failedStarts atomic.Uint64
+	started, adopted, gone, killed, redials, fenced, failedStarts, refusedDials atomic.Uint64
 }
 
 func newSupervisor(dir string, command []string, listenHost string, log zerolog.Logger) (*supervisor, error) {
@@ -112,7 +114,7 @@ func (s *supervisor) startWorker(a monitor.StartWorker) {
 
 // add requires mu.
 func (s *supervisor) add(vm ident.VMID, inc ident.Incarnation, dir string) *worker {
-	w := &worker{vm: vm, incarnation: inc, dir: dir, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &worker{vm: vm, incarnation: inc, dir: dir, wake: make(chan struct{}, 1), done: make(chan struct{}), dials: make(chan struct{}, maxDials)}
 	w.ctx, w.cancel = context.WithCancel(s.ctx)
 	if s.lease.Incarnation == inc {
 		w.lease = &wire.WorkerLease{UntilBootMicros: s.lease.Until}

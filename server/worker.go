@@ -26,6 +26,7 @@ type worker struct {
 	vm          ident.VMID
 	incarnation ident.Incarnation
 	dir         string
+	dials       chan struct{}   // holds a token for each connection that is being made for it
 	ctx         context.Context // ends with the supervisor, or when the worker is to be killed
 	cancel      context.CancelFunc
 	wake        chan struct{} // there is something to send
@@ -154,6 +155,10 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	}
 	spec := a.Spec
 	spec.ListenHost, spec.IdleSleep, spec.DiskDir = s.listenHost, s.idleSleep, s.diskDir()
+	spec.Seal = s.seal
+	if len(spec.Disks) == 0 { // images are opened when their use begins, which a jailed worker could not
+		spec.Jail = s.jail
+	}
 	if files.payload != "" {
 		spec.PayloadPath = files.payload
 	}
@@ -166,6 +171,9 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		return nil, fmt.Errorf("create the worker's directory: %w", err)
 	}
 	if err := writeSpec(w.dir, &spec); err != nil {
+		return nil, err
+	}
+	if err := s.giveDir(w.dir); err != nil {
 		return nil, err
 	}
 	log, err := os.OpenFile(filepath.Join(w.dir, wire.WorkerLogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -232,6 +240,9 @@ func exitReason(state *os.ProcessState, err error, dir string) string {
 	reason := err.Error()
 	if state != nil {
 		if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			if ws.Signal() == syscall.SIGSYS {
+				return "killed by its jail: it made a system call that no worker makes"
+			}
 			return fmt.Sprintf("killed by signal %d (%v)", int(ws.Signal()), ws.Signal())
 		}
 	}
@@ -344,13 +355,18 @@ func (s *supervisor) adoptOne(p ownProcess) *adopted {
 
 // dialWorker connects to a worker's socket, again and again until it listens, the process is gone, or the context ends.
 func dialWorker(ctx context.Context, p *process, dir string) (net.Conn, error) {
+	return dialSocket(ctx, p, dir, wire.WorkerCtlSocket)
+}
+
+// dialSocket is dialWorker for any socket in a worker's directory.
+func dialSocket(ctx context.Context, p *process, dir, name string) (net.Conn, error) {
 	// Through a descriptor of the directory: a socket's path has 107 bytes at most, a data directory may be deeper.
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the worker's directory: %w", err)
 	}
 	defer unix.Close(fd)
-	path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, wire.WorkerCtlSocket)
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
 	var d net.Dialer
 	for {
 		conn, err := d.DialContext(ctx, "unix", path)

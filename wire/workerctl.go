@@ -13,6 +13,7 @@ const (
 	WorkerConsoleFile = "console.log" // released console bytes, written by the home part's worker
 	WorkerOutputFile  = "output.log"  // released output records, one decimal number a line, written by the home part's worker
 	WorkerLogFile     = "worker.log"  // the worker's own log
+	WorkerHandSocket  = "hand.sock"   // a jailed worker takes connections to its peers here, see WorkerDial
 )
 
 // WorkerSpec is what a worker is told once, at its start.
@@ -36,6 +37,7 @@ type WorkerSpec struct {
 	Secret      string            `json:"secret"`               // of this VM, hex: both sides of a page-plane connection prove that they know it
 	IdleSleep   bool              `json:"idle_sleep,omitempty"` // let idle CPUs sleep while pages travel
 	Seal        bool              `json:"seal,omitempty"`       // page traffic of this part is encrypted
+	Jail        *WorkerJail       `json:"jail,omitempty"`       // nil: not confined
 	Standby     bool              `json:"standby,omitempty"`    // holds a replica of the VM and runs nothing until it has to take over
 	Options     map[string]string `json:"options,omitempty"`
 
@@ -217,6 +219,21 @@ type FromWorker struct {
 	Disks     *WorkerDisks     `json:"disks,omitempty"`
 	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
 	Took      *WorkerTook      `json:"took,omitempty"`
+	Dial      *WorkerDial      `json:"dial,omitempty"`
+}
+
+// WorkerDial asks serve for a connection to another part of the VM, which a jailed worker cannot make. Serve connects to WorkerHandSocket, sends
+// one message, the number of the request as eight bytes, little endian, with the connection's descriptor or, behind the number, why there is
+// none, and hangs up.
+type WorkerDial struct {
+	ID   uint64 `json:"id"`
+	Addr string `json:"addr"` // page or replica plane of a part of this VM
+}
+
+// WorkerJail says how a worker is confined once it is set up.
+type WorkerJail struct {
+	UID uint32 `json:"uid"` // whom it becomes if it is root
+	GID uint32 `json:"gid"`
 }
 
 // WorkerReady is the first message on each connection: who the worker is, where its page plane listens, and the epoch it runs under

@@ -114,7 +114,11 @@ func (c *blockCache) watch() error {
 	if c.protect != nil {
 		return nil
 	}
-	fd, err := uffd.OpenProtect(c.p.ram.GuestAddr(), c.p.ram.Size())
+	spare, err := c.p.reserved()
+	if err != nil {
+		return err
+	}
+	fd, err := spare.WatchProtect(c.p.ram.GuestAddr(), c.p.ram.Size())
 	if err != nil {
 		return err
 	}

@@ -49,9 +49,14 @@ func listenControl(log zerolog.Logger, greet func() []wire.FromWorker, handle fu
 // serve accepts connections until the listener is closed.
 func (c *control) serve() {
 	for {
-		conn, err := c.listener.Accept()
+		conn, err := c.listener.AcceptUnix()
 		if err != nil {
 			return
+		}
+		if err := fromServe(conn); err != nil {
+			c.log.Warn().Err(err).Msg("a stranger at the control socket")
+			conn.Close()
+			continue
 		}
 		c.adopt(conn)
 		go c.read(conn)
@@ -98,13 +103,14 @@ func (c *control) drop(conn net.Conn) {
 	}
 }
 
-// send tells serve, if one is connected. What matters beyond a connection is told again by greet.
-func (c *control) send(m wire.FromWorker) {
+// send tells serve, if one is connected, and whether one is. What matters beyond a connection is told again by greet.
+func (c *control) send(m wire.FromWorker) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != nil {
 		c.write(m)
 	}
+	return c.conn != nil
 }
 
 // write requires mu. A serve that does not read for a second is treated as gone.

@@ -34,4 +34,9 @@
 //   - No guest instruction runs, no peer is answered and no output leaves while the server's lease has lapsed.
 //   - Go code never touches the guest mapping (see vmm/ram).
 //   - Contents of a page are read for sending only after the effect that took the guest's write access away.
+//
+// # Jail
+//
+// Once set up the process enters a jail (see package jail), for good: from then on it can open no file and make no socket. What it may need later is
+// opened at set-up (files.go), and connections to other parts are made by serve and handed over (usher.go).
 package worker

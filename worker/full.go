@@ -16,7 +16,7 @@ const (
 
 // openHome makes the devices of this part, which becomes home.
 func (w *Worker) openHome() (*home, error) {
-	h, err := newHome(w.dir, w.spec.VCPUs, w.guestExit)
+	h, err := newHome(&w.files, w.spec.VCPUs, w.guestExit)
 	if err == nil {
 		h.onFull = w.heldTooMuch
 	}

@@ -4,7 +4,7 @@ import "testing"
 
 // Held-back output has a bound: home says once that it is reached, and once that it is not any more.
 func TestHeldOutputIsBounded(t *testing.T) {
-	h, err := newHome(t.TempDir(), 1, func(uint32) {})
+	h, err := newHome(&files{dir: t.TempDir()}, 1, func(uint32) {})
 	if err != nil {
 		t.Fatal(err)
 	}

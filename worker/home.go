@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -66,14 +65,14 @@ type doneRequest struct {
 	Value uint64 `json:"value"`
 }
 
-// newHome opens the console and output files in dir, which it appends to.
-func newHome(dir string, vcpus int, onExit func(uint32)) (*home, error) {
+// newHome opens the console and output files, which it appends to.
+func newHome(fs *files, vcpus int, onExit func(uint32)) (*home, error) {
 	h := &home{heldLimit: heldLimit, done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
 	var err error
-	if h.console, err = openStream(filepath.Join(dir, wire.WorkerConsoleFile)); err != nil {
+	if h.console, err = openStream(fs, wire.WorkerConsoleFile); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if h.output, err = openStream(filepath.Join(dir, wire.WorkerOutputFile)); err != nil {
+	if h.output, err = openStream(fs, wire.WorkerOutputFile); err != nil {
 		h.console.file.Close()
 		return nil, fmt.Errorf("output log: %w", err)
 	}

@@ -14,7 +14,7 @@ func testHome(t *testing.T, vcpus int, onExit func(uint32)) (h *home, console, o
 	t.Helper()
 	dir := t.TempDir()
 	console, output = filepath.Join(dir, "console.log"), filepath.Join(dir, "output.log")
-	h, err := newHome(dir, vcpus, onExit)
+	h, err := newHome(&files{dir: dir}, vcpus, onExit)
 	if err != nil {
 		t.Fatal(err)
 	}

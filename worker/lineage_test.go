@@ -118,7 +118,7 @@ func TestTakeOverHoldsTheEndOfTheOutput(t *testing.T) {
 	if err != nil || r.output.at != 12 || string(r.output.bytes) != "0\n" {
 		t.Fatalf("took over with %+v, %v", r, err)
 	}
-	h, err := newHome(dir, 1, func(uint32) {})
+	h, err := newHome(&files{dir: dir}, 1, func(uint32) {})
 	if err != nil {
 		t.Fatal(err)
 	}

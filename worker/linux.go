@@ -3,7 +3,6 @@ package worker
 import (
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -166,11 +165,11 @@ func (w *Worker) linuxEvent(e platform.Event) {
 func (w *Worker) writeKernel() error {
 	c := linux.Config{Memory: w.spec.MemoryBytes, VCPUs: w.spec.VCPUs, Cmdline: w.spec.Linux.Cmdline}
 	var err error
-	if c.Kernel, err = os.ReadFile(w.spec.PayloadPath); err != nil {
+	if c.Kernel, err = w.files.read(w.spec.PayloadPath); err != nil {
 		return err
 	}
 	if path := w.spec.Linux.InitrdPath; path != "" {
-		if c.Initrd, err = os.ReadFile(path); err != nil {
+		if c.Initrd, err = w.files.read(path); err != nil {
 			return err
 		}
 	}

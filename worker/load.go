@@ -3,7 +3,6 @@ package worker
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/cellvisor/cellvisor/payload"
 	"github.com/cellvisor/cellvisor/vmm/boot"
@@ -45,7 +44,7 @@ func (w *Worker) layout() (*boot.Layout, error) {
 	if w.spec.Builtin != "" {
 		image, err = payload.Open(w.spec.Builtin)
 	} else {
-		image, err = os.ReadFile(w.spec.PayloadPath)
+		image, err = w.files.read(w.spec.PayloadPath)
 	}
 	if err != nil {
 		return nil, err

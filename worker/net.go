@@ -3,6 +3,8 @@ package worker
 import (
 	"fmt"
 	"net"
+	"slices"
+	"sync/atomic"
 
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/vmm/tap"
@@ -35,6 +37,41 @@ func (w *Worker) netAddr() string {
 	return w.linux.ports.Addr()
 }
 
+// heldTAP is a TAP interface that was opened before there is a card to deliver to.
+type heldTAP struct {
+	virtio.Link
+	deliver atomic.Pointer[func([]byte) bool]
+}
+
+// holdTAPs opens the machine's TAP interfaces, which a jailed worker cannot. Frames that come before the card is there are lost, as on a wire
+// that is not plugged in.
+func (w *Worker) holdTAPs() error {
+	for _, n := range w.spec.Linux.Nets {
+		if n.TAP == "" {
+			continue
+		}
+		held := &heldTAP{}
+		link, err := tap.Open(n.TAP, func(frame []byte) bool {
+			deliver := held.deliver.Load()
+			return deliver != nil && (*deliver)(frame)
+		})
+		if err != nil {
+			return err
+		}
+		held.Link = link
+		if w.taps == nil {
+			w.taps = map[string]*heldTAP{}
+		}
+		w.taps[n.TAP] = held
+	}
+	return nil
+}
+
+// usesSwitch tells whether the machine has a card on the built-in switch, which connects to other VMs' workers.
+func (w *Worker) usesSwitch() bool {
+	return w.spec.Linux != nil && slices.ContainsFunc(w.spec.Linux.Nets, func(n wire.WorkerNet) bool { return n.Switch != "" })
+}
+
 // addNets plugs the network cards in.
 func (w *Worker) addNets(board *machine.Board) error {
 	for i, n := range w.spec.Linux.Nets {
@@ -44,6 +81,10 @@ func (w *Worker) addNets(board *machine.Board) error {
 		}
 		err = board.AddNet(virtio.MAC(hw), func(deliver func([]byte) bool) (virtio.Link, error) {
 			if n.TAP != "" {
+				if held := w.taps[n.TAP]; held != nil {
+					held.deliver.Store(&deliver)
+					return held.Link, nil
+				}
 				return tap.Open(n.TAP, deliver)
 			}
 			port := vswitch.NewPort(w.spec.VM, n.Switch, deliver)

@@ -26,14 +26,15 @@ const faultBatch = 16
 
 // A plane is this part's end of the page protocol: the core, and the shell that carries out its effects on memory and peers.
 type plane struct {
-	vm    ident.VMID
-	guard *guard
-	ram   *ram.RAM
-	fd    *uffd.FD // nil while the VM has one part only: then all pages are here, and nothing is watched
-	pages *link.Pages
-	fail  func(error)             // ends the VM part: an invariant broke, or this host is out of memory
-	lost  func(page ident.PageNo) // a vCPU or device touched a page whose contents are gone
-	hint  func(part ident.Part, reset bool)
+	vm     ident.VMID
+	guard  *guard
+	ram    *ram.RAM
+	spares []*uffd.Reserved // for a jailed worker that has to watch later
+	fd     *uffd.FD         // nil while the VM has one part only: then all pages are here, and nothing is watched
+	pages  *link.Pages
+	fail   func(error)             // ends the VM part: an invariant broke, or this host is out of memory
+	lost   func(page ident.PageNo) // a vCPU or device touched a page whose contents are gone
+	hint   func(part ident.Part, reset bool)
 
 	refusedLapsed atomic.Uint64 // frames dropped because the lease had lapsed
 	anything      atomic.Bool   // every fault is answered with whatever is there: the vCPUs' states are about to be discarded

@@ -71,7 +71,7 @@ func newReplicas(w *Worker, secret []byte) (*replicas, error) {
 	var err error
 	r.plane, err = link.ListenPages(link.PagesConfig{
 		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret, Seal: w.spec.Seal,
-		ListenHost: w.spec.ListenHost, Handler: replicaHandler{r},
+		ListenHost: w.spec.ListenHost, Handler: replicaHandler{r}, Dial: w.usher.dialer(),
 		Logf: func(format string, args ...any) { w.log.Debug().Msgf("replica plane: "+format, args...) },
 	})
 	return r, err

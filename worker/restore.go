@@ -192,6 +192,16 @@ func (w *Worker) makeVCPUs(ids []ident.VCPU) ([]*vcpu, error) {
 	return newVCPUs(w.vm, ids)
 }
 
+// reserved returns a userfaultfd that watches nothing yet: one of those that were opened before the jail.
+func (p *plane) reserved() (*uffd.Reserved, error) {
+	if n := len(p.spares); n > 0 {
+		last := p.spares[n-1]
+		p.spares = p.spares[:n-1]
+		return last, nil
+	}
+	return uffd.Reserve()
+}
+
 // watch begins to watch this part's guest memory with userfaultfd: the VM has other parts from now on.
 func (p *plane) watch() error {
 	p.mu.Lock()
@@ -200,7 +210,11 @@ func (p *plane) watch() error {
 	if err != nil {
 		return err
 	}
-	fd, err := uffd.Open(p.ram.GuestAddr(), p.ram.Size())
+	spare, err := p.reserved()
+	if err != nil {
+		return err
+	}
+	fd, err := spare.Watch(p.ram.GuestAddr(), p.ram.Size())
 	if err != nil {
 		return err
 	}

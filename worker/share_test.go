@@ -76,7 +76,7 @@ func testStandby(t *testing.T) (*standby, string) {
 	}
 	t.Cleanup(func() { memory.Close() })
 	dir := t.TempDir()
-	s, err := newStandby(dir, memory, standbyDisks{})
+	s, err := newStandby(&files{dir: dir}, memory, standbyDisks{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package worker
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -66,14 +65,14 @@ type staged struct {
 
 func (s *staged) complete() bool { return s != nil && s.total > 0 && uint32(len(s.chunks)) == s.total }
 
-func newStandby(dir string, memory *ram.RAM, disks standbyDisks) (*standby, error) {
+func newStandby(fs *files, memory *ram.RAM, disks standbyDisks) (*standby, error) {
 	s := &standby{disks: disks, ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
-	if s.console, err = os.OpenFile(filepath.Join(dir, wire.WorkerConsoleFile), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
+	if s.console, err = fs.open(wire.WorkerConsoleFile, os.O_CREATE|os.O_TRUNC|os.O_RDWR); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if s.output, err = os.OpenFile(filepath.Join(dir, wire.WorkerOutputFile), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
+	if s.output, err = fs.open(wire.WorkerOutputFile, os.O_CREATE|os.O_TRUNC|os.O_RDWR); err != nil {
 		return nil, fmt.Errorf("output log: %w", err)
 	}
 	return s, nil

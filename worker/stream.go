@@ -9,8 +9,8 @@ type stream struct {
 	held    []byte // the bytes after those
 }
 
-func openStream(path string) (stream, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+func openStream(fs *files, name string) (stream, error) {
+	f, err := fs.open(name, os.O_CREATE|os.O_RDWR)
 	if err != nil {
 		return stream{}, err
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/mem"
 	"github.com/cellvisor/cellvisor/vmm/cpuidle"
@@ -33,8 +34,10 @@ const statsEvery = time.Second
 // Worker is one VM's part on this server.
 type Worker struct {
 	spec    wire.WorkerSpec
-	dir     string
 	log     zerolog.Logger
+	files   files
+	taps    map[string]*heldTAP // opened before the jail, by interface
+	usher   *usher              // nil: this worker connects by itself
 	control *control
 	guard   *guard
 	plane   *plane
@@ -86,7 +89,7 @@ func Run(dir string, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	w := &Worker{spec: *spec, dir: dir, stopped: make(chan struct{})}
+	w := &Worker{spec: *spec, files: files{dir: dir}, stopped: make(chan struct{})}
 	w.log = log.With().Str("vm", spec.Name).Stringer("part", spec.Part).Logger()
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	defer w.cancel()
@@ -103,11 +106,22 @@ func Run(dir string, log zerolog.Logger) error {
 	if w.control, err = listenControl(w.log, w.greetings, w.handleControl); err != nil {
 		return err
 	}
-	w.control.alone = w.slices.letGo
+	w.control.alone = func() {
+		w.slices.letGo()
+		w.usher.serveGone()
+	}
+	if w.spec.Jail != nil {
+		if w.usher, err = newUsher(w.log, w.control.send); err != nil {
+			return err
+		}
+	}
 	if err := w.setUp(); err != nil {
 		w.fail(err)
 	} else {
 		w.announce()
+	}
+	if err := w.enterJail(); err != nil {
+		return err // not a word to anyone: nothing may run here
 	}
 	go w.control.serve()
 	if w.plane != nil {
@@ -134,8 +148,38 @@ func readSpec(dir string) (*wire.WorkerSpec, error) {
 // spans tells whether the VM has members on other servers.
 func (w *Worker) spans() bool { return w.plane.fd != nil }
 
+// spareFaultFDs is how many userfaultfds a jailed worker keeps for what it may have to watch: its memory, once the VM has other parts, and before
+// and after that the pages it keeps as a cache of disks.
+const spareFaultFDs = 8
+
+// enterJail gives up what a worker does not need once it is set up; see package jail.
+func (w *Worker) enterJail() error {
+	j := w.spec.Jail
+	if j == nil {
+		return nil
+	}
+	for range spareFaultFDs {
+		if w.plane == nil {
+			break
+		}
+		spare, err := uffd.Reserve()
+		if err != nil {
+			return err
+		}
+		w.plane.spares = append(w.plane.spares, spare)
+	}
+	go w.usher.serve()
+	if err := jail.Enter(&jail.Owner{UID: j.UID, GID: j.GID}, w.usesSwitch()); err != nil {
+		return fmt.Errorf("%w; `jail = \"off\"` in the block security of the server's configuration does without", err)
+	}
+	return nil
+}
+
 // setUp makes the machine: guest memory, KVM, vCPUs, page plane.
 func (w *Worker) setUp() error {
+	if err := w.holdAll(); err != nil {
+		return err
+	}
 	physical, err := w.physicalSize()
 	if err != nil {
 		return err
@@ -161,7 +205,7 @@ func (w *Worker) setUp() error {
 		return err
 	}
 	if w.spec.Standby {
-		s, err := newStandby(w.dir, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks, func(d wire.WorkerDisks) { w.control.send(wire.FromWorker{Disks: &d}) }))
+		s, err := newStandby(&w.files, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks, func(d wire.WorkerDisks) { w.control.send(wire.FromWorker{Disks: &d}) }))
 		if err != nil {
 			return err
 		}
@@ -191,7 +235,7 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	p.core = mem.New(w.memConfig())
 	p.pages, err = link.ListenPages(link.PagesConfig{
 		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret, Seal: w.spec.Seal,
-		ListenHost: w.spec.ListenHost, Handler: handler{w},
+		ListenHost: w.spec.ListenHost, Handler: handler{w}, Dial: w.usher.dialer(),
 		Logf: func(format string, args ...any) { w.log.Debug().Msgf(format, args...) },
 	})
 	if err != nil {

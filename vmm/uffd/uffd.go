@@ -93,8 +93,7 @@ type FD struct {
 	closed atomic.Bool
 }
 
-// Open opens a userfaultfd with the features that Cellvisor needs and registers the mapping of size bytes at addr for missing, minor and
-// write-protect faults. The mapping must be a whole number of pages of a shared memfd.
+// Open is Reserve and Watch in one.
 func Open(addr uintptr, size ident.Bytes) (*FD, error) {
 	return openMode(addr, size, registerMissing|registerMinor|registerWP)
 }
@@ -113,6 +112,20 @@ func (f *FD) Register() error {
 }
 
 func openMode(addr uintptr, size ident.Bytes, mode uint64) (*FD, error) {
+	r, err := Reserve()
+	if err != nil {
+		return nil, err
+	}
+	return r.watch(addr, size, mode)
+}
+
+// Reserved is a userfaultfd that watches nothing yet. A process may open one while it has the right to, and use it when it has not any more.
+type Reserved struct {
+	fd, stop int
+}
+
+// Reserve opens a userfaultfd with the features that Cellvisor needs.
+func Reserve() (*Reserved, error) {
 	fd, err := open(neededFeatures)
 	if err != nil {
 		return nil, err
@@ -122,8 +135,23 @@ func openMode(addr uintptr, size ident.Bytes, mode uint64) (*FD, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("eventfd for userfaultfd: %w", err)
 	}
-	f := &FD{fd: fd, stop: stop, base: addr, pages: size.Pages(), mode: mode}
-	if err := register(fd, addr, uintptr(size), mode); err != nil {
+	return &Reserved{fd: fd, stop: stop}, nil
+}
+
+// Watch registers the mapping of size bytes at addr for missing, minor and write-protect faults. The mapping must be a whole number of pages of
+// a shared memfd. What was reserved is used up, whether Watch fails or not.
+func (r *Reserved) Watch(addr uintptr, size ident.Bytes) (*FD, error) {
+	return r.watch(addr, size, registerMissing|registerMinor|registerWP)
+}
+
+// WatchProtect is Watch for write-protect faults only.
+func (r *Reserved) WatchProtect(addr uintptr, size ident.Bytes) (*FD, error) {
+	return r.watch(addr, size, registerWP)
+}
+
+func (r *Reserved) watch(addr uintptr, size ident.Bytes, mode uint64) (*FD, error) {
+	f := &FD{fd: r.fd, stop: r.stop, base: addr, pages: size.Pages(), mode: mode}
+	if err := register(r.fd, addr, uintptr(size), mode); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("register guest memory of %s with userfaultfd: %w", size, err)
 	}

@@ -289,9 +289,14 @@ func OpenDisk(path string, readOnly bool) (Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("disk: %w", err)
 	}
+	return FileDisk(f)
+}
+
+// FileDisk makes a disk of an open raw image, which it closes with the disk, or now if it cannot be one.
+func FileDisk(f *os.File) (Disk, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err == nil && size < SectorBytes {
-		err = fmt.Errorf("%s has %d bytes: too small for a disk", path, size)
+		err = fmt.Errorf("%s has %d bytes: too small for a disk", f.Name(), size)
 	}
 	if err != nil {
 		f.Close()

@@ -1,0 +1,142 @@
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Owner is a user and group.
+type Owner struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+}
+
+// Limits of a worker. A VM's descriptors are its vCPUs, disks, peers and some more; it writes no file of any size but its disks and logs.
+const (
+	maxDescriptors = 4096
+	niceLimit      = 40 // RLIMIT_NICE counts from 20 - nice: any priority may be taken
+)
+
+// Enter jails the process. as is the user to become if the process is root; nil leaves the user as it is. Everything that the process will
+// ever open by name must be open. With connect it may still make TCP connections: one whose VM has a card on the built-in switch does.
+func Enter(as *Owner, connect bool) error {
+	runtime.LockOSThread() // no_new_privs and the filter are the thread's, from which the kernel copies them to all others
+	defer runtime.UnlockOSThread()
+	_ = time.Now().Local().String() // reads the time zone, which later it could not
+	if err := limit(); err != nil {
+		return fmt.Errorf("jail: limits: %w", err)
+	}
+	if err := closeOnExec(); err != nil {
+		return fmt.Errorf("jail: descriptors: %w", err)
+	}
+	if as != nil && os.Geteuid() == 0 {
+		if err := become(*as); err != nil {
+			return fmt.Errorf("jail: become user %d: %w", as.UID, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("jail: no core dumps: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("jail: no new privileges: %w", err)
+	}
+	return install(program(os.Getpid(), connect))
+}
+
+// install gives all threads the filter.
+func install(p []unix.SockFilter) error {
+	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
+	ret, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	runtime.KeepAlive(p)
+	switch {
+	case errno == unix.ENOSYS || errno == unix.EINVAL:
+		return fmt.Errorf("jail: this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER): %w", errno)
+	case errno != 0:
+		return fmt.Errorf("jail: system call filter: %w", errno)
+	case ret != 0:
+		return fmt.Errorf("jail: system call filter: thread %d cannot take it", ret)
+	}
+	return nil
+}
+
+// limit sets resource limits while the process may still raise some.
+func limit() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return err
+	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return err
+	}
+	files.Max = min(files.Max, maxDescriptors)
+	files.Cur = files.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, (*syscall.Rlimit)(&files)); err != nil {
+		return err
+	}
+	// Threads that serve pages go ahead of vCPUs, after root's rights are gone too.
+	_ = unix.Setrlimit(unix.RLIMIT_NICE, &unix.Rlimit{Cur: niceLimit, Max: niceLimit})
+	return nil
+}
+
+// closeOnExec makes sure that no descriptor outlives an exec, should there ever be one.
+func closeOnExec() error {
+	err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) { // Linux before 5.11
+		return nil
+	}
+	return err
+}
+
+// become gives up root, on all threads.
+func become(o Owner) error {
+	if err := syscall.Setgroups(nil); err != nil {
+		return err
+	}
+	if err := syscall.Setresgid(int(o.GID), int(o.GID), int(o.GID)); err != nil {
+		return err
+	}
+	return syscall.Setresuid(int(o.UID), int(o.UID), int(o.UID))
+}
+
+// Users that workers get when none is named.
+const (
+	DefaultUser = "cellvisor"
+	nobody      = 65534
+)
+
+// FindOwner finds a user by name or number; "" is DefaultUser or, without one, nobody.
+func FindOwner(name string) (Owner, error) {
+	u, err := user.Lookup(name)
+	switch {
+	case name == "":
+		if u, err = user.Lookup(DefaultUser); err != nil {
+			return Owner{UID: nobody, GID: nobody}, nil
+		}
+	case err != nil:
+		if u, err = user.LookupId(name); err != nil {
+			return Owner{}, fmt.Errorf("there is no user %q on this machine: `useradd --system --no-create-home %s` makes one", name, name)
+		}
+	}
+	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	return Owner{UID: uint32(uid), GID: uint32(gid)}, errors.Join(err1, err2)
+}
+
+// Supported tells whether this kernel can jail a process; the error says what is missing.
+func Supported() error {
+	action := uint32(unix.SECCOMP_RET_KILL_PROCESS)
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
+	if errno != 0 {
+		return fmt.Errorf("this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER): %w", errno)
+	}
+	return nil
+}

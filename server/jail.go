@@ -1,0 +1,141 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/jail"
+	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// planJail decides how workers are confined.
+func (s *Server) planJail() error {
+	if !s.cfg.Jail {
+		return nil
+	}
+	if err := jail.Supported(); err != nil {
+		return fmt.Errorf("workers cannot be jailed here: %w; `jail = \"off\"` in the block security does without", err)
+	}
+	owner, err := jail.FindOwner(s.cfg.WorkerUser)
+	if err != nil {
+		return fmt.Errorf("worker_user: %w", err)
+	}
+	if os.Geteuid() != 0 {
+		if s.cfg.WorkerUser != "" && int(owner.UID) != os.Geteuid() {
+			return fmt.Errorf("worker_user %q: only a serve that runs as root can give its workers another user: leave it out", s.cfg.WorkerUser)
+		}
+		owner = jail.Owner{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	}
+	s.workers.jail = &wire.WorkerJail{UID: owner.UID, GID: owner.GID}
+	return nil
+}
+
+// openToWorkers lets workers of another user reach what they send notes to. Above it, the data directory keeps everyone else out: a worker
+// is there already.
+func (s *supervisor) openToWorkers(bell string) error {
+	if s.jail == nil || int(s.jail.UID) == os.Geteuid() {
+		return nil
+	}
+	return errors.Join(os.Chmod(s.dir, 0o711), os.Chmod(bell, 0o666))
+}
+
+// giveDir makes a worker's directory its own, so that it can go on from there when it is no longer root.
+func (s *supervisor) giveDir(dir string) error {
+	if s.jail == nil || int(s.jail.UID) == os.Geteuid() {
+		return nil
+	}
+	if err := os.Chown(dir, int(s.jail.UID), int(s.jail.GID)); err != nil {
+		return fmt.Errorf("the worker's directory: %w", err)
+	}
+	return nil
+}
+
+// isPart tells whether an address is one at which a part of the VM serves.
+func (s *Server) isPart(vm ident.VMID, addr string) bool {
+	v := s.board.now().state.VM(vm)
+	if v == nil || addr == "" {
+		return false
+	}
+	for _, p := range v.Parts {
+		if p.Addr == addr || p.ReplicaAddr == addr {
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	maxDials     = 64 // that a worker may have under way; it has fewer peers
+	dialPatience = 4 * time.Second
+)
+
+var errForeign = errors.New("that is no part of this VM")
+
+// dialFor makes a connection that a jailed worker asks for, if it is to another part of its VM, and hands it over.
+func (s *supervisor) dialFor(w *worker, d wire.WorkerDial) {
+	select {
+	case w.dials <- struct{}{}:
+	default:
+		s.counts.refusedDials.Add(1)
+		return
+	}
+	s.start(func() {
+		defer func() { <-w.dials }()
+		ctx, cancel := context.WithTimeout(w.ctx, dialPatience)
+		defer cancel()
+		conn, err := net.Conn(nil), errForeign
+		if s.mayDial(w.vm, d.Addr) {
+			conn, err = link.DialPages(ctx, d.Addr)
+		} else {
+			s.counts.refusedDials.Add(1)
+			s.log.Warn().Uint64("vm", uint64(w.vm)).Str("addr", d.Addr).Msg("a worker wants a connection to what is no part of its VM")
+		}
+		if conn != nil {
+			defer conn.Close() // the worker has its own
+		}
+		if err := handOver(ctx, w, d.ID, conn, err); err != nil && ctx.Err() == nil {
+			s.log.Debug().Err(err).Uint64("vm", uint64(w.vm)).Msg("a connection could not be handed over")
+		}
+	})
+}
+
+// handOver sends a connection, or why there is none, to the worker.
+func handOver(ctx context.Context, w *worker, id uint64, conn net.Conn, why error) error {
+	msg := binary.LittleEndian.AppendUint64(nil, id)
+	var rights []byte
+	if why != nil {
+		msg = append(msg, why.Error()...)
+		msg = msg[:min(len(msg), 8+256)]
+	} else if tcp, ok := conn.(*net.TCPConn); ok {
+		file, err := tcp.File()
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		rights = unix.UnixRights(int(file.Fd()))
+	}
+	p := w.process()
+	if p == nil {
+		return errGone
+	}
+	to, err := dialSocket(ctx, p, w.dir, wire.WorkerHandSocket)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	_, _, err = to.(*net.UnixConn).WriteMsgUnix(msg, rights, nil)
+	return err
+}
+
+// bellPath is where workers of a data directory send their notes.
+func (s *supervisor) bellPath() string { return filepath.Join(s.dir, wire.WorkersBell) }

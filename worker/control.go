@@ -143,3 +143,15 @@ func processStartTime() (uint64, error) {
 	}
 	return strconv.ParseUint(fields[index], 10, 64)
 }
+
+// announce makes the ready message, which each serve that connects is told first.
+func (w *Worker) announce() {
+	started, err := processStartTime()
+	if err != nil {
+		w.fail(fmt.Errorf("own start time: %w", err))
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr()}
+}

@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/mem"
 	"github.com/cellvisor/cellvisor/vmm/cpuidle"
@@ -148,33 +147,6 @@ func readSpec(dir string) (*wire.WorkerSpec, error) {
 // spans tells whether the VM has members on other servers.
 func (w *Worker) spans() bool { return w.plane.fd != nil }
 
-// spareFaultFDs is how many userfaultfds a jailed worker keeps for what it may have to watch: its memory, once the VM has other parts, and before
-// and after that the pages it keeps as a cache of disks.
-const spareFaultFDs = 8
-
-// enterJail gives up what a worker does not need once it is set up; see package jail.
-func (w *Worker) enterJail() error {
-	j := w.spec.Jail
-	if j == nil {
-		return nil
-	}
-	for range spareFaultFDs {
-		if w.plane == nil {
-			break
-		}
-		spare, err := uffd.Reserve()
-		if err != nil {
-			return err
-		}
-		w.plane.spares = append(w.plane.spares, spare)
-	}
-	go w.usher.serve()
-	if err := jail.Enter(&jail.Owner{UID: j.UID, GID: j.GID}, w.usesSwitch()); err != nil {
-		return fmt.Errorf("%w; `jail = \"off\"` in the block security of the server's configuration does without", err)
-	}
-	return nil
-}
-
 // setUp makes the machine: guest memory, KVM, vCPUs, page plane.
 func (w *Worker) setUp() error {
 	if err := w.holdAll(); err != nil {
@@ -261,18 +233,6 @@ func windowOf(spec wire.WorkerSpec) ident.Micros {
 		return ident.Micros(d.Microseconds())
 	}
 	return mem.DefaultWindow
-}
-
-// announce makes the ready message, which each serve that connects is told first.
-func (w *Worker) announce() {
-	started, err := processStartTime()
-	if err != nil {
-		w.fail(fmt.Errorf("own start time: %w", err))
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr()}
 }
 
 func (w *Worker) greetings() []wire.FromWorker {

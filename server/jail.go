@@ -49,6 +49,14 @@ func (s *supervisor) openToWorkers(bell string) error {
 	return errors.Join(os.Chmod(s.dir, 0o711), os.Chmod(bell, 0o666))
 }
 
+// secure tells a worker how its traffic and the worker itself are protected.
+func (s *supervisor) secure(spec *wire.WorkerSpec) {
+	spec.Seal = s.seal
+	if len(spec.Disks) == 0 { // images are opened when their use begins, which a jailed worker could not
+		spec.Jail = s.jail
+	}
+}
+
 // giveDir makes a worker's directory its own, so that it can go on from there when it is no longer root.
 func (s *supervisor) giveDir(dir string) error {
 	if s.jail == nil || int(s.jail.UID) == os.Geteuid() {

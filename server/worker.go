@@ -155,10 +155,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	}
 	spec := a.Spec
 	spec.ListenHost, spec.IdleSleep, spec.DiskDir = s.listenHost, s.idleSleep, s.diskDir()
-	spec.Seal = s.seal
-	if len(spec.Disks) == 0 { // images are opened when their use begins, which a jailed worker could not
-		spec.Jail = s.jail
-	}
+	s.secure(&spec)
 	if files.payload != "" {
 		spec.PayloadPath = files.payload
 	}

@@ -116,18 +116,18 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 	near.Close()
 	none := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
-	near, far = net.Pipe()
+	here, there := net.Pipe()
 	go func() {
-		c := tls.Client(far, none)
+		c := tls.Client(there, none)
 		if c.Handshake() == nil {
 			_, _ = c.Read(make([]byte, 1))
 		}
-		far.Close()
+		there.Close()
 	}()
-	if err := tls.Server(near, server.ServerTLS()).Handshake(); err == nil {
+	if err := tls.Server(here, server.ServerTLS()).Handshake(); err == nil {
 		t.Error("a client without a certificate comes in")
 	}
-	near.Close()
+	here.Close()
 }
 
 // A certificate of the same authority's making, but for another cluster, is refused although its chain is right.

@@ -6837,6 +6837,121 @@ func (x *ServerLoad) GetParent() string {
 	return ""
 }
 
+type AuditLogRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the server asked; empty: the one that answers.
+	Server        string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditLogRequest) Reset() {
+	*x = AuditLogRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditLogRequest) ProtoMessage() {}
+
+func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditLogRequest.ProtoReflect.Descriptor instead.
+func (*AuditLogRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *AuditLogRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+type AuditLogResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// The next piece of the log.
+	Piece []byte `protobuf:"bytes,2,opt,name=piece,proto3" json:"piece,omitempty"`
+	// The end of the log when the call began: number and hash of the last entry. In the first message only.
+	HeadSeq       uint64 `protobuf:"varint,3,opt,name=head_seq,json=headSeq,proto3" json:"head_seq,omitempty"`
+	HeadHash      string `protobuf:"bytes,4,opt,name=head_hash,json=headHash,proto3" json:"head_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditLogResponse) Reset() {
+	*x = AuditLogResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditLogResponse) ProtoMessage() {}
+
+func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditLogResponse.ProtoReflect.Descriptor instead.
+func (*AuditLogResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *AuditLogResponse) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *AuditLogResponse) GetPiece() []byte {
+	if x != nil {
+		return x.Piece
+	}
+	return nil
+}
+
+func (x *AuditLogResponse) GetHeadSeq() uint64 {
+	if x != nil {
+		return x.HeadSeq
+	}
+	return 0
+}
+
+func (x *AuditLogResponse) GetHeadHash() string {
+	if x != nil {
+		return x.HeadHash
+	}
+	return ""
+}
+
 var File_api_cellvisor_proto protoreflect.FileDescriptor
 
 const file_api_cellvisor_proto_rawDesc = "" +
@@ -7357,7 +7472,14 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x05vcpus\x18\x04 \x01(\rR\x05vcpus\x12\x12\n" +
 	"\x04busy\x18\x05 \x01(\rR\x04busy\x12\x1a\n" +
 	"\bcordoned\x18\x06 \x01(\bR\bcordoned\x12\x16\n" +
-	"\x06parent\x18\a \x01(\tR\x06parent*Z\n" +
+	"\x06parent\x18\a \x01(\tR\x06parent\")\n" +
+	"\x0fAuditLogRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\"x\n" +
+	"\x10AuditLogResponse\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
+	"\x05piece\x18\x02 \x01(\fR\x05piece\x12\x19\n" +
+	"\bhead_seq\x18\x03 \x01(\x04R\aheadSeq\x12\x1b\n" +
+	"\thead_hash\x18\x04 \x01(\tR\bheadHash*Z\n" +
 	"\n" +
 	"ServerRole\x12\x1b\n" +
 	"\x17SERVER_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -7403,7 +7525,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x042\xcb\x14\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\x98\x15\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -7434,7 +7556,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\n" +
 	"RemoveDisk\x12\x1f.cellvisor.v1.RemoveDiskRequest\x1a .cellvisor.v1.RemoveDiskResponse\x12F\n" +
 	"\aPageMap\x12\x1c.cellvisor.v1.PageMapRequest\x1a\x1d.cellvisor.v1.PageMapResponse\x12C\n" +
-	"\x06Slices\x12\x1b.cellvisor.v1.SlicesRequest\x1a\x1c.cellvisor.v1.SlicesResponse\x12H\n" +
+	"\x06Slices\x12\x1b.cellvisor.v1.SlicesRequest\x1a\x1c.cellvisor.v1.SlicesResponse\x12K\n" +
+	"\bAuditLog\x12\x1d.cellvisor.v1.AuditLogRequest\x1a\x1e.cellvisor.v1.AuditLogResponse0\x01\x12H\n" +
 	"\aGetBlob\x12\x1c.cellvisor.v1.GetBlobRequest\x1a\x1d.cellvisor.v1.GetBlobResponse0\x01\x12X\n" +
 	"\rDebugCounters\x12\".cellvisor.v1.DebugCountersRequest\x1a#.cellvisor.v1.DebugCountersResponse\x12L\n" +
 	"\tSetFaults\x12\x1e.cellvisor.v1.SetFaultsRequest\x1a\x1f.cellvisor.v1.SetFaultsResponse\x12O\n" +
@@ -7457,7 +7580,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -7557,11 +7680,13 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*BalanceRequest)(nil),          // 95: cellvisor.v1.BalanceRequest
 	(*BalanceResponse)(nil),         // 96: cellvisor.v1.BalanceResponse
 	(*ServerLoad)(nil),              // 97: cellvisor.v1.ServerLoad
-	nil,                             // 98: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 99: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 100: cellvisor.v1.DebugCountersResponse.CountersEntry
-	nil,                             // 101: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	(*timestamppb.Timestamp)(nil),   // 102: google.protobuf.Timestamp
+	(*AuditLogRequest)(nil),         // 98: cellvisor.v1.AuditLogRequest
+	(*AuditLogResponse)(nil),        // 99: cellvisor.v1.AuditLogResponse
+	nil,                             // 100: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 101: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 102: cellvisor.v1.DebugCountersResponse.CountersEntry
+	nil,                             // 103: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	(*timestamppb.Timestamp)(nil),   // 104: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,   // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -7575,7 +7700,7 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	4,   // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
 	18,  // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
 	27,  // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
-	98,  // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	100, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	21,  // 12: cellvisor.v1.ListDisksResponse.disks:type_name -> cellvisor.v1.DiskInfo
 	22,  // 13: cellvisor.v1.DiskInfo.copies:type_name -> cellvisor.v1.DiskCopy
 	25,  // 14: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
@@ -7587,9 +7712,9 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	3,   // 20: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
 	35,  // 21: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,   // 22: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	102, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	102, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	102, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	104, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	104, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	104, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
 	26,  // 26: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
 	27,  // 27: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
 	36,  // 28: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
@@ -7611,21 +7736,21 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	34,  // 44: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
 	34,  // 45: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
 	67,  // 46: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	102, // 47: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	99,  // 48: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	100, // 49: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	104, // 47: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	101, // 48: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	102, // 49: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
 	5,   // 50: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
 	72,  // 51: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
 	72,  // 52: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	101, // 53: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	103, // 53: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
 	6,   // 54: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
 	85,  // 55: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
 	6,   // 56: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
 	7,   // 57: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
 	86,  // 58: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	102, // 59: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	102, // 60: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	102, // 61: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	104, // 59: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	104, // 60: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	104, // 61: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
 	85,  // 62: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
 	85,  // 63: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
 	85,  // 64: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
@@ -7658,48 +7783,50 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	23,  // 91: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
 	43,  // 92: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
 	46,  // 93: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	68,  // 94: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	70,  // 95: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	73,  // 96: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	75,  // 97: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	77,  // 98: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
-	79,  // 99: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10,  // 100: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12,  // 101: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15,  // 102: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	33,  // 103: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	50,  // 104: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	52,  // 105: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	54,  // 106: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	56,  // 107: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	30,  // 108: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	32,  // 109: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	58,  // 110: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	82,  // 111: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	84,  // 112: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	88,  // 113: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	90,  // 114: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	92,  // 115: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	96,  // 116: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	94,  // 117: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	62,  // 118: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	60,  // 119: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	64,  // 120: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	66,  // 121: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	39,  // 122: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	41,  // 123: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	20,  // 124: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
-	24,  // 125: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
-	44,  // 126: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	47,  // 127: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	69,  // 128: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	71,  // 129: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	74,  // 130: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	76,  // 131: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	78,  // 132: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
-	80,  // 133: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	100, // [100:134] is the sub-list for method output_type
-	66,  // [66:100] is the sub-list for method input_type
+	98,  // 94: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
+	68,  // 95: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	70,  // 96: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	73,  // 97: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	75,  // 98: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	77,  // 99: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
+	79,  // 100: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10,  // 101: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12,  // 102: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15,  // 103: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	33,  // 104: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	50,  // 105: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	52,  // 106: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	54,  // 107: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	56,  // 108: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	30,  // 109: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32,  // 110: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	58,  // 111: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	82,  // 112: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	84,  // 113: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	88,  // 114: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	90,  // 115: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	92,  // 116: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	96,  // 117: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	94,  // 118: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	62,  // 119: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	60,  // 120: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	64,  // 121: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	66,  // 122: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	39,  // 123: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	41,  // 124: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	20,  // 125: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
+	24,  // 126: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
+	44,  // 127: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	47,  // 128: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	99,  // 129: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
+	69,  // 130: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	71,  // 131: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	74,  // 132: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	76,  // 133: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	78,  // 134: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
+	80,  // 135: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	101, // [101:136] is the sub-list for method output_type
+	66,  // [66:101] is the sub-list for method input_type
 	66,  // [66:66] is the sub-list for extension type_name
 	66,  // [66:66] is the sub-list for extension extendee
 	0,   // [0:66] is the sub-list for field type_name
@@ -7729,7 +7856,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   93,
+			NumMessages:   95,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

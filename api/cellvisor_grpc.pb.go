@@ -66,6 +66,7 @@ const (
 	Cellvisor_RemoveDisk_FullMethodName      = "/cellvisor.v1.Cellvisor/RemoveDisk"
 	Cellvisor_PageMap_FullMethodName         = "/cellvisor.v1.Cellvisor/PageMap"
 	Cellvisor_Slices_FullMethodName          = "/cellvisor.v1.Cellvisor/Slices"
+	Cellvisor_AuditLog_FullMethodName        = "/cellvisor.v1.Cellvisor/AuditLog"
 	Cellvisor_GetBlob_FullMethodName         = "/cellvisor.v1.Cellvisor/GetBlob"
 	Cellvisor_DebugCounters_FullMethodName   = "/cellvisor.v1.Cellvisor/DebugCounters"
 	Cellvisor_SetFaults_FullMethodName       = "/cellvisor.v1.Cellvisor/SetFaults"
@@ -140,6 +141,8 @@ type CellvisorClient interface {
 	PageMap(ctx context.Context, in *PageMapRequest, opts ...grpc.CallOption) (*PageMapResponse, error)
 	// Slices tells which VMs ran on a server when, as far as its gang scheduler ordered it and remembers.
 	Slices(ctx context.Context, in *SlicesRequest, opts ...grpc.CallOption) (*SlicesResponse, error)
+	// AuditLog sends a server's log of what operators did, as it is on its disk, for whoever wants to check it.
+	AuditLog(ctx context.Context, in *AuditLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditLogResponse], error)
 	// GetBlob sends a payload file that the cluster holds. Servers fetch payloads from each other with it.
 	GetBlob(ctx context.Context, in *GetBlobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetBlobResponse], error)
 	// DebugCounters returns a server's counters, its workers' included. Names and meaning may change in any release.
@@ -491,9 +494,28 @@ func (c *cellvisorClient) Slices(ctx context.Context, in *SlicesRequest, opts ..
 	return out, nil
 }
 
+func (c *cellvisorClient) AuditLog(ctx context.Context, in *AuditLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditLogResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[6], Cellvisor_AuditLog_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AuditLogRequest, AuditLogResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_AuditLogClient = grpc.ServerStreamingClient[AuditLogResponse]
+
 func (c *cellvisorClient) GetBlob(ctx context.Context, in *GetBlobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetBlobResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[6], Cellvisor_GetBlob_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[7], Cellvisor_GetBlob_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -626,6 +648,8 @@ type CellvisorServer interface {
 	PageMap(context.Context, *PageMapRequest) (*PageMapResponse, error)
 	// Slices tells which VMs ran on a server when, as far as its gang scheduler ordered it and remembers.
 	Slices(context.Context, *SlicesRequest) (*SlicesResponse, error)
+	// AuditLog sends a server's log of what operators did, as it is on its disk, for whoever wants to check it.
+	AuditLog(*AuditLogRequest, grpc.ServerStreamingServer[AuditLogResponse]) error
 	// GetBlob sends a payload file that the cluster holds. Servers fetch payloads from each other with it.
 	GetBlob(*GetBlobRequest, grpc.ServerStreamingServer[GetBlobResponse]) error
 	// DebugCounters returns a server's counters, its workers' included. Names and meaning may change in any release.
@@ -732,6 +756,9 @@ func (UnimplementedCellvisorServer) PageMap(context.Context, *PageMapRequest) (*
 }
 func (UnimplementedCellvisorServer) Slices(context.Context, *SlicesRequest) (*SlicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Slices not implemented")
+}
+func (UnimplementedCellvisorServer) AuditLog(*AuditLogRequest, grpc.ServerStreamingServer[AuditLogResponse]) error {
+	return status.Error(codes.Unimplemented, "method AuditLog not implemented")
 }
 func (UnimplementedCellvisorServer) GetBlob(*GetBlobRequest, grpc.ServerStreamingServer[GetBlobResponse]) error {
 	return status.Error(codes.Unimplemented, "method GetBlob not implemented")
@@ -1230,6 +1257,17 @@ func _Cellvisor_Slices_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_AuditLog_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AuditLogRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CellvisorServer).AuditLog(m, &grpc.GenericServerStream[AuditLogRequest, AuditLogResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_AuditLogServer = grpc.ServerStreamingServer[AuditLogResponse]
+
 func _Cellvisor_GetBlob_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(GetBlobRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1476,6 +1514,11 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _Cellvisor_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "AuditLog",
+			Handler:       _Cellvisor_AuditLog_Handler,
 			ServerStreams: true,
 		},
 		{

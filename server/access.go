@@ -28,7 +28,7 @@ type level uint8
 const (
 	mayLook level = iota + 1 // viewers, operators and servers
 	mayAct                   // operators and servers; recorded in the audit log
-	mayPeer                  // servers among themselves, and operators
+	mayPeer                  // operators and servers; no act, but not for every eye
 )
 
 // access classifies every call of the API. A call that is not in it is refused; a test keeps it complete.
@@ -38,7 +38,7 @@ var access = map[string]level{
 	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "ListDisks": mayLook, "Slices": mayLook,
 	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "RemoveDisk": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
 	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
-	"GetBlob": mayPeer, "DebugDump": mayPeer,
+	"GetBlob": mayPeer, "DebugDump": mayPeer, "AuditLog": mayPeer,
 	// gRPC's reflection service: what calls there are.
 	"ServerReflectionInfo": mayLook,
 }
@@ -61,8 +61,13 @@ func callerOf(ctx context.Context) caller {
 }
 
 // admit says who makes a call, or refuses it.
-func (v *service) admit(ctx context.Context, fullMethod string) (context.Context, caller, error) {
-	who, err := identify(ctx)
+func (v *service) admit(ctx context.Context, fullMethod string) (_ context.Context, who caller, err error) {
+	defer func() {
+		if err != nil {
+			v.s.audit.deny(who, fullMethod, err)
+		}
+	}()
+	who, err = identify(ctx)
 	if err != nil {
 		return ctx, who, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
@@ -149,21 +150,40 @@ func (v *service) Close() {
 func (v *service) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
 	v.calls.Add(1)
 	defer v.recover(info.FullMethod, &err)
-	ctx, _, err = v.admit(ctx, info.FullMethod)
+	ctx, who, err := v.admit(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
 	}
-	return handle(ctx, req)
+	if access[path.Base(info.FullMethod)] != mayAct {
+		return handle(ctx, req)
+	}
+	seq, err := v.s.audit.begin(who, info.FullMethod, req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = v.s.audit.end(seq, err) }() // what was done is done, recorded or not
+	err = errUnfinished                            // in case it panics
+	resp, err = handle(ctx, req)
+	return resp, err
 }
+
+var errUnfinished = status.Error(codes.Internal, "it did not end in good order")
 
 func (v *service) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	v.calls.Add(1)
 	defer v.recover(info.FullMethod, &err)
-	ctx, _, err := v.admit(ss.Context(), info.FullMethod)
+	ctx, who, err := v.admit(ss.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
-	return handle(srv, admittedStream{ss, ctx})
+	if access[path.Base(info.FullMethod)] != mayAct {
+		return handle(srv, admittedStream{ss, ctx})
+	}
+	recorded := &recordedStream{ServerStream: admittedStream{ss, ctx}, a: v.s.audit, who: who, method: info.FullMethod}
+	defer func() { recorded.done(err) }()
+	err = errUnfinished // in case it panics
+	err = handle(srv, recorded)
+	return err
 }
 
 // admittedStream is a stream whose context says who makes the call.

@@ -19,6 +19,9 @@ type peerHandler struct{ s *Server }
 // HandleEnvelope implements link.PeersHandler.
 func (h peerHandler) HandleEnvelope(e wire.Envelope) error {
 	h.s.faults.await(h.s.loopDone)
+	if e.Kind == wire.EnvelopeAudit {
+		return h.s.audit.hearHead(h.s.nameOf(e.Sender), e.Body)
+	}
 	if e.Kind == wire.EnvelopeGang {
 		return h.s.gangs.receive(&e)
 	}

@@ -53,6 +53,7 @@ type Server struct {
 	gossip  *gossip
 	workers *supervisor
 	proof   *proof
+	audit   *auditor
 	service *service
 	gangs   *gangs
 	loads   *loadReports
@@ -136,6 +137,9 @@ func (s *Server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.publish(nil)
+	if err := s.openAudit(); err != nil {
+		return err
+	}
 	s.proof = newProof(id.ClusterID, s.host, id.Server, s)
 	if s.service, err = listenAPI(s); err != nil {
 		return err
@@ -167,6 +171,7 @@ func (s *Server) run(ctx context.Context) error {
 	defer stopLoop()
 	var loopErr error
 	tasks.Go(func() { newCaretaker(s).run(ctx) })
+	tasks.Go(func() { s.audit.run(ctx, s) })
 	tasks.Add(5)
 	go func() {
 		defer tasks.Done()
@@ -265,6 +270,11 @@ func (s *Server) close() {
 	if s.peers != nil {
 		if err := s.peers.Close(); err != nil {
 			s.log.Debug().Err(err).Msg("close of the monitor plane")
+		}
+	}
+	if s.audit != nil {
+		if err := s.audit.log.Close(); err != nil {
+			s.log.Error().Err(err).Msg("close of the audit log")
 		}
 	}
 	if s.store != nil {

@@ -49,6 +49,7 @@ const (
 	EnvelopePing                              // says that the sender's process runs; no body
 	EnvelopeGang                              // a GangSlice or GangReport
 	EnvelopeLoad                              // a LoadReport
+	EnvelopeAudit                             // the head of the sender's audit log
 	envelopeKindEnd
 )
 

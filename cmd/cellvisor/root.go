@@ -102,7 +102,7 @@ several servers and cells as one machine with one coherent memory. When a cell f
 		}
 	}
 	add("use", a.statusCmd(), a.cellCmd(), a.serverCmd(), a.vmCmd(), a.diskCmd(), a.opCmd(), a.balanceCmd(), a.eventsCmd(), a.topCmd())
-	add("run", a.upCmd(), a.downCmd(), a.serveCmd(), a.caCmd(), a.doctorCmd(), a.debugCmd())
+	add("run", a.upCmd(), a.downCmd(), a.serveCmd(), a.caCmd(), a.auditCmd(), a.doctorCmd(), a.debugCmd())
 	add("try", a.demoCmd(), a.drillCmd(), a.simCmd(), a.benchCmd())
 	root.AddCommand(a.workerCmd(), a.manualCmd(), a.versionCmd())
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))

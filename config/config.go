@@ -43,7 +43,6 @@
 //	  page_encryption = "on"     # or "off": page traffic is authenticated only
 //	  jail            = "on"     # or "off": workers run with all that serve may do
 //	  worker_user     = "cellvisor" # whom workers run as if serve is root; default: cellvisor if there is one, else nobody
-//	  worker_cgroup   = ""       # directory of a cgroup v2 group in which each worker gets one of its own, with limits
 //	}
 //	log {
 //	  format = "json"            # "text" or "json"; default: text on a terminal, json otherwise
@@ -112,7 +111,6 @@ type Server struct {
 	PageEncryption bool   // of page traffic between workers
 	Jail           bool   // workers may do only what workers do
 	WorkerUser     string // whom workers run as, if serve is root; empty: DefaultWorkerUser
-	WorkerCgroup   string // cgroup v2 directory for workers; empty: none
 
 	Listen  Listen
 	Initial []Peer   // the servers that the cluster begins with, this one included, by rising ID; empty if it joins

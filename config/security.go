@@ -2,8 +2,6 @@ package config
 
 import (
 	"fmt"
-
-	"github.com/hashicorp/hcl/v2"
 )
 
 // tls reads the block "tls", and refuses to do without one beyond the loopback interface, or with an API on TCP.
@@ -33,14 +31,10 @@ func (p *parser) security(top *block, s *Server) {
 	if c == nil {
 		return
 	}
-	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user", "worker_cgroup"}, nil)
+	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user"}, nil)
 	s.PageEncryption = p.onOff(b, "page_encryption")
 	s.Jail = p.onOff(b, "jail")
 	s.WorkerUser, _ = b.str("worker_user", "")
-	var at *hcl.Range
-	if s.WorkerCgroup, at = b.file("worker_cgroup"); s.WorkerCgroup != "" && !s.Jail {
-		p.say(at, "worker_cgroup needs jail = \"on\"")
-	}
 }
 
 // onOff reads a switch that is on unless it says otherwise.

@@ -68,7 +68,7 @@ func formatSecurity(f *hclwrite.File, s *Server) {
 		setString(b, "cert", s.TLS.Cert)
 		setString(b, "key", s.TLS.Key)
 	}
-	if s.PageEncryption && s.Jail && s.WorkerUser == "" && s.WorkerCgroup == "" {
+	if s.PageEncryption && s.Jail && s.WorkerUser == "" {
 		return
 	}
 	b := f.Body().AppendNewBlock("security", nil).Body()
@@ -79,7 +79,6 @@ func formatSecurity(f *hclwrite.File, s *Server) {
 		setString(b, "jail", "off")
 	}
 	setString(b, "worker_user", s.WorkerUser)
-	setString(b, "worker_cgroup", s.WorkerCgroup)
 }
 
 // formatInitial writes a block for each server that the cluster begins with.

@@ -29,31 +29,36 @@ func (a *app) benchFaultCmd() *cobra.Command {
 measured in the same run: a fault in a VM on one server, plus a raw request with a page for an answer over the same kind of socket.`,
 		Example: "  cellvisor bench fault\n  cellvisor bench fault --rounds 10 -o json > fault.json",
 		Args:    args(0, 0, ""),
-		PreRunE: func(*cobra.Command, []string) error {
-			if err := set.Check(); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
-		RunE: a.does(func(ctx context.Context, _ []string) error {
-			if err := probe.Err(probe.All(0)); err != nil {
-				return err
-			}
-			p := a.progress()
-			defer p.done()
-			rep, err := bench.Fault(ctx, "", set, func(what string) { p.say("%s", what) })
-			p.done()
-			if err != nil {
-				return err
-			}
-			return a.printFault(rep)
-		}),
 	}
+	measures(a, cmd, &set, bench.Fault, a.printFault)
 	cmd.Flags().IntVar(&set.Pages, "pages", 1000, "pages that each measuring vCPU touches in each series")
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 3, "repetitions of everything")
 	cmd.Flags().BoolVar(&set.Plain, "plain-pages", false, "do not encrypt page traffic, to see what that costs")
 	cmd.Flags().IntVar(&set.VCPUs, "vcpus", 4, "vCPUs that measure at once in the series with many")
 	return cmd
+}
+
+// measures makes cmd run a benchmark on this machine: settings that make no sense are wrong usage, progress is told, the report is shown.
+func measures[S interface{ Check() error }, R any](a *app, cmd *cobra.Command, set *S, run func(context.Context, string, S, func(string)) (R, error), show func(R) error) {
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if err := (*set).Check(); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+	cmd.RunE = a.does(func(ctx context.Context, _ []string) error {
+		if err := probe.Err(probe.All(0)); err != nil {
+			return err
+		}
+		p := a.progress()
+		defer p.done()
+		rep, err := run(ctx, "", *set, func(what string) { p.say("%s", what) })
+		p.done()
+		if err != nil {
+			return err
+		}
+		return show(rep)
+	})
 }
 
 func (a *app) printFault(r bench.FaultReport) error {

@@ -90,26 +90,8 @@ func (a *app) benchCheckpointCmd() *cobra.Command {
 memory over and over, lock increments shared counters on two vCPUs. The slowdown is against the unprotected runs of the same rounds.`,
 		Example: "  cellvisor bench checkpoint\n  cellvisor bench checkpoint --rounds 3 -o json > checkpoint.json",
 		Args:    args(0, 0, ""),
-		PreRunE: func(*cobra.Command, []string) error {
-			if err := set.Check(); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
-		RunE: a.does(func(ctx context.Context, _ []string) error {
-			if err := probe.Err(probe.All(0)); err != nil {
-				return err
-			}
-			p := a.progress()
-			defer p.done()
-			rep, err := bench.Checkpoint(ctx, "", set, func(what string) { p.say("%s", what) })
-			p.done()
-			if err != nil {
-				return err
-			}
-			return a.printCheckpoint(rep)
-		}),
 	}
+	measures(a, cmd, &set, bench.Checkpoint, a.printCheckpoint)
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 2, "repetitions of everything")
 	cmd.Flags().IntVar(&set.Seconds, "seconds", 4, "that dirty runs each time")
 	return cmd

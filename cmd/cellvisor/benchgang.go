@@ -1,13 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cellvisor/cellvisor/bench"
-	"github.com/cellvisor/cellvisor/vmm/probe"
 )
 
 func (a *app) benchGangCmd() *cobra.Command {
@@ -19,26 +17,8 @@ func (a *app) benchGangCmd() *cobra.Command {
 servers of one slot each, and measures how far apart the vCPUs of a gang begin. Needs two idle CPUs to mean anything.`,
 		Example: "  cellvisor bench gang\n  cellvisor bench gang --rounds 5 -o json > gang.json",
 		Args:    args(0, 0, ""),
-		PreRunE: func(*cobra.Command, []string) error {
-			if err := set.Check(); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
-		RunE: a.does(func(ctx context.Context, _ []string) error {
-			if err := probe.Err(probe.All(0)); err != nil {
-				return err
-			}
-			p := a.progress()
-			defer p.done()
-			rep, err := bench.Gang(ctx, "", set, func(what string) { p.say("%s", what) })
-			p.done()
-			if err != nil {
-				return err
-			}
-			return a.printGang(rep)
-		}),
 	}
+	measures(a, cmd, &set, bench.Gang, a.printGang)
 	cmd.Flags().IntVar(&set.Seconds, "seconds", 3, "how long one VM alone takes, about")
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 3, "repetitions of everything")
 	return cmd

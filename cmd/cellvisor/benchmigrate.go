@@ -1,13 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cellvisor/cellvisor/bench"
-	"github.com/cellvisor/cellvisor/vmm/probe"
 )
 
 func (a *app) benchMigrateCmd() *cobra.Command {
@@ -19,26 +17,8 @@ func (a *app) benchMigrateCmd() *cobra.Command {
 total counts from the request to the end, the copying of its memory included. On the same server only a vCPU's thread goes to another CPU.`,
 		Example: "  cellvisor bench migrate\n  cellvisor bench migrate --rounds 30 --memory 256 -o json > migrate.json",
 		Args:    args(0, 0, ""),
-		PreRunE: func(*cobra.Command, []string) error {
-			if err := set.Check(); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
-		RunE: a.does(func(ctx context.Context, _ []string) error {
-			if err := probe.Err(probe.All(0)); err != nil {
-				return err
-			}
-			p := a.progress()
-			defer p.done()
-			rep, err := bench.Migrate(ctx, "", set, func(what string) { p.say("%s", what) })
-			p.done()
-			if err != nil {
-				return err
-			}
-			return a.printMigrate(rep)
-		}),
 	}
+	measures(a, cmd, &set, bench.Migrate, a.printMigrate)
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 10, "times around, four moves each")
 	cmd.Flags().IntVar(&set.MemoryMiB, "memory", 16, "of the VM, in MiB")
 	return cmd

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cellvisor/cellvisor/bench"
-	"github.com/cellvisor/cellvisor/vmm/probe"
 )
 
 func (a *app) benchRebootCmd() *cobra.Command {
@@ -20,26 +18,8 @@ time to that output and the bytes that were read from the disk: once with the st
 slowed down to an ordinary one's speed.`,
 		Example: "  cellvisor bench reboot\n  cellvisor bench reboot --disk-mib 256 --disk-speed 500 -o json > reboot.json",
 		Args:    args(0, 0, ""),
-		PreRunE: func(*cobra.Command, []string) error {
-			if err := set.Check(); err != nil {
-				return usageError{err}
-			}
-			return nil
-		},
-		RunE: a.does(func(ctx context.Context, _ []string) error {
-			if err := probe.Err(probe.All(0)); err != nil {
-				return err
-			}
-			p := a.progress()
-			defer p.done()
-			rep, err := bench.Reboot(ctx, "", set, func(what string) { p.say("%s", what) })
-			p.done()
-			if err != nil {
-				return err
-			}
-			return a.printReboot(rep)
-		}),
 	}
+	measures(a, cmd, &set, bench.Reboot, a.printReboot)
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 5, "restarts with and without")
 	cmd.Flags().IntVar(&set.DiskMiB, "disk-mib", 64, "MiB that the guest reads at a boot")
 	cmd.Flags().IntVar(&set.DiskMBps, "disk-speed", 100, "MB/s that the disk gives (0 = as it can)")

@@ -21,14 +21,14 @@ func (a *app) eventsCmd() *cobra.Command {
 -o json prints one object a line. Its "seq" is a cursor: --after SEQ goes on behind an event that was seen, on any server, after any time.`,
 		Example: "  cellvisor events\n  cellvisor events --follow -o json --after 1042\n  cellvisor events --follow -o json | jq 'select(.type==\"vm.lost\")'",
 		Args:    args(0, 0, ""),
-		RunE: a.withClient(func(ctx context.Context, c *api.Client, _ []string) error {
+		RunE: a.follows(func(ctx context.Context, c *api.Client, _ []string) error {
 			if after > 0 {
 				if from > 0 {
 					return usagef("--from and --after name the same place in two ways: give one of them")
 				}
 				from = after + 1
 			}
-			return ended(ctx, c.FollowEvents(ctx, from, tail, a.printEvent))
+			return c.FollowEvents(ctx, from, tail, a.printEvent)
 		}),
 	}
 	cmd.Flags().BoolVarP(&tail, "follow", "f", false, "go on until Ctrl-C")

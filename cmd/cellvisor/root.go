@@ -151,6 +151,12 @@ func (a *app) withClient(f func(ctx context.Context, c *api.Client, args []strin
 	})
 }
 
+// follows is withClient for what goes on until Ctrl-C, which is its normal end at any moment, that of connecting included.
+func (a *app) follows(f func(ctx context.Context, c *api.Client, args []string) error) func(*cobra.Command, []string) error {
+	run := a.withClient(f)
+	return func(cmd *cobra.Command, args []string) error { return ended(cmd.Context(), run(cmd, args)) }
+}
+
 // dir returns the local cluster's directory: the flag's value, CELLVISOR_DIR, or the default.
 func (a *app) dir(flag string) (string, error) {
 	if flag == "" {

@@ -112,11 +112,11 @@ func (a *app) vmOutputCmd() *cobra.Command {
 		Example:           "  cellvisor vm output gamma\n  cellvisor vm output gamma --follow --index 1000",
 		Args:              args(1, 1, "the name of one VM"),
 		ValidArgsFunction: a.completeVMs(),
-		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+		RunE: a.follows(func(ctx context.Context, c *api.Client, names []string) error {
 			out := bufio.NewWriterSize(a.out, 64<<10)
 			defer out.Flush()
 			var line []byte
-			return ended(ctx, c.Output(ctx, names[0], index, tail, func(at uint64, record uint32) error {
+			return c.Output(ctx, names[0], index, tail, func(at uint64, record uint32) error {
 				if a.format == "json" {
 					return a.jsonLine(outputLine{at, record})
 				}
@@ -125,7 +125,7 @@ func (a *app) vmOutputCmd() *cobra.Command {
 					return err
 				}
 				return out.Flush()
-			}))
+			})
 		}),
 	}
 	cmd.Flags().BoolVarP(&tail, "follow", "f", false, "go on until the VM has ended")

@@ -235,8 +235,7 @@ func (a *app) vmRun(ctx context.Context, c *api.Client, name string, f runFlags)
 	v, err := c.Wait(wctx, name, created.GetId(), api.WaitVMRequest_UNTIL_STARTED, func(v *api.VM) { p.say("VM %s is %s", name, v.GetState().Word()) })
 	if err != nil {
 		if ctx.Err() != nil {
-			takeBack(c, name)
-			return fmt.Errorf("interrupted while VM %s was starting; it was removed", name)
+			return takeBack(c, created)
 		}
 		return waitError(name, err)
 	}
@@ -256,14 +255,20 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 	return context.WithTimeout(ctx, d)
 }
 
-// takeBack removes a VM whose start was interrupted. The caller's context has ended, so it has one of its own.
-func takeBack(c *api.Client, name string) {
+// takeBack removes a VM whose start was interrupted, and says so; one that got to run before that was heard of goes on. The caller's context has
+// ended, so it has one of its own.
+func takeBack(c *api.Client, created *api.VM) error {
+	name := created.GetName()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	if v, err := getVM(ctx, c, name); err == nil && v.GetId() == created.GetId() && v.GetState() == api.VMState_VM_STATE_RUNNING {
+		return api.Detached{Operation: fmt.Sprintf("VM %s", name)}
+	}
 	_ = c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
 		_, err := svc.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: true})
 		return err
 	})
+	return fmt.Errorf("interrupted while VM %s was starting; it was removed", name)
 }
 
 func waitError(name string, err error) error {

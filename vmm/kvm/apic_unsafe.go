@@ -19,8 +19,6 @@ import (
 const (
 	capSplitIRQChip = 121
 	capTSCDeadline  = 72
-	capDisableExits = 143
-	disableExitHLT  = 1 << 1
 
 	ioctlGetTSCKHz  = 0xaea3
 	ioctlNMI        = 0xae9a
@@ -73,17 +71,6 @@ func (vm *VM) EnableAPICs() error {
 	arg := enableCap{cap: capSplitIRQChip, args: [4]uint64{ioapicPins}}
 	if _, err := ioctlPointer(vm.fd, ioctlEnableCap, unsafe.Pointer(&arg)); err != nil {
 		return fmt.Errorf("give the VM local APICs (KVM_CAP_SPLIT_IRQCHIP): %w", err)
-	}
-	return nil
-}
-
-// KeepHalted lets vCPUs, made later, halt on their processor instead of in KVM. It is meant for VMs whose pages come from other servers: KVM
-// otherwise has a kernel thread wait for a page that a vCPU with a local APIC lacks, and that thread asks for every page for writing, so that
-// parts that only read a page take it away from each other.
-func (vm *VM) KeepHalted() error {
-	arg := enableCap{cap: capDisableExits, args: [4]uint64{disableExitHLT}}
-	if _, err := ioctlPointer(vm.fd, ioctlEnableCap, unsafe.Pointer(&arg)); err != nil {
-		return fmt.Errorf("let the VM's vCPUs halt on their processors (KVM_CAP_X86_DISABLE_EXITS): %w", err)
 	}
 	return nil
 }

@@ -14,29 +14,40 @@ const ioctlRun = 0xae80
 // runPage is the head of the kernel's struct kvm_run. Its first word is written by kickers while the vCPU runs: by atomics only. The rest
 // is the kernel's during KVM_RUN and the vCPU thread's otherwise.
 type runPage struct {
-	flags      uint32 // request_interrupt_window, immediate_exit, two bytes of padding
-	_          uint32
-	exitReason uint32
-	_          uint32
-	cr8        uint64
-	apicBase   uint64
-	data       [32]uint64 // a union, by exit reason
+	flags         uint32 // request_interrupt_window, immediate_exit, two bytes of padding
+	_             uint32
+	exitReason    uint32
+	interruptible uint32 // ready_for_interrupt_injection, if_flag, flags
+	cr8           uint64
+	apicBase      uint64
+	data          [32]uint64 // a union, by exit reason
 }
 
 // gokvm's view of the same struct must agree with ours.
 var _ [unsafe.Sizeof(gokvm.RunData{})]byte = [unsafe.Sizeof(runPage{})]byte{}
 
-// immediateExitBit is the lowest bit of the second byte of the first word. The first byte, request_interrupt_window, is not used and zero.
-const immediateExitBit = 1 << 8
+// Bits of the first word: request_interrupt_window is its first byte, immediate_exit its second.
+const (
+	interruptWindowBit = 1 << 0
+	immediateExitBit   = 1 << 8
+)
 
 func runPageOf(area []byte) *runPage { return (*runPage)(unsafe.Pointer(&area[0])) }
 
 func (r *runPage) setImmediateExit(on bool) {
-	var word uint32
 	if on {
-		word = immediateExitBit
+		atomic.OrUint32(&r.flags, immediateExitBit)
+		return
 	}
-	atomic.StoreUint32(&r.flags, word)
+	atomic.AndUint32(&r.flags, ^uint32(immediateExitBit))
+}
+
+func (r *runPage) setInterruptWindow(on bool) {
+	if on {
+		atomic.OrUint32(&r.flags, interruptWindowBit)
+		return
+	}
+	atomic.AndUint32(&r.flags, ^uint32(interruptWindowBit))
 }
 
 // decode reads the exit that the kernel has just reported.
@@ -56,8 +67,14 @@ func (v *VCPU) decode() Exit {
 		return Exit{Reason: Halt}
 	case gokvm.EXITSHUTDOWN:
 		return Exit{Reason: Shutdown}
-	case gokvm.EXITINTR:
+	case gokvm.EXITINTR, gokvm.EXITIRQWINDOWOPEN, gokvm.EXITSETTPR:
 		return Exit{Reason: Interrupted}
+	case exitReadMSR, exitWriteMSR:
+		e := Exit{Reason: MSR, Write: r.exitReason == exitWriteMSR, Index: uint32(r.data[1] >> 32)}
+		if e.Write {
+			e.Data = r.data[2]
+		}
+		return e
 	case gokvm.EXITFAILENTRY:
 		return Exit{Reason: FailEntry, Detail: r.data[0]}
 	case gokvm.EXITINTERNALERROR:

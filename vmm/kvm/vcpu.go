@@ -118,7 +118,7 @@ func (v *VCPU) Run() (Exit, error) {
 	switch errno {
 	case 0:
 		exit := v.decode()
-		v.pending = exit.Reason == IO || exit.Reason == MMIO
+		v.pending = exit.Reason == IO || exit.Reason == MMIO || exit.Reason == MSR
 		return exit, nil
 	case unix.EINTR, unix.EAGAIN:
 		// EAGAIN: the vCPU waited to be started and was woken; run again.
@@ -128,7 +128,7 @@ func (v *VCPU) Run() (Exit, error) {
 	return Exit{Reason: Unknown, Code: v.run.exitReason}, fmt.Errorf("KVM_RUN of vCPU %d: %w", v.id, errno)
 }
 
-// Complete finishes the instruction of the last IO or MMIO exit (after SetIO or SetMMIO) without running the guest any further, so that the
+// Complete finishes the instruction of the last IO, MMIO or MSR exit (after SetIO, SetMMIO or SetMSR) without running the guest any further, so that the
 // registers are consistent. It does nothing after any other exit. A kick that comes meanwhile stays due.
 func (v *VCPU) Complete() error {
 	for v.pending {

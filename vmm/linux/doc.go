@@ -15,7 +15,6 @@
 //	0xc000_0000   PCI memory window (LowEnd: RAM ends here at the latest)
 //	0xfec0_0000   I/O APIC
 //	0xfee0_0000   local APICs
-//	0xfef0_0000   stand-in code for vCPUs that run elsewhere, not announced to the guest
 //	0xfffb_c000   KVM's own pages (real mode on old Intel processors)
 //	0x1_0000_0000 memory beyond 3 GiB
 //

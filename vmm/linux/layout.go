@@ -26,8 +26,6 @@ const (
 	HighStart = 0x1_0000_0000
 	// IOAPICAddr is the I/O APIC's register page.
 	IOAPICAddr = 0xfec00000
-	// StandInAddr is free for the code of vCPUs that run elsewhere.
-	StandInAddr = 0xfef00000
 	// HiddenAddr is where KVM may keep the pages that it needs itself.
 	HiddenAddr = 0xfffbc000
 )

@@ -3,11 +3,17 @@
 // It has two halves, since the two may live on different servers:
 //
 //	Board    the devices: what answers port and memory-mapped accesses, and raises interrupts. One per VM, at its home part.
-//	Machine  the processors: KVM, memory slots, vCPU threads, stand-ins for vCPUs that run elsewhere. One per VM part.
+//	Machine  the processors: KVM, memory slots, vCPU threads.
 //
 //	vCPU thread ──exit──► Machine ──Access──► Board ──► serial, I/O APIC, platform, PCI functions
-//	                         ▲        (here, or asked of the home part)         │
-//	                         └── SignalMSI: local APICs, stand-ins ◄── message ─┘
+//	                         ▲                                   │
+//	                         └── SignalMSI: local APICs ◄────────┘
+//
+// A machine over several parts has a Seat for each vCPU, and in each part Interrupts, instead: its local APICs are outside KVM (package lapic).
+//
+//	vCPU thread ──exit──► Seat ──Access (asked of the home part)──► Board
+//	                       │ ▲                                        │
+//	  Forward, Deliver ◄─► Interrupts: local APICs ◄──── Signal ──────┘
 //
 // A machine's life:
 //
@@ -18,5 +24,5 @@
 //	                                   ▼ power off, triple fault, KVM error, Stop
 //	                                 ended: Wait returns the Outcome
 //
-// Lock order: Machine.mu is a leaf; it is never held over a call into a device or into KVM.
+// Lock order: Machine.mu and Interrupts.mu are leaves; they are never held over a call into a device or into KVM.
 package machine

@@ -119,6 +119,10 @@ func SetUpVM(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) error {
 	if err := vm.EnableAPICs(); err != nil {
 		return err
 	}
+	return setMemory(vm, memory, ramAddr)
+}
+
+func setMemory(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) error {
 	for i, r := range linux.RAM(memory) {
 		if err := vm.SetMemory(uint32(i), r.Addr, ident.Bytes(r.Size), ramAddr+uintptr(r.Offset)); err != nil {
 			return err

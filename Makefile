@@ -47,13 +47,13 @@ e2e: build ## Run the end-to-end scripts on real clusters, one at a time
 chaos: build ## Kill and stop servers at random, ROUNDS=100 times, with VMs inside and across cells
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestChaos ./tests
 
-failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=100 times: its output must stay unbroken
+failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=100 times, two at once and in each stage of a recovery: its output must stay unbroken
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) FAILOVER_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestFailover ./tests
 
-netcut: build ## Split a cluster that lives in network namespaces (needs root)
-	CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -run TestNetworkCut ./tests
+netcut: build ## Split a cluster that lives in network namespaces, ROUNDS=100 times (needs root)
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) NETCUT_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run 'TestNetworkCut|TestPagePlaneCut' ./tests
 
-journal: build ## As failover, with a journal on a mirrored disk that is verified all the time
+journal: build ## As failover, with a journal on a mirrored disk that is verified all the time, and mirrors that are damaged
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) JOURNAL_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestJournal ./tests
 
 demo: build ## See a cell die and what that does to whom

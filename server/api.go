@@ -220,7 +220,7 @@ func (v *service) forward(ctx context.Context) context.Context {
 func (v *service) vm(ctx context.Context, name string) (*snapshot, *cells.VM, error) {
 	snap := v.s.board.now()
 	vm := snap.state.VMNamed(name)
-	if vm == nil {
+	if vm == nil || !vm.State.Active() { // another of that name may have taken its place meanwhile
 		v.catchUp(ctx)
 		snap = v.s.board.now()
 		vm = snap.state.VMNamed(name)

@@ -35,12 +35,15 @@ type failover struct {
 	reader *reader
 
 	payload, args string
+	span          []string // nil: a, b
+	vcpus         uint32   // 0: 2
 	disks         []*api.Disk
 
 	kinds  []string
 	took   map[string][]time.Duration // by kind of fault: from the fault to the first new record
 	lost   int
 	killed []local.Member // not known to be gone yet
+	hits   map[string]int // by stage of a recovery that a second fault struck
 
 	protect string // as asked for; "" is replica
 }
@@ -51,18 +54,27 @@ func TestFailover(t *testing.T) {
 	}
 	needKVM(t)
 	rounds, seed := envNumber(t, "FAILOVER_ROUNDS", failoverRounds), envNumber(t, "FAILOVER_SEED", uint64(time.Now().UnixNano()))
-	kinds := "cell,cell,cell,stop,twice,home,member,standby,serve,hang"
+	kinds := "cell,cell,cell,stop,blink,twice,both,midstop,midserve,midstopserve,home,member,standby,serve,hang"
 	if s := os.Getenv("FAILOVER_FAULTS"); s != "" {
 		kinds = s
 	}
 	t.Logf("replay: FAILOVER_SEED=%d FAILOVER_ROUNDS=%d FAILOVER_FAULTS=%s go test -run TestFailover ./tests", seed, rounds, kinds)
-	f := &failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 2))}, kinds: strings.Split(kinds, ","), took: make(map[string][]time.Duration)}
+	f := newFailover(t, rand.New(rand.NewPCG(seed, 2)), kinds)
 	f.payload, f.args = "count", "0 1000"
+	f.play(rounds)
+}
+
+func newFailover(t *testing.T, rng *rand.Rand, kinds string) *failover {
+	return &failover{chaos: chaos{t: t, rng: rng}, kinds: strings.Split(kinds, ","), took: make(map[string][]time.Duration), hits: make(map[string]int)}
+}
+
+// play starts the cluster and the VM, lets faults strike round after round, and reports.
+func (f *failover) play(rounds uint64) {
 	f.start()
 	f.run()
 	for round := range rounds {
 		f.round(int(round))
-		if t.Failed() {
+		if f.t.Failed() {
 			return
 		}
 	}
@@ -77,16 +89,9 @@ func TestFailoverTwoReplicas(t *testing.T) {
 	needKVM(t)
 	rounds, seed := envNumber(t, "FAILOVER_ROUNDS", 2), envNumber(t, "FAILOVER_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("replay: FAILOVER_SEED=%d FAILOVER_ROUNDS=%d go test -run TestFailoverTwoReplicas ./tests", seed, rounds)
-	f := &failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 5)), cells: 5}, kinds: []string{"pair"}, took: make(map[string][]time.Duration), protect: "replica:2"}
-	f.start()
-	f.run()
-	for round := range rounds {
-		f.round(int(round))
-		if t.Failed() {
-			return
-		}
-	}
-	f.report()
+	f := newFailover(t, rand.New(rand.NewPCG(seed, 5)), "pair,midkill,midkill,midstop,midserve")
+	f.cells, f.protect = 5, "replica:2"
+	f.play(rounds)
 }
 
 func (f *failover) anyServer() string {
@@ -123,8 +128,11 @@ func (f *failover) pair(vm *api.VM) string {
 
 // run makes the protected VM and its reader.
 func (f *failover) run() {
-	spec := &api.VMSpec{Name: failoverVM, Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: cmp.Or(f.payload, "count")}, Args: cmp.Or(f.args, "0 1000"), Disks: f.disks,
+	spec := &api.VMSpec{Name: failoverVM, Vcpus: cmp.Or(f.vcpus, 2), Span: f.span, Payload: &api.VMSpec_Builtin{Builtin: cmp.Or(f.payload, "count")}, Args: cmp.Or(f.args, "0 1000"), Disks: f.disks,
 		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: cmp.Or(f.protect, "replica")}
+	if spec.Span == nil {
+		spec.Span = []string{"a", "b"}
+	}
 	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec); return err })
 	f.reader = newReader(f.t.Context(), f.client, failoverVM)
 	f.awaitSafe("at first")
@@ -139,14 +147,26 @@ func (f *failover) vm(ctx context.Context) (*api.VM, error) {
 }
 
 // awaitSafe waits until the VM survives the next loss, and returns it.
-func (f *failover) awaitSafe(what string) (vm *api.VM) {
+func (f *failover) awaitSafe(what string) *api.VM {
+	f.t.Helper()
+	vm := f.safeOrLost(what, time.Now())
+	if vm == nil {
+		f.t.Fatalf("%s: the VM is lost", what)
+	}
+	return vm
+}
+
+// safeOrLost is awaitSafe of a VM that may rightly be lost, by what happened since began: then it returns nil.
+func (f *failover) safeOrLost(what string, began time.Time) (vm *api.VM) {
 	f.t.Helper()
 	f.until(safePatience, what+": protection is safe", func(ctx context.Context) (err error) {
 		if vm, err = f.vm(ctx); err != nil {
 			return err
 		}
 		if vm.GetState().Ended() {
-			f.t.Fatalf("%s: VM %s is %s: %s", what, vm.GetName(), vm.GetState().Word(), vm.GetReason())
+			f.rightlyLost(what, vm, began)
+			vm = nil
+			return nil
 		}
 		if vm.GetProtection() != "safe" {
 			return fmt.Errorf("VM %s is %s, protection %s", vm.GetName(), vm.GetState().Word(), vm.GetProtection())
@@ -191,6 +211,9 @@ func (f *failover) workerOf(vm *api.VM, kind string) string {
 			found = append(found, w.GetServer())
 		}
 	}
+	if len(found) == 0 && kind == "member" {
+		return vm.GetHome() // it has gathered there
+	}
 	if len(found) == 0 {
 		f.t.Fatalf("VM %s has no %s: %v", vm.GetName(), kind, vm.GetWorkers())
 	}
@@ -209,9 +232,20 @@ func (f *failover) strike(kind string, vm *api.VM) (what string, undo func(), fa
 		pause := time.Duration(f.rng.IntN(5000)) * time.Millisecond
 		f.signalAll(syscall.SIGSTOP, ofServer(server))
 		return fmt.Sprintf("SIGSTOP of %s for %v", server, pause), func() { <-time.After(pause); f.signalAll(syscall.SIGCONT, ofServer(server)) }, false
+	case "blink":
+		what, undo = f.blink(server, "", 2500*time.Millisecond)
+		return what, undo, false
+	case "mirror":
+		return f.mirror(vm), undo, false
+	case "both":
+		what, undo = f.both(vm)
+		return what, undo, false
+	case "midkill", "midstop", "midserve", "midstopserve":
+		what, undo = f.duringRecovery(strings.TrimPrefix(kind, "mid"), vm)
+		return what, undo, kind == "midkill" && f.protect == ""
 	case "twice": // a cell, and a worker of another while the VM recovers
 		f.signalAll(syscall.SIGKILL, ofServer(server))
-		delay := time.Duration(f.rng.IntN(300)) * time.Millisecond
+		delay := f.upTo([]time.Duration{15 * time.Millisecond, 300 * time.Millisecond}[f.rng.IntN(2)])
 		<-time.After(delay)
 		other := server
 		for other == server {
@@ -246,15 +280,25 @@ func (f *failover) round(n int) {
 	if kind == "serve" {
 		f.healAll()
 	}
-	if fatal && f.endedByIt() {
-		f.again(what)
-		return
+	if fatal {
+		undo()
+		if f.endedByIt() {
+			f.again(what)
+			return
+		}
 	}
-	f.reader.await(f.t, what, before+500)
+	goesOn := f.goesOn(what, before+500, began)
 	gap, first := f.reader.longestGap(began)
 	undo()
 	f.healAll()
-	after := f.awaitSafe(what)
+	after := vm
+	if goesOn {
+		after = f.safeOrLost(what, began)
+	}
+	if !goesOn || after == nil {
+		f.again(what)
+		return
+	}
 	f.check(what)
 	f.t.Logf("%s: first new record after %v, longest gap %v, recoveries %d -> %d", what, first.Round(time.Millisecond), gap.Round(time.Millisecond),
 		recoveries, after.GetRecoveries())
@@ -291,6 +335,48 @@ func (f *failover) endedByIt() (ended bool) {
 	return ended
 }
 
+// rightlyLost fails unless the VM is lost for a good reason: the view has excluded servers of more cells since began than the VM has replicas. A
+// serve process that was not back before its lease lapsed counts: nobody can tell it from one that is gone.
+func (f *failover) rightlyLost(what string, vm *api.VM, began time.Time) {
+	f.t.Helper()
+	dead := map[string]bool{}
+	err := f.client.FollowEvents(f.t.Context(), 1, false, func(e *api.Event) error {
+		if e.GetType() == "server.dead" && !e.GetTime().AsTime().Before(began.Add(-time.Millisecond)) {
+			dead[e.GetCell()] = true
+		}
+		return nil
+	})
+	replicas := 1
+	if f.protect == "replica:2" {
+		replicas = 2
+	}
+	if err != nil || vm.GetState() != api.VMState_VM_STATE_LOST || vm.GetReason() == "" || len(dead) <= replicas {
+		f.t.Fatalf("%s: VM %s is %s: %s; cells that lost servers: %v (%v)", what, vm.GetName(), vm.GetState().Word(), vm.GetReason(), dead, err)
+	}
+	f.t.Logf("%s: VM %s is lost, with cells %v: %s", what, vm.GetName(), dead, vm.GetReason())
+}
+
+// goesOn waits until the reader has n records; it returns false if the VM is rightly lost.
+func (f *failover) goesOn(what string, n int, began time.Time) (on bool) {
+	f.t.Helper()
+	f.until(recoverPatience, fmt.Sprintf("%s: %d records", what, n), func(ctx context.Context) error {
+		if err := f.reader.wrong(); err != nil {
+			f.t.Fatalf("%s: %v", what, err)
+		}
+		if on = f.reader.count() >= n; on {
+			return nil
+		}
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if vm, err := f.vm(short); err == nil && vm.GetState().Ended() {
+			f.rightlyLost(what, vm, began)
+			return nil
+		}
+		return fmt.Errorf("the follower has %d", f.reader.count())
+	})
+	return on
+}
+
 // again begins with a new VM after the old one was lost.
 func (f *failover) again(what string) {
 	f.t.Logf("%s: lost", what)
@@ -298,18 +384,31 @@ func (f *failover) again(what string) {
 	f.reader.close()
 	f.healAll()
 	f.until(faultPatience, "removing the lost VM", func(ctx context.Context) error { return f.remove(ctx, failoverVM) })
+	for _, s := range f.session.Cluster.Servers {
+		f.forgets(s.Name)
+	}
 	f.run()
+}
+
+// forgets waits until a server knows that the VM was removed.
+func (f *failover) forgets(server string) {
+	f.until(faultPatience, server+" forgets the lost VM", func(ctx context.Context) error {
+		own, err := api.Dial(ctx, f.session.Cluster.Server(server).API)
+		if err != nil {
+			return err
+		}
+		defer own.Close()
+		resp, err := own.API().ListVMs(ctx, &api.ListVMsRequest{})
+		if err == nil && slices.ContainsFunc(resp.GetVms(), func(v *api.VM) bool { return v.GetName() == failoverVM }) {
+			err = fmt.Errorf("it has VM %s", failoverVM)
+		}
+		return err
+	})
 }
 
 // healAll starts what does not run, and waits until all are live.
 func (f *failover) healAll() {
-	f.until(faultPatience, "killed processes end", func(context.Context) error {
-		f.killed = slices.DeleteFunc(f.killed, func(m local.Member) bool { return !m.Process.Alive() })
-		if len(f.killed) > 0 {
-			return fmt.Errorf("%v are still there", f.killed)
-		}
-		return nil
-	})
+	f.awaitKilled()
 	members, err := local.Find(f.dir)
 	if err != nil {
 		f.t.Fatal(err)
@@ -326,6 +425,16 @@ func (f *failover) healAll() {
 	for _, s := range servers {
 		f.heal(s.Name)
 	}
+}
+
+func (f *failover) awaitKilled() {
+	f.until(faultPatience, "killed processes end", func(context.Context) error {
+		f.killed = slices.DeleteFunc(f.killed, func(m local.Member) bool { return !m.Process.Alive() })
+		if len(f.killed) > 0 {
+			return fmt.Errorf("%v are still there", f.killed)
+		}
+		return nil
+	})
 }
 
 // check reads the whole output: it is 0, 1, 2, …, and has all that the reader saw before.
@@ -355,13 +464,16 @@ func (f *failover) report() {
 	var all []time.Duration
 	for kind, took := range f.took {
 		slices.Sort(took)
-		f.t.Logf("%-8s %3d times: first new record after %v median, %v worst", kind, len(took), took[len(took)/2], took[len(took)-1])
+		f.t.Logf("%-12s %3d times: first new record after %v median, %v worst", kind, len(took), took[len(took)/2], took[len(took)-1])
 		all = append(all, took...)
 	}
 	if len(all) > 0 {
 		slices.Sort(all)
-		f.t.Logf("all      %3d times: first new record after %v median, %v p99; %d VMs lost to two faults at once", len(all), all[len(all)/2],
+		f.t.Logf("all          %3d times: first new record after %v median, %v p99; %d VMs lost to two faults at once", len(all), all[len(all)/2],
 			all[(99*len(all)-1)/100], f.lost)
+	}
+	if len(f.hits) > 0 {
+		f.t.Logf("second faults by the stage that they hit: %v", f.hits)
 	}
 }
 

@@ -1,9 +1,7 @@
 package tests
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -112,7 +110,21 @@ func (n *namespaces) deafen(from, to int, off bool) {
 	}
 }
 
-// cutCluster is a cluster whose servers live in namespaces, with a protected VM whose home is the last server.
+// silence takes away what one server's workers send to another's; what serve processes say to each other passes: they listen on ports below those that
+// the kernel gives to workers and to whoever connects.
+func (n *namespaces) silence(from, to int, off bool) {
+	n.t.Helper()
+	op := "del"
+	if off {
+		op = "add"
+	}
+	const given = "32768-60999" // net.ipv4.ip_local_port_range of a new namespace
+	if err := n.in(from, "rule", op, "to", n.addr(to)+"/32", "ipproto", "tcp", "sport", given, "dport", given, "blackhole"); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// cutCluster is a cluster whose servers live in namespaces, with a protected VM.
 type cutCluster struct {
 	failover
 	net *namespaces
@@ -120,7 +132,10 @@ type cutCluster struct {
 
 // startCut lays out a cluster as usual, gives its servers addresses in the namespaces, and starts them there.
 func startCut(t *testing.T, cells int) *cutCluster {
-	c := &cutCluster{failover: failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(1, 4)), cells: cells}, took: map[string][]time.Duration{}}, net: newNamespaces(t, cells)}
+	seed := envNumber(t, "NETCUT_SEED", uint64(time.Now().UnixNano()))
+	t.Logf("replay: NETCUT_SEED=%d go test -run %s ./tests", seed, t.Name())
+	c := &cutCluster{failover: *newFailover(t, rand.New(rand.NewPCG(seed, 4)), ""), net: newNamespaces(t, cells)}
+	c.cells = cells
 	c.start()
 	c.client.Close()
 	if _, err := local.Down(c.dir); err != nil {
@@ -178,32 +193,6 @@ func (c *cutCluster) startIn(i int) {
 	}
 }
 
-// logged returns a number from the last line of a VM's worker logs of a server that has all the words; ok is false if there is none.
-func (c *cutCluster) logged(server, field string, words ...string) (found int64, ok bool) {
-	files, _ := filepath.Glob(filepath.Join(c.dir, server, "workers", "*", "worker.log"))
-	for _, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			continue
-		}
-		defer f.Close()
-		for lines := bufio.NewScanner(f); lines.Scan(); {
-			all := true
-			for _, w := range words {
-				all = all && strings.Contains(lines.Text(), w)
-			}
-			var line map[string]any
-			if !all || json.Unmarshal(lines.Bytes(), &line) != nil {
-				continue
-			}
-			if v, is := line[field].(float64); is {
-				found, ok = int64(v), true
-			}
-		}
-	}
-	return found, ok
-}
-
 func (c *cutCluster) index(server string) int {
 	for i, s := range c.session.Cluster.Servers {
 		if s.Name == server {
@@ -214,64 +203,166 @@ func (c *cutCluster) index(server string) int {
 	return 0
 }
 
-// The cluster splits; the side of the VM's home has no quorum.
+// The cluster splits round after round: the VM's home, or its standby, is cut off from all others, in both directions or only in what it sends, or
+// only its workers are. The VM keeps a journal on a mirrored disk, and its output, seen and on the disk, must stay unbroken. When the home loses its
+// quorum its guest must stop before the others start it. NETCUT_ROUNDS and NETCUT_CUTS choose how many cuts, and of what kind.
 func TestNetworkCut(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds a round")
 	}
 	needKVM(t)
 	c := startCut(t, 3)
-	spec := &api.VMSpec{Name: failoverVM, Vcpus: 1, Span: []string{"c"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000",
-		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "replica"}
-	c.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := c.client.Run(ctx, spec, nil); return err })
-	c.reader = newReader(t.Context(), c.client, failoverVM)
-	for _, kind := range []string{"split", "one way"} {
-		vm := c.awaitSafe("before the cut: " + kind)
-		home := c.index(vm.GetHome())
-		c.reader.await(t, "before the cut", c.reader.count()+100)
-		cut := func(off bool) {
-			if kind == "split" {
-				c.net.cut(home, off)
-				return
-			}
-			for i := range c.net.n {
-				if i != home {
-					c.net.deafen(home, i, off) // it hears the others, they do not hear it
-				}
-			}
+	c.payload, c.args, c.disks = "journal", "0 1000 64", []*api.Disk{{Name: "journal", SizeBytes: 4 << 20, Mirrors: 1}}
+	c.span, c.vcpus = []string{"c"}, 1
+	c.run()
+	inTurn := []string{"split home", "workers", "one way home"}
+	kinds := inTurn
+	if given := os.Getenv("NETCUT_CUTS"); given != "" {
+		kinds = strings.Split(given, ",")
+	} else if os.Getenv("NETCUT_ROUNDS") != "" {
+		kinds = append(kinds, "split standby", "one way standby", "split home", "one way home")
+	}
+	for round := range int(envNumber(t, "NETCUT_ROUNDS", uint64(len(kinds)))) {
+		kind := kinds[round%len(kinds)]
+		if round >= len(kinds) {
+			kind = kinds[c.rng.IntN(len(kinds))]
 		}
-		recoveries := vm.GetRecoveries()
-		cut(true)
-		c.until(recoverPatience, kind+": the VM goes on elsewhere", func(ctx context.Context) error {
+		c.cutRound(fmt.Sprintf("round %d: %s", round, kind), kind)
+		if t.Failed() {
+			return
+		}
+	}
+	c.report()
+}
+
+// cutWhom tells which server a cut isolates.
+func (c *cutCluster) cutWhom(kind string, vm *api.VM) int {
+	if strings.HasSuffix(kind, "standby") || kind == "workers" && c.rng.IntN(2) == 0 {
+		return c.index(c.workerOf(vm, "standby"))
+	}
+	return c.index(vm.GetHome())
+}
+
+// sever makes or ends a cut.
+func (c *cutCluster) sever(kind string, whom int, off bool) {
+	if strings.HasPrefix(kind, "split") {
+		c.net.cut(whom, off)
+		return
+	}
+	for i := range c.net.n {
+		switch {
+		case i == whom:
+		case kind == "workers":
+			c.net.silence(whom, i, off)
+			c.net.silence(i, whom, off)
+		default:
+			c.net.deafen(whom, i, off) // it hears the others, they do not hear it
+		}
+	}
+}
+
+func (c *cutCluster) cutRound(what, kind string) {
+	vm := c.awaitSafe(what)
+	whom := c.cutWhom(kind, vm)
+	name := c.session.Cluster.Servers[whom].Name
+	c.reader.await(c.t, what, c.reader.count()+100)
+	<-time.After(c.upTo(200 * time.Millisecond))
+	began, before, l := time.Now(), c.reader.count(), c.followLogs()
+	c.sever(kind, whom, true)
+	if name == vm.GetHome() && kind != "workers" {
+		c.until(recoverPatience, what+": the VM goes on elsewhere", func(ctx context.Context) error {
 			now, err := c.vm(ctx)
-			if err == nil && (now.GetRecoveries() == recoveries || now.GetHome() == vm.GetHome()) {
+			if err == nil && (now.GetRecoveries() == vm.GetRecoveries() || now.GetHome() == vm.GetHome()) {
 				err = fmt.Errorf("its home is %s, after %d recoveries", now.GetHome(), now.GetRecoveries())
 			}
-			vm = now
 			return err
 		})
-		c.reader.await(t, kind+": output goes on", c.reader.count()+200)
-		var stopped, until, started int64
-		c.until(faultPatience, kind+": both sides have logged what they did", func(context.Context) error {
-			var ok, ok2 bool
-			from := c.session.Cluster.Servers[home].Name
-			if stopped, ok = c.logged(from, "at_us", "fence", `"on":true`); !ok {
-				return fmt.Errorf("%s has not stopped its guest", from)
-			}
-			until, _ = c.logged(from, "lease_until_us", "fence", `"on":true`)
-			if started, ok2 = c.logged(vm.GetHome(), "at_us", "goes back to the last checkpoint"); !ok2 {
-				return fmt.Errorf("%s has not taken over", vm.GetHome())
-			}
-			return nil
-		})
-		t.Logf("%s: the lease of %s ended %d us, its guest stopped %d us before %s began to start it", kind, c.session.Cluster.Servers[home].Name,
-			started-until, started-stopped, vm.GetHome())
-		if until >= started || stopped >= started {
-			t.Errorf("%s: the guest ran on two sides: lease until %d, stopped at %d, started at %d", kind, until, stopped, started)
-		}
-		cut(false)
-		c.heal(c.session.Cluster.Servers[home].Name)
-		c.awaitSafe("after the cut: " + kind)
-		c.check(kind)
 	}
+	c.reader.await(c.t, what+": output goes on", before+700)
+	gap, first := c.reader.longestGap(began)
+	if name == vm.GetHome() && kind != "workers" {
+		c.stoppedFirst(what, l, name)
+	}
+	c.sever(kind, whom, false)
+	c.heal(name)
+	after := c.awaitSafe(what + ": after the cut")
+	c.check(what)
+	c.t.Logf("%s of %s (home %s): first new record after %v, longest gap %v, recoveries %d -> %d", what, name, vm.GetHome(), first.Round(time.Millisecond),
+		gap.Round(time.Millisecond), vm.GetRecoveries(), after.GetRecoveries())
+	c.took[kind] = append(c.took[kind], first)
+}
+
+// stoppedFirst demands that the guest had stopped at its former home, whose lease had lapsed, before another server began to start it. All servers' clocks
+// are the host's.
+func (c *cutCluster) stoppedFirst(what string, l *logs, from string) {
+	c.t.Helper()
+	var stopped, until, started int64
+	var to string
+	c.until(faultPatience, what+": both sides have logged what they did", func(context.Context) error {
+		l.poll()
+		var ok bool
+		if stopped, ok = l.number(from, "at_us", "fence", `"on":true`); !ok {
+			return fmt.Errorf("%s has not stopped its guest", from)
+		}
+		until, _ = l.number(from, "lease_until_us", "fence", `"on":true`)
+		if to, _ = l.first(logRemap); to == "" {
+			return errors.New("no server has taken over")
+		}
+		started, _ = l.number(to, "at_us", logRemap)
+		return nil
+	})
+	c.t.Logf("%s: the lease of %s ended %d us, its guest stopped %d us before %s began to start it", what, from, started-until, started-stopped, to)
+	if until >= started || stopped >= started {
+		c.t.Errorf("%s: the guest ran on two sides: lease until %d, stopped at %d, started at %d", what, until, stopped, started)
+	}
+}
+
+// Only the workers' connections between two cells are cut, all serve processes hear each other. A VM over both waits for pages that do not come. Nobody
+// may wait for ever: a protected VM goes on with what is left, any other ends and says why.
+func TestPagePlaneCut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	needKVM(t)
+	c := startCut(t, 3)
+	c.payload, c.args, c.span, c.vcpus = "count", "0 1000", []string{"a", "b"}, 2
+	c.run()
+	lone := &api.VMSpec{Name: "lone", Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: "2000000000",
+		MemoryBytes: uint64(16 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "none"}
+	c.until(faultPatience, "creating the other VM", func(ctx context.Context) error { _, err := c.client.Run(ctx, lone, nil); return err })
+	c.until(faultPatience, "the other VM runs", func(ctx context.Context) error {
+		vms, err := c.vms(ctx)
+		if err == nil && vms["lone"].GetState() != api.VMState_VM_STATE_RUNNING {
+			err = fmt.Errorf("it is %s", vms["lone"].GetState().Word())
+		}
+		return err
+	})
+	c.awaitSafe("before the cut")
+	c.reader.await(t, "before the cut", c.reader.count()+100)
+	a, b := c.index("a-1"), c.index("b-1")
+	began, before := time.Now(), c.reader.count()
+	for _, off := range []bool{true, false} {
+		c.net.silence(a, b, off)
+		c.net.silence(b, a, off)
+		if !off {
+			break
+		}
+		c.reader.await(t, "page plane cut: output goes on", before+700)
+		gap, _ := c.reader.longestGap(began)
+		c.until(safePatience, "page plane cut: the other VM ends", func(ctx context.Context) error {
+			vms, err := c.vms(ctx)
+			if other := vms["lone"]; err == nil && (!other.GetState().Ended() || other.GetReason() == "") {
+				err = fmt.Errorf("it is %s: %s", other.GetState().Word(), other.GetReason())
+			} else if err == nil {
+				t.Logf("after %v: VM lone is %s: %s", time.Since(began).Round(time.Millisecond), other.GetState().Word(), other.GetReason())
+			}
+			return err
+		})
+		t.Logf("VM %s: longest gap %v", failoverVM, gap.Round(time.Millisecond))
+	}
+	for _, s := range c.session.Cluster.Servers {
+		c.heal(s.Name)
+	}
+	c.awaitSafe("after the cut")
+	c.check("after the cut")
 }

@@ -48,6 +48,7 @@ const (
 	Cellvisor_StopVM_FullMethodName          = "/cellvisor.v1.Cellvisor/StopVM"
 	Cellvisor_ProtectVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ProtectVM"
 	Cellvisor_ResetVM_FullMethodName         = "/cellvisor.v1.Cellvisor/ResetVM"
+	Cellvisor_PauseVM_FullMethodName         = "/cellvisor.v1.Cellvisor/PauseVM"
 	Cellvisor_RemoveVM_FullMethodName        = "/cellvisor.v1.Cellvisor/RemoveVM"
 	Cellvisor_Cordon_FullMethodName          = "/cellvisor.v1.Cellvisor/Cordon"
 	Cellvisor_StartOperation_FullMethodName  = "/cellvisor.v1.Cellvisor/StartOperation"
@@ -103,6 +104,8 @@ type CellvisorClient interface {
 	// ResetVM restarts the guest of a running VM in place: memory is zero again, the payload is loaded anew, every vCPU begins at its start. What the
 	// VM has put out stays. It answers when the restart is agreed on.
 	ResetVM(ctx context.Context, in *ResetVMRequest, opts ...grpc.CallOption) (*ResetVMResponse, error)
+	// PauseVM lets the guest of a running VM stand still, or go on. It answers when it does everywhere. The guest does not see the time pass.
+	PauseVM(ctx context.Context, in *PauseVMRequest, opts ...grpc.CallOption) (*PauseVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(ctx context.Context, in *RemoveVMRequest, opts ...grpc.CallOption) (*RemoveVMResponse, error)
 	// Cordon keeps new VM parts off servers, or lets them on again.
@@ -272,6 +275,16 @@ func (c *cellvisorClient) ResetVM(ctx context.Context, in *ResetVMRequest, opts 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ResetVMResponse)
 	err := c.cc.Invoke(ctx, Cellvisor_ResetVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) PauseVM(ctx context.Context, in *PauseVMRequest, opts ...grpc.CallOption) (*PauseVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseVMResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_PauseVM_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -610,6 +623,8 @@ type CellvisorServer interface {
 	// ResetVM restarts the guest of a running VM in place: memory is zero again, the payload is loaded anew, every vCPU begins at its start. What the
 	// VM has put out stays. It answers when the restart is agreed on.
 	ResetVM(context.Context, *ResetVMRequest) (*ResetVMResponse, error)
+	// PauseVM lets the guest of a running VM stand still, or go on. It answers when it does everywhere. The guest does not see the time pass.
+	PauseVM(context.Context, *PauseVMRequest) (*PauseVMResponse, error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error)
 	// Cordon keeps new VM parts off servers, or lets them on again.
@@ -702,6 +717,9 @@ func (UnimplementedCellvisorServer) ProtectVM(context.Context, *ProtectVMRequest
 }
 func (UnimplementedCellvisorServer) ResetVM(context.Context, *ResetVMRequest) (*ResetVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResetVM not implemented")
+}
+func (UnimplementedCellvisorServer) PauseVM(context.Context, *PauseVMRequest) (*PauseVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseVM not implemented")
 }
 func (UnimplementedCellvisorServer) RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveVM not implemented")
@@ -957,6 +975,24 @@ func _Cellvisor_ResetVM_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CellvisorServer).ResetVM(ctx, req.(*ResetVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cellvisor_PauseVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).PauseVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_PauseVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).PauseVM(ctx, req.(*PauseVMRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1407,6 +1443,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResetVM",
 			Handler:    _Cellvisor_ResetVM_Handler,
+		},
+		{
+			MethodName: "PauseVM",
+			Handler:    _Cellvisor_PauseVM_Handler,
 		},
 		{
 			MethodName: "RemoveVM",

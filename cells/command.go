@@ -45,6 +45,10 @@ type Command struct {
 	VMProtected  *VMProtected  `json:"vm_protected,omitempty"`
 	Report       *Report       `json:"report,omitempty"`
 	ResetVM      *ResetVM      `json:"reset_vm,omitempty"`
+	PauseVM      *PauseVM      `json:"pause_vm,omitempty"`
+	PartPaused   *PartPaused   `json:"part_paused,omitempty"`
+	SaveVM       *SaveVM       `json:"save_vm,omitempty"`
+	EndSave      *EndSave      `json:"end_save,omitempty"`
 
 	StartOperation *StartOperation `json:"start_operation,omitempty"`
 	EndOperation   *EndOperation   `json:"end_operation,omitempty"`

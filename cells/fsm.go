@@ -195,7 +195,7 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 	return f.dispatchOperation(c, index)
 }
 
-// dispatchOperation applies the commands of operations and moves.
+// dispatchOperation applies the commands of operations, moves and pauses.
 func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 	switch {
 	case c.StartOperation != nil:
@@ -214,6 +214,14 @@ func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 		return nil, f.setBalance(c.SetBalance)
 	case c.Loads != nil:
 		return nil, f.loads(c.Loads)
+	case c.PauseVM != nil:
+		return nil, f.pauseVM(c.PauseVM)
+	case c.PartPaused != nil:
+		return nil, f.partPaused(c.PartPaused)
+	case c.SaveVM != nil:
+		return nil, f.saveVM(c.SaveVM)
+	case c.EndSave != nil:
+		return nil, f.endSave(c.EndSave)
 	}
 	return nil, faultf(CodeUnknown, "command is not known here: another version of the program proposed it")
 }

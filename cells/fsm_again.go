@@ -81,6 +81,8 @@ func (f *FSM) startAgain(vm *VM) {
 	vm.Parts, vm.Home = parts, parts[0].Part
 	f.attachDisks(vm, f.state.Applied)
 	vm.ProtectSeq++
+	vm.Paused, vm.Saving = false, Saving{}
+	vm.PauseSeq++
 	vm.SafeSeq, vm.Restored, vm.Resumed, vm.Move = 0, false, false, nil
 	f.emit(Event{Kind: EventVMStartedAgain, Subject: "vm " + vm.Spec.Name,
 		Text:   fmt.Sprintf("vm %s starts again from its spec on %s (start %d after a loss): %s", vm.Spec.Name, partNames(vm), vm.Start.Count, reason),

@@ -75,6 +75,7 @@ func (f *FSM) resetVM(c *ResetVM) *Fault {
 		reason += ": " + clip(c.Reason, 256)
 	}
 	vm.Crashes = 0
+	f.unsave(vm, "it was reset")
 	f.reboot(vm, reason)
 	return nil
 }

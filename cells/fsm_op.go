@@ -172,6 +172,8 @@ func (f *FSM) beginStep(op *Operation, i int) {
 		s.State, s.Note = StepDone, "it has left already"
 	case vm.Move != nil:
 		s.Note = "another move of the vm is under way"
+	case vm.Saving.Token != "":
+		s.Note = "the vm is being saved"
 	case vm.State != VMRunning:
 		s.Note = "the vm is starting"
 	case s.Kind == StepStandby:

@@ -125,6 +125,7 @@ func (f *FSM) resume(c *Resume) *Fault {
 		return faultf(CodeInvalid, "server %d is %s of cell %s: name and cell cannot change", s.ID, s.Name, s.Cell)
 	}
 	s.take(&c.Info)
+	f.endSaves(s.ID, s.Process.Boot)
 	f.emit(Event{Kind: EventServerResumed, Subject: "server " + string(s.Name),
 		Text:   fmt.Sprintf("server %s goes on with a new serve process, pid %d", s.Name, s.Process.PID),
 		Fields: map[string]string{"pid": fmt.Sprint(s.Process.PID), "incarnation": fmt.Sprint(s.Incarnation)}})

@@ -156,6 +156,7 @@ type VMPart struct {
 	ReplicaAddr string            `json:"replica_addr,omitempty"` // replica plane, once ready
 	NetAddr     string            `json:"net_addr,omitempty"`     // of its ports on the built-in switch, once ready
 	Idle        int               `json:"idle,omitempty"`         // of its vCPUs, so many idle, on average of late
+	PausedSeq   uint64            `json:"paused_seq,omitempty"`   // the VM's last change of its pauses that it has carried out
 	Holds       bool              `json:"holds,omitempty"`        // of a standby: home lets no output leave before this one has the checkpoint after it
 }
 
@@ -188,6 +189,10 @@ type VM struct {
 	Restarts uint64      `json:"restarts,omitempty"` // in place, by crashes and by operators
 	Crashes  int         `json:"crashes,omitempty"`  // in a row, each within CrashWindow of its boot
 	Start    Start       `json:"start,omitzero"`
+
+	Paused   bool   `json:"paused,omitempty"`    // an operator wants its guest to stand still
+	Saving   Saving `json:"saving,omitzero"`     // who is saving it, which holds it, too
+	PauseSeq uint64 `json:"pause_seq,omitempty"` // rises with each change of these two
 
 	Move  *Move `json:"move,omitempty"` // the move that is under way
 	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
@@ -251,6 +256,8 @@ const (
 	EventVMStartedAgain EventKind = "vm-again"     // from its spec, after it was lost
 	EventVMRestarted    EventKind = "vm-restarted" // in place: its guest crashed, or an operator reset it
 	EventVMDegraded     EventKind = "vm-degraded"  // on-loss touch: goes on without some parts
+	EventVMPaused       EventKind = "vm-paused"    // an operator, or whoever saves it, lets its guest stand still
+	EventVMUnpaused     EventKind = "vm-resumed"   // it goes on after that
 	EventVMStalled      EventKind = "vm-stalled"   // too much of its output is held back
 	EventVMUnstalled    EventKind = "vm-unstalled"
 	EventVMRemoved      EventKind = "vm-removed"

@@ -142,7 +142,7 @@ func (f *Forecast) vm(v *api.VM, gone map[string]bool, what string) VMForecast {
 			standby = w.GetServer()
 		}
 	}
-	running := v.GetState() == api.VMState_VM_STATE_RUNNING
+	running := v.GetState() == api.VMState_VM_STATE_RUNNING || v.GetState() == api.VMState_VM_STATE_PAUSED
 	switch {
 	case hit == 0:
 		out.Fate, out.Reason = "untouched", "no part of it is there"

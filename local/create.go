@@ -26,6 +26,7 @@ import (
 const (
 	MaxCells   = 26 // named a to z
 	MaxServers = 32 // in one cell
+	MaxSlow    = 40 // a lease of a minute
 	maxVoters  = 5
 	// maxDirLen leaves room for the longest socket path below the directory, DIR/witness-1/api.sock, within the 107 bytes that Linux allows.
 	maxDirLen = 88
@@ -46,11 +47,15 @@ type Shape struct {
 	NoJail     bool // a new cluster's workers are not jailed
 
 	Lease time.Duration // a new cluster's lease length; 0: the default
+	Slow  int           // a new cluster's timing is so many times slower than the default; 0 is 1
 }
 
 // timing is the default with the lease that is wanted.
 func timing(want Shape) config.Timing {
 	t := config.DefaultTiming()
+	for _, d := range []*time.Duration{&t.LeaseLength, &t.LeaseRenew, &t.Heartbeat, &t.ElectionMin} {
+		*d *= time.Duration(max(1, want.Slow))
+	}
 	if want.Lease != 0 {
 		t.LeaseLength = want.Lease
 	}

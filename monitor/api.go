@@ -132,6 +132,12 @@ type WorkerSwitched struct {
 	Switched wire.WorkerSwitched
 }
 
+// WorkerPaused is a worker's report that its guest stands still, or goes on, as it was told.
+type WorkerPaused struct {
+	VM  ident.VMID
+	Seq uint64
+}
+
 // WorkerGone says that a worker process has ended, or could not be started or was stopped before it came up (PID 0).
 type WorkerGone struct {
 	VM     ident.VMID
@@ -165,6 +171,7 @@ func (WorkerProtected) event() {}
 func (WorkerRestored) event()  {}
 func (WorkerSwitched) event()  {}
 func (WorkerStalled) event()   {}
+func (WorkerPaused) event()    {}
 func (WorkersKilled) event()   {}
 func (ClockSet) event()        {}
 
@@ -224,6 +231,12 @@ type SendProtect struct {
 	Protect wire.WorkerProtect
 }
 
+// SendPause lets a worker's guest stand still, or go on.
+type SendPause struct {
+	VM    ident.VMID
+	Pause wire.WorkerPause
+}
+
 // SendSwitch asks a VM's home worker for a switchover under protection Seq.
 type SendSwitch struct {
 	VM  ident.VMID
@@ -271,6 +284,7 @@ func (StartWorker) action()  {}
 func (SendMembers) action()  {}
 func (SendProtect) action()  {}
 func (SendSwitch) action()   {}
+func (SendPause) action()    {}
 func (StopWorker) action()   {}
 func (KillWorkers) action()  {}
 func (Lease) action()        {}

@@ -117,6 +117,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerRestored(e)
 	case WorkerStalled:
 		c.workerStalled(e)
+	case WorkerPaused:
+		c.workerPaused(e)
 	case WorkerSwitched:
 		c.workerSwitched(e)
 	case WorkersKilled:

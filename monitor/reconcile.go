@@ -29,6 +29,8 @@ type worker struct {
 	disks    bool // as home it has opened its copies of disks
 	reason   string
 	stopAt   ident.Micros // when to ask it (again) to stop
+	pause    uint64       // PauseSeq that it was last sent
+	paused   uint64       // and that it has carried out
 }
 
 // Spans of the reconciler.
@@ -173,6 +175,10 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
 			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr, ReplicaAddr: w.ready.Replica, NetAddr: w.ready.NetAddr}})
 	case vm.State != cells.VMRunning || !c.holdsLease():
+	case w.pause < vm.PauseSeq: // before its members: what is to stand still must not begin to run
+		w.pause = vm.PauseSeq
+		c.act(SendPause{VM: vm.ID, Pause: wire.WorkerPause{On: vm.Pausing(), Seq: vm.PauseSeq}})
+		c.dirty = true
 	case !p.Standby && w.members < vm.Epoch:
 		w.members = vm.Epoch
 		c.act(SendMembers{VM: vm.ID, Members: members(vm)})
@@ -185,6 +191,9 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.safe}})
 	case w.disks && vm.Home == p.Part && c.rep.State().Unconfirmed(vm):
 		c.propose(fmt.Sprintf("disks/%d", vm.ID), cells.Command{DisksOpened: &cells.DisksOpened{VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation}})
+	case w.paused == vm.PauseSeq && p.PausedSeq != w.paused && !p.Standby:
+		c.propose(fmt.Sprintf("paused/%d", vm.ID), cells.Command{PartPaused: &cells.PartPaused{
+			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.paused}})
 	case vm.Move != nil && vm.Home == p.Part:
 		c.tendMove(vm, p, w)
 	}
@@ -220,6 +229,13 @@ func protection(vm *cells.VM) wire.WorkerProtect {
 func (c *Core) workerProtected(e WorkerProtected) {
 	if w := c.workerOf(e.VM); w != nil && e.Protected.Seq > w.safe {
 		w.safe = e.Protected.Seq
+		c.dirty = true
+	}
+}
+
+func (c *Core) workerPaused(e WorkerPaused) {
+	if w := c.workerOf(e.VM); w != nil && e.Seq > w.paused {
+		w.paused = e.Seq
 		c.dirty = true
 	}
 }

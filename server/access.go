@@ -37,7 +37,7 @@ var access = map[string]level{
 	"ListOperations": mayLook, "GetOperation": mayLook, "SafeToStop": mayLook, "ConsoleVM": mayLook, "OutputVM": mayLook, "Events": mayLook,
 	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "ListDisks": mayLook, "Slices": mayLook,
 	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "RemoveDisk": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
-	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
+	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "PauseVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
 	"GetBlob": mayPeer, "DebugDump": mayPeer, "AuditLog": mayPeer,
 	// gRPC's reflection service: what calls there are.
 	"ServerReflectionInfo": mayLook,

@@ -178,9 +178,16 @@ func hasCell(vm *cells.VM, name ident.CellName) bool {
 	return false
 }
 
+func vmState(vm *cells.VM) api.VMState {
+	if vm.Still() {
+		return api.VMState_VM_STATE_PAUSED
+	}
+	return vmStates[vm.State]
+}
+
 func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 	out := &api.VM{
-		Id: uint64(vm.ID), Name: vm.Spec.Name, State: vmStates[vm.State], Reason: vm.Reason, ExitStatus: vm.ExitStatus,
+		Id: uint64(vm.ID), Name: vm.Spec.Name, State: vmState(vm), Reason: vm.Reason, ExitStatus: vm.ExitStatus,
 		Vcpus: uint32(vm.Spec.VCPUs), MemoryBytes: uint64(vm.Spec.MemoryBytes), Protect: protectText(&vm.Spec),
 		Protection: vm.Protection(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,

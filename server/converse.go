@@ -101,6 +101,46 @@ func (s *supervisor) exchange(ctx context.Context, w *worker, conn net.Conn) err
 	}
 }
 
+// outgoing returns what the connection has not carried yet.
+func (w *worker) outgoing() []wire.ToWorker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []wire.ToWorker
+	if w.lease != w.sent.lease {
+		out = append(out, wire.ToWorker{Lease: w.lease})
+	}
+	if w.pause != w.sent.pause { // before the members: what is to stand still must not begin to run
+		out = append(out, wire.ToWorker{Pause: w.pause})
+	}
+	if w.members != w.sent.members {
+		out = append(out, wire.ToWorker{Members: w.members})
+	}
+	if w.protect != w.sent.protect {
+		out = append(out, wire.ToWorker{Protect: w.protect})
+	}
+	if w.swtch != w.sent.swtch {
+		out = append(out, wire.ToWorker{Switch: w.swtch})
+	}
+	if w.faults != w.sent.faults {
+		out = append(out, wire.ToWorker{Faults: w.faults})
+	}
+	if w.stop != w.sent.stop {
+		out = append(out, wire.ToWorker{Stop: w.stop})
+	}
+	if w.asked != w.sent.asked {
+		out = append(out, wire.ToWorker{PageMap: w.asked})
+	}
+	if m := w.typed.next; m != nil && m.Seq != w.sent.typed {
+		out = append(out, wire.ToWorker{Typed: m})
+		w.sent.typed = m.Seq
+	}
+	if w.peers != w.sent.peers {
+		out = append(out, wire.ToWorker{Peers: w.peers})
+	}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers}
+	return out
+}
+
 // hear takes one message of a worker.
 func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 	w.mu.Lock()
@@ -121,6 +161,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerRestored{VM: w.vm, Restored: *m.Restored})
 	case m.Switched != nil:
 		s.report(monitor.WorkerSwitched{VM: w.vm, Switched: *m.Switched})
+	case m.Paused != nil:
+		s.report(monitor.WorkerPaused{VM: w.vm, Seq: m.Paused.Seq})
 	case m.Stalled != nil:
 		s.report(monitor.WorkerStalled{VM: w.vm, Stalled: *m.Stalled})
 	case m.Fenced != nil:

@@ -130,6 +130,8 @@ func (s *Server) act(a monitor.Action) {
 		s.workers.sendProtect(a)
 	case monitor.SendSwitch:
 		s.workers.sendSwitch(a)
+	case monitor.SendPause:
+		s.workers.sendPause(a)
 	case monitor.StopWorker:
 		s.workers.stopWorker(a)
 	case monitor.KillWorkers:

@@ -21,8 +21,11 @@ import (
 	"github.com/cellvisor/cellvisor/monitor"
 )
 
-// fetchPatience bounds the fetch of a payload from one server.
+// fetchPatience is how long a server that sends a payload may say nothing.
 const fetchPatience = 30 * time.Second
+
+// connectPatience is how long a connection to another server's API may take to be made: a machine whose guests use all of it needs seconds.
+const connectPatience = 10 * time.Second
 
 // guestFiles are the paths of the files that a guest is started from, "" for none.
 type guestFiles struct{ payload, initrd string }
@@ -90,8 +93,10 @@ func (s *Server) fetchPayload(ctx context.Context, p monitor.Payload) error {
 }
 
 func (s *Server) fetchFrom(ctx context.Context, sv *cells.Server, p monitor.Payload) error {
-	ctx, cancel := context.WithTimeout(ctx, fetchPatience)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	silent := time.AfterFunc(fetchPatience, cancel) // a large file over a slow line takes its time, as long as it comes
+	defer silent.Stop()
 	sha, err := hex.DecodeString(p.SHA256)
 	if err != nil {
 		return err
@@ -117,6 +122,7 @@ func (s *Server) fetchFrom(ctx context.Context, sv *cells.Server, p monitor.Payl
 		if err != nil {
 			return err
 		}
+		silent.Reset(fetchPatience)
 		if _, err := w.Write(m.GetChunk()); err != nil {
 			return err
 		}
@@ -152,7 +158,7 @@ func (v *service) peer(sv *cells.Server) (api.CellvisorClient, error) {
 		conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(),
 			grpc.WithConnectParams(grpc.ConnectParams{ // a serve process that was restarted is back within a moment
 				Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 200 * time.Millisecond},
-				MinConnectTimeout: time.Second,
+				MinConnectTimeout: connectPatience,
 			}))
 		if err != nil {
 			return nil, status.Errorf(codes.Unavailable, "API of server %s at %s: %v", sv.Name, sv.Addrs.API, err)

@@ -153,6 +153,12 @@ func (s *supervisor) sendSwitch(a monitor.SendSwitch) {
 	}
 }
 
+func (s *supervisor) sendPause(a monitor.SendPause) {
+	if w := s.worker(a.VM); w != nil {
+		w.post(func() { w.pause = &a.Pause })
+	}
+}
+
 // stopWorker asks a worker to end and kills it when it does not.
 func (s *supervisor) stopWorker(a monitor.StopWorker) {
 	w := s.worker(a.VM)

@@ -38,6 +38,7 @@ type worker struct {
 	members *wire.WorkerMembers                 // protected by mu
 	protect *wire.WorkerProtect                 // protected by mu
 	swtch   *wire.WorkerSwitch                  // protected by mu
+	pause   *wire.WorkerPause                   // protected by mu
 	stop    *wire.WorkerStop                    // protected by mu
 	faults  *wire.WorkerFaults                  // protected by mu
 	sent    sentMarks                           // protected by mu; what this connection has carried
@@ -55,6 +56,7 @@ type sentMarks struct {
 	members *wire.WorkerMembers
 	protect *wire.WorkerProtect
 	swtch   *wire.WorkerSwitch
+	pause   *wire.WorkerPause
 	stop    *wire.WorkerStop
 	faults  *wire.WorkerFaults
 	asked   *wire.WorkerMapAsk
@@ -83,43 +85,6 @@ func (w *worker) counters() *wire.WorkerStats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.stats
-}
-
-// outgoing returns what the connection has not carried yet.
-func (w *worker) outgoing() []wire.ToWorker {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var out []wire.ToWorker
-	if w.lease != w.sent.lease {
-		out = append(out, wire.ToWorker{Lease: w.lease})
-	}
-	if w.members != w.sent.members {
-		out = append(out, wire.ToWorker{Members: w.members})
-	}
-	if w.protect != w.sent.protect {
-		out = append(out, wire.ToWorker{Protect: w.protect})
-	}
-	if w.swtch != w.sent.swtch {
-		out = append(out, wire.ToWorker{Switch: w.swtch})
-	}
-	if w.faults != w.sent.faults {
-		out = append(out, wire.ToWorker{Faults: w.faults})
-	}
-	if w.stop != w.sent.stop {
-		out = append(out, wire.ToWorker{Stop: w.stop})
-	}
-	if w.asked != w.sent.asked {
-		out = append(out, wire.ToWorker{PageMap: w.asked})
-	}
-	if m := w.typed.next; m != nil && m.Seq != w.sent.typed {
-		out = append(out, wire.ToWorker{Typed: m})
-		w.sent.typed = m.Seq
-	}
-	if w.peers != w.sent.peers {
-		out = append(out, wire.ToWorker{Peers: w.peers})
-	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.stop, w.faults, w.asked, w.sent.typed, w.peers}
-	return out
 }
 
 // run prepares, starts and accompanies one worker until its process is gone.

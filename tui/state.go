@@ -45,6 +45,8 @@ func vmMark(t *theme.Theme, vm *api.VM) mark {
 		return mark{t.Starting, s.Word(), theme.Warn}
 	case api.VMState_VM_STATE_RUNNING:
 		return mark{t.Running, s.Word(), theme.Good}
+	case api.VMState_VM_STATE_PAUSED:
+		return mark{t.Stopped, s.Word(), theme.Warn}
 	case api.VMState_VM_STATE_STOPPED:
 		return mark{t.Stopped, s.Word(), theme.Dim}
 	case api.VMState_VM_STATE_EXITED:

@@ -187,7 +187,13 @@ type WorkerStop struct {
 
 // WorkerPause stops (On) or continues the vCPUs of this part.
 type WorkerPause struct {
-	On bool `json:"on"`
+	On  bool   `json:"on"`
+	Seq uint64 `json:"seq"` // of the change; an older one is ignored
+}
+
+// WorkerPaused is the answer: this part's guest stands still, or may go on. It is repeated on each new connection.
+type WorkerPaused struct {
+	Seq uint64 `json:"seq"`
 }
 
 // MaxTypedBytes bounds WorkerTyped.Data.
@@ -220,6 +226,7 @@ type FromWorker struct {
 	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
 	Took      *WorkerTook      `json:"took,omitempty"`
 	Dial      *WorkerDial      `json:"dial,omitempty"`
+	Paused    *WorkerPaused    `json:"paused,omitempty"`
 }
 
 // WorkerDial asks serve for a connection to another part of the VM, which a jailed worker cannot make. Serve connects to WorkerHandSocket, sends

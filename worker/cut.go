@@ -179,11 +179,7 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 	}
 	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow(), since: c.safe}}
 	for _, v := range w.vcpus {
-		capture := v.capture
-		if w.linux != nil {
-			capture = v.captureLinux
-		}
-		origin, err := capture()
+		origin, err := w.originOf(v)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -223,6 +219,14 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 	a.users.Add(1)
 	c.keep(a)
 	return s, func() { w.cutter.pack(s, a, before) }, nil
+}
+
+// originOf captures a vCPU, which is held, as an origin.
+func (w *Worker) originOf(v *vcpu) ([]byte, error) {
+	if w.linux == nil {
+		return v.capture()
+	}
+	return v.captureLinux(func(id ident.VCPU) (uint64, bool) { return w.pauses.tscOf(w, id) })
 }
 
 // pack packs a share.

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -95,4 +96,17 @@ func (f *files) read(name string) ([]byte, error) {
 		return nil, err
 	}
 	return io.ReadAll(io.NewSectionReader(file, 0, info.Size())) // what is held has one offset for all
+}
+
+func readSpec(dir string) (*wire.WorkerSpec, error) {
+	path := filepath.Join(dir, wire.WorkerSpecFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("worker specification: %w", err)
+	}
+	spec := &wire.WorkerSpec{}
+	if err := json.Unmarshal(text, spec); err != nil {
+		return nil, fmt.Errorf("worker specification %s: %w", path, err)
+	}
+	return spec, nil
 }

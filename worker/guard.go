@@ -40,7 +40,7 @@ type guard struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	started bool   // protected by mu
-	paused  bool   // protected by mu
+	paused  bool   // protected by mu; an operator lets the VM stand still
 	stalled bool   // protected by mu; too much output is held back
 	halted  bool   // protected by mu; the guest crashed
 	held    int    // protected by mu; holds not yet released
@@ -53,6 +53,9 @@ type guard struct {
 	onFence func(fenced bool)
 	timer   *time.Timer
 	fenced  bool // protected by mu
+
+	pausedAt  time.Time     // protected by mu
+	pausedSum time.Duration // protected by mu; of the pauses that are over
 }
 
 // newGuard returns a closed guard. kick must force all vCPUs out of the guest; onFence is told when the lease lapses and when it is back.
@@ -88,23 +91,26 @@ func (g *guard) leave() {
 
 // enter blocks until the vCPU may enter the guest, and returns the life that it enters; ok is false when the VM has ended. The fast path may
 // still return the former life when a restart is under way: restart waits until every thread has parked, so nothing comes of it.
-func (g *guard) enter() (life uint64, ok bool) {
+//
+// A pause holds who is in the present life. Who is still in the life that he is in now, which is none for one that has not begun, gets the next, so
+// that a VM which goes on elsewhere while it is paused is all there.
+func (g *guard) enter(in uint64) (life uint64, ok bool) {
 	if g.open.Load() && g.leased() {
 		return g.lifeNow.Load(), true
 	}
-	return g.wait(false)
+	return g.wait(false, in)
 }
 
 // enterIdle is enter for a vCPU that idles: it needs no slot.
-func (g *guard) enterIdle() (life uint64, ok bool) {
+func (g *guard) enterIdle(in uint64) (life uint64, ok bool) {
 	if g.open.Load() && g.leased() {
 		return g.lifeNow.Load(), true
 	}
-	return g.wait(true)
+	return g.wait(true, in)
 }
 
 // wait is enter's slow path.
-func (g *guard) wait(idle bool) (life uint64, ok bool) {
+func (g *guard) wait(idle bool, in uint64) (life uint64, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
@@ -116,7 +122,7 @@ func (g *guard) wait(idle bool) (life uint64, ok bool) {
 			return 0, false
 		}
 		switch {
-		case !g.mayRun() || !g.leased():
+		case !g.mayRun() || !g.leased(), g.paused && in == g.life:
 			g.changed.Wait()
 		case g.slot.off && !idle:
 			waited = true
@@ -145,7 +151,7 @@ func (g *guard) awaitLife(life uint64) bool {
 
 // mayRun requires mu.
 func (g *guard) mayRun() bool {
-	return g.started && !g.paused && !g.stalled && !g.halted && g.held == 0 && !g.stopped
+	return g.started && !g.stalled && !g.halted && g.held == 0 && !g.stopped
 }
 
 // hold throws the vCPUs out of the guest and waits until all of them have parked, or for at most the given time. Each hold that returned
@@ -218,7 +224,49 @@ func (g *guard) checkLease() {
 func (g *guard) start() { g.update(func() { g.started, g.life = true, g.life+1 }) }
 
 // pause holds the vCPUs, or lets them go on.
-func (g *guard) pause(on bool) { g.update(func() { g.paused = on }) }
+func (g *guard) pause(on bool) {
+	g.update(func() {
+		switch {
+		case on && !g.paused:
+			g.pausedAt = time.Now()
+		case !on && g.paused:
+			g.pausedSum += time.Since(g.pausedAt)
+		}
+		g.paused = on
+	})
+}
+
+// pausedFor is for how long the vCPUs have been held so, all pauses together.
+func (g *guard) pausedFor() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.paused {
+		return g.pausedSum + time.Since(g.pausedAt)
+	}
+	return g.pausedSum
+}
+
+// isPaused tells whether they are held so.
+func (g *guard) isPaused() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.paused
+}
+
+// awaitPaused waits until every vCPU has parked in the life that it is in; false if the pause, or the VM, has ended meanwhile.
+func (g *guard) awaitPaused(begun func(life uint64) bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for {
+		switch {
+		case !g.paused || g.stopped:
+			return false
+		case g.started && g.parked == g.threads && begun(g.life):
+			return true
+		}
+		g.changed.Wait()
+	}
+}
 
 // stall holds the vCPUs while too much output is held back, or lets them go on.
 func (g *guard) stall(on bool) { g.update(func() { g.stalled = on }) }
@@ -246,7 +294,7 @@ func (g *guard) update(f func()) {
 // settle publishes what may be done now, and throws out of the guest who may not be there. It requires mu.
 func (g *guard) settle() {
 	g.lifeNow.Store(g.life)
-	g.open.Store(g.mayRun() && !g.slot.off)
+	g.open.Store(g.mayRun() && !g.paused && !g.slot.off)
 	if !g.open.Load() {
 		g.kick()
 	}

@@ -12,7 +12,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	fences := make(chan bool, 16)
 	g := newGuard(func() { kicks <- struct{}{} }, func(on bool) { fences <- on })
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(); entered <- ok }()
+	go func() { _, ok := g.enter(0); entered <- ok }()
 
 	g.start()
 	select {
@@ -35,7 +35,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	if on := <-fences; on {
 		t.Fatal("a renewed lease raised the fence again")
 	}
-	if _, ok := g.enter(); !ok {
+	if _, ok := g.enter(0); !ok {
 		t.Fatal("did not go on under a renewed lease")
 	}
 }
@@ -53,7 +53,7 @@ func TestGuardIgnoresAnOlderLease(t *testing.T) {
 func TestGuardStopEndsWaiters(t *testing.T) {
 	g := newGuard(func() {}, func(bool) {})
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(); entered <- ok }()
+	go func() { _, ok := g.enter(0); entered <- ok }()
 	g.stop()
 	if <-entered {
 		t.Fatal("entered a stopped part")
@@ -66,7 +66,7 @@ func TestGuardPauseHolds(t *testing.T) {
 	g.start()
 	g.pause(true)
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(); entered <- ok }()
+	go func() { _, ok := g.enter(1); entered <- ok }()
 	select {
 	case <-entered:
 		t.Fatal("entered while paused")
@@ -92,7 +92,7 @@ func TestGuardHoldWaitsForEveryThread(t *testing.T) {
 	for range 2 {
 		go func() {
 			<-ready
-			life, _ := g.enter()
+			life, _ := g.enter(1)
 			lives <- life
 		}()
 	}

@@ -37,6 +37,7 @@ type home struct {
 	line      []byte
 	began     time.Time // when the clock read base
 	base      time.Duration
+	stands    bool // the VM is paused: the clock stands at base
 	lastMilli uint32
 	done      []doneRequest // by vCPU
 	exited    bool          // the guest has asked for the end
@@ -171,7 +172,12 @@ func (h *home) perform(r deviceRequest) (uint32, error) {
 }
 
 // clock is the time since the VM first started. It requires mu.
-func (h *home) clock() time.Duration { return h.base + time.Since(h.began) }
+func (h *home) clock() time.Duration {
+	if h.stands {
+		return h.base
+	}
+	return h.base + time.Since(h.began)
+}
 
 // homeState is what a checkpoint holds of the devices, besides output.
 type homeState struct {

@@ -108,6 +108,9 @@ func (w *Worker) loadLinux() error {
 	if err := w.writeKernel(); err != nil {
 		return err
 	}
+	if err := w.pauses.bootedAnew(w); err != nil {
+		return err
+	}
 	w.home.Load().setLoaded(make([][]byte, w.spec.VCPUs))
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 )
 
@@ -14,10 +15,13 @@ import (
 const originProcessor = 3
 
 // captureLinux encodes a vCPU of a Linux machine as an origin. The guard must hold it.
-func (v *vcpu) captureLinux() ([]byte, error) {
+func (v *vcpu) captureLinux(tscOf func(ident.VCPU) (uint64, bool)) ([]byte, error) {
 	p, err := machine.CaptureProcessor(v.cpu)
 	if err != nil {
 		return nil, err
+	}
+	if tsc, ok := tscOf(v.cpu.ID()); ok {
+		p.SetTSC(tsc)
 	}
 	b, err := p.MarshalBinary()
 	if err != nil {

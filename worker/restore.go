@@ -115,7 +115,11 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 			return err
 		}
 		h.holdsFor(r, m)
-		if err := h.restore(r.device, time.Since(r.at)); err != nil {
+		elapsed := time.Since(r.at)
+		if w.guard.isPaused() {
+			elapsed = 0 // as it was, it did not see time pass
+		}
+		if err := h.restore(r.device, elapsed); err != nil {
 			return err
 		}
 		if m.Fallback == 0 {

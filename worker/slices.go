@@ -39,6 +39,8 @@ type slicer struct {
 	idle atomic.Int32  // vCPUs that have left the gang
 	mode atomic.Uint32 // wire.SliceMode; written by the thread
 
+	paused atomic.Bool // the VM is paused: no vCPU is in the gang
+
 	order   wire.SliceOrder   // carried out; the thread's
 	pending []wire.SliceOrder // for times to come, by time; the thread's
 	remind  ident.Micros      // when to say again that there is work; the thread's
@@ -209,9 +211,18 @@ func (s *slicer) bind(v *vcpu, want int) {
 
 // busy counts the vCPUs that are in the gang.
 func (s *slicer) busy() int {
+	if s.paused.Load() {
+		return 0
+	}
 	s.w.vcpuMu.Lock()
 	defer s.w.vcpuMu.Unlock()
 	return len(s.w.vcpus) - int(s.idle.Load())
+}
+
+// say says that the VM is paused, so that none of its vCPUs is in the gang, or goes on.
+func (s *slicer) say(paused bool) {
+	s.paused.Store(paused)
+	s.note()
 }
 
 // idles says that a vCPU leaves the gang or comes back.
@@ -225,6 +236,11 @@ func (s *slicer) idles(v *vcpu, on bool) {
 		s.idle.Add(-1)
 		v.idleSum.Add(now - v.idleFrom.Swap(0))
 	}
+	s.note()
+}
+
+// note says how many vCPUs are in the gang.
+func (s *slicer) note() {
 	for range noteAttempts {
 		if s.mode.Load() == uint32(wire.SliceFree) || s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}) {
 			return

@@ -48,7 +48,7 @@ func (g *guard) setTurn(on bool, kick func()) (first, last ident.Micros) {
 	g.mu.Lock()
 	first, last = g.slot.first, g.slot.last
 	g.slot.off, g.slot.first, g.slot.last = !on, 0, 0
-	g.open.Store(g.mayRun() && on)
+	g.open.Store(g.mayRun() && !g.paused && on)
 	g.mu.Unlock()
 	if on {
 		g.slot.wake()

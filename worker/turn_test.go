@@ -14,7 +14,7 @@ func enters(g *guard) <-chan struct{} {
 	go func() {
 		defer close(done)
 		defer g.leave()
-		g.enter()
+		g.enter(0)
 	}()
 	return done
 }
@@ -49,7 +49,7 @@ func TestTurn(t *testing.T) {
 		t.Fatal("a vCPU runs out of turn")
 	default:
 	}
-	if _, ok := g.enterIdle(); !ok {
+	if _, ok := g.enterIdle(0); !ok {
 		t.Fatal("an idle vCPU has to wait for its turn")
 	}
 	g.setTurn(true, nil)

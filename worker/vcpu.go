@@ -35,6 +35,7 @@ type vcpu struct {
 	idleSum   atomic.Int64   // microseconds that it was out of the gang, until idleFrom
 	idleFrom  atomic.Int64   // when it left the gang, 0 if it is in it
 	reset     *kvm.VCPUState // before its first instruction; its thread's
+	standing  bool           // counted as idle because the VM is paused; protected by the worker's vcpuMu
 	pinned    int            // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
 
@@ -62,7 +63,7 @@ func (w *Worker) runVCPU(v *vcpu) {
 	defer v.cpu.Unbind()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) // below the threads that serve pages
 	for {
-		life, ok := w.guard.enter()
+		life, ok := w.guard.enter(v.life)
 		if !ok {
 			return
 		}
@@ -151,16 +152,16 @@ func (w *Worker) handlePort(v *vcpu, exit kvm.Exit) error {
 
 // idle keeps the vCPU out of the guest for d, or until it is kicked: whoever kicks it wants it to look at the guard.
 func (w *Worker) idle(v *vcpu, d time.Duration) {
-	until := time.Now().Add(d)
+	until, paused := time.Now().Add(d), w.guard.pausedFor()
 	if d >= leavesGang {
 		w.slices.idles(v, true)
 		defer w.slices.idles(v, false)
 	}
 	for {
-		if life, ok := w.guard.enterIdle(); !ok || life != v.life {
+		if life, ok := w.guard.enterIdle(v.life); !ok || life != v.life {
 			return
 		}
-		left := time.Until(until)
+		left := time.Until(until.Add(w.guard.pausedFor() - paused)) // it did not see the time of a pause pass
 		if left <= 0 || w.drill.wanted.Load() {
 			return
 		}

@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -50,6 +49,7 @@ type Worker struct {
 	cutter  cutter
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
 	replica *replicas
+	pauses  pauses
 	linux   *linuxGuest // nil unless the guest is a Linux machine
 
 	checkpoints checkpoints
@@ -129,19 +129,6 @@ func Run(dir string, log zerolog.Logger) error {
 	w.watch()
 	w.shutDown()
 	return nil
-}
-
-func readSpec(dir string) (*wire.WorkerSpec, error) {
-	path := filepath.Join(dir, wire.WorkerSpecFile)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("worker specification: %w", err)
-	}
-	spec := &wire.WorkerSpec{}
-	if err := json.Unmarshal(text, spec); err != nil {
-		return nil, fmt.Errorf("worker specification %s: %w", path, err)
-	}
-	return spec, nil
 }
 
 // spans tells whether the VM has members on other servers.
@@ -258,6 +245,9 @@ func (w *Worker) greetings() []wire.FromWorker {
 	if w.opened {
 		all = append(all, wire.FromWorker{Disks: &wire.WorkerDisks{Opened: true}})
 	}
+	if said, ok := w.pauses.greeting(); ok {
+		all = append(all, said)
+	}
 	if w.ended != nil {
 		all = append(all, wire.FromWorker{Ended: w.ended})
 	}
@@ -279,7 +269,7 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 			w.replica.askSwitch(m.Switch.Seq)
 		}
 	case m.Pause != nil:
-		w.guard.pause(m.Pause.On)
+		w.setPause(*m.Pause)
 	case m.Faults != nil:
 		w.breakLinks(*m.Faults)
 	case m.PageMap != nil:

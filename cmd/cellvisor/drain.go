@@ -211,7 +211,7 @@ nothing is missing. The VM stands still for some milliseconds, which the result 
 Of a VM that spans several servers, --from says which part moves.`,
 		Example:           "  cellvisor vm migrate web --to b\n  cellvisor vm migrate big --from a-1 --to c-2",
 		Args:              args(1, 1, "the name of one VM"),
-		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING),
+		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, words []string) error {
 			if to == "" {
 				return usagef("--to is missing: name the server or cell that the VM is to go to")

@@ -173,7 +173,7 @@ func (a *app) vmPagesCmd() *cobra.Command {
 never touched, or are zero. -o json tells it region by region; "top" draws it: m on a VM.`,
 		Example:           "  cellvisor vm pages big\n  cellvisor vm pages big -o json --regions 64 | jq '.holders[] | {server, modified}'",
 		Args:              args(1, 1, "the name of one VM"),
-		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING),
+		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
 			var m *api.PageMapResponse
 			err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) (err error) {

@@ -20,7 +20,7 @@ import (
 // upFlags are the options of `up`.
 type upFlags struct {
 	cells, servers, slots int
-	overcommit            int
+	overcommit, slow      int
 	memory, dir, sched    string
 	drills                string
 	detach, respawn, keep bool
@@ -76,6 +76,7 @@ A directory that holds a stopped cluster is started again as it was.`,
 	fl.BoolVar(&f.keep, "keep", false, "with -- CMD and without --dir: keep the directory")
 	fl.BoolVar(&f.plainPages, "plain-pages", false, "do not encrypt page traffic; it is authenticated all the same")
 	fl.BoolVar(&f.noJail, "no-jail", false, "let workers do all that you may")
+	fl.IntVar(&f.slow, "slow", 1, "give servers so many times the usual time to answer each other, for a slow machine (new clusters)")
 	fl.StringVar(&f.drills, "drills", "refuse", "whether drills may break this cluster (allow|refuse)")
 	fl.DurationVar(&f.timeout, "timeout", time.Minute, "how long the servers may take to come alive")
 	return cmd
@@ -93,6 +94,8 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		return opt, usagef("--slots %d must be from 1 to 1024", f.slots)
 	case f.overcommit < 1 || f.overcommit > 64:
 		return opt, usagef("--overcommit %d must be from 1 to 64", f.overcommit)
+	case f.slow < 1 || f.slow > local.MaxSlow:
+		return opt, usagef("--slow %d must be from 1 to %d", f.slow, local.MaxSlow)
 	case f.sched != string(config.SchedGang) && f.sched != string(config.SchedHost):
 		return opt, usagef("--sched %q must be gang or host", f.sched)
 	case f.drills != "allow" && f.drills != "refuse":
@@ -108,7 +111,7 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		}
 	}
 	opt.Shape.PlainPages, opt.Shape.NoJail, opt.Shape.Drills = f.plainPages, f.noJail, f.drills == "allow"
-	opt.Shape.Overcommit = f.overcommit
+	opt.Shape.Overcommit, opt.Shape.Slow = f.overcommit, f.slow
 	if given("cells") {
 		opt.Shape.Cells = f.cells
 	}

@@ -15,7 +15,7 @@ import (
 
 func (a *app) vmCmd() *cobra.Command {
 	return a.noun("vm", "Virtual machines",
-		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmPagesCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmMigrateCmd(), a.vmStopCmd(), a.vmResetCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
+		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmPagesCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmMigrateCmd(), a.vmStopCmd(), a.vmResetCmd(), a.vmPauseCmd(), a.vmResumeCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
 }
 
 func (a *app) vmLsCmd() *cobra.Command {
@@ -220,7 +220,7 @@ func (a *app) vmStopCmd() *cobra.Command {
 		Short:             "End VMs; they stay listed as stopped",
 		Example:           "  cellvisor vm stop alpha gamma",
 		Args:              args(1, -1, "the name of at least one VM"),
-		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_STARTING, api.VMState_VM_STATE_RUNNING),
+		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_STARTING, api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
 			var vms []*api.VM
 			for _, name := range names {

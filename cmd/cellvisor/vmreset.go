@@ -20,7 +20,7 @@ func (a *app) vmResetCmd() *cobra.Command {
 vCPU begins at its start. The VM keeps its workers, its place, its console and its output.`,
 		Example:           "  cellvisor vm reset web\n  cellvisor vm reset web --reason \"hung since noon\"",
 		Args:              args(1, -1, "the name of at least one VM"),
-		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING),
+		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
 			var done []*api.VM
 			for _, name := range names {

@@ -326,7 +326,7 @@ func (a *app) vmWaitCmd() *cobra.Command {
 		Short:             "Wait until a VM has ended; exit code as for run --wait",
 		Example:           "  cellvisor vm wait alpha --timeout 1m",
 		Args:              args(1, 1, "the name of one VM"),
-		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_STARTING, api.VMState_VM_STATE_RUNNING),
+		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_STARTING, api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
 			v, err := getVM(ctx, c, names[0])
 			if err != nil {

@@ -18,7 +18,8 @@ type worker struct {
 	pid    int
 	epoch  ident.Epoch // of its members; 0 before its start, and while it is a standby
 	lease  ident.Micros
-	paused bool
+	paused bool // its process is stopped
+	still  bool // its VM is paused by an operator
 	dead   bool
 	home   bool
 	ended  *wire.WorkerEnded
@@ -47,7 +48,7 @@ type worker struct {
 
 // acts tells whether it may do anything now.
 func (x *worker) acts() bool {
-	return !x.dead && !x.paused && x.epoch > 0 && x.ended == nil && x.leased()
+	return !x.dead && !x.paused && !x.still && x.epoch > 0 && x.ended == nil && x.leased()
 }
 
 func (x *worker) leased() bool { return x.server.Clock() < x.lease }
@@ -84,6 +85,12 @@ func (w *World) action(s *cluster.Server, a monitor.Action) bool {
 	case monitor.SendProtect:
 		x := w.find(s, a.VM)
 		w.deliver(x, func() { x.takeProtect(a.Protect) })
+	case monitor.SendPause:
+		x := w.find(s, a.VM)
+		w.deliver(x, func() {
+			x.still = a.Pause.On
+			s.After(w.soon(), func() monitor.Event { return monitor.WorkerPaused{VM: a.VM, Seq: a.Pause.Seq} })
+		})
 	case monitor.SendSwitch:
 		x := w.find(s, a.VM)
 		w.deliver(x, func() { x.asked = a.Seq })

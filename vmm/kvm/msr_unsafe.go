@@ -83,6 +83,16 @@ func (v *VCPU) getMSRs() ([]gokvm.MSREntry, error) {
 	return out, nil
 }
 
+// TSC is the guest's time stamp counter now. The vCPU must not be in Run.
+func (v *VCPU) TSC() (uint64, error) {
+	b := &msrBatch{n: 1}
+	b.entries[0].Index = msrTSC
+	if n, err := v.msrCall(ioctlGetMSRs, b); err != nil || n != 1 {
+		return 0, fmt.Errorf("read vCPU %d's time stamp counter: %d done, %w", v.id, n, err)
+	}
+	return b.entries[0].Data, nil
+}
+
 // setMSRs writes MSRs. KVM refuses to write some that it lists; that is no loss if the vCPU has the value already.
 func (v *VCPU) setMSRs(msrs []gokvm.MSREntry) error {
 	b := new(msrBatch)

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/cellvisor/cellvisor/vmm/ioapic"
 	"github.com/cellvisor/cellvisor/vmm/pci"
@@ -30,6 +31,16 @@ func (b *Board) ReleaseDevices() {
 		d.Release()
 	}
 }
+
+// PauseDevices makes the PCI devices rest, or go on, whether or not they are held besides.
+func (b *Board) PauseDevices(on bool) {
+	for _, d := range b.virtio {
+		d.Pause(on)
+	}
+}
+
+// StoodStill says that the machine stood still for a while: its own timers have not seen that time pass.
+func (b *Board) StoodStill(d time.Duration) { b.switchedOn.Add(int64(d)) }
 
 // BusState captures the PCI bus. The devices must be held, and all vCPUs out of the guest.
 func (b *Board) BusState() BusState {

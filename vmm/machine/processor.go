@@ -28,6 +28,9 @@ func CaptureProcessor(cpu *kvm.VCPU) (*Processor, error) {
 	return &Processor{*state, *lapic}, nil
 }
 
+// SetTSC replaces the counter that was captured: a machine that was captured while it stood still has not seen that time pass.
+func (p *Processor) SetTSC(value uint64) { p.cpu.SetTSC(value) }
+
 // Restore makes cpu, which is not in the guest, what the captured one was. Registers come before the local APIC, whose mode is among them;
 // the timer's deadline comes after it, as the APIC's timer mode decides whether it counts.
 func (p *Processor) Restore(cpu *kvm.VCPU) error {

@@ -64,7 +64,7 @@ type Handler struct {
 }
 
 // Held tells whether the device is to rest: a backend stops between two chains, and is called again when it may go on.
-func (h *Handler) Held() bool { return h.device != nil && h.device.held.Load() }
+func (h *Handler) Held() bool { return h.device != nil && h.device.rests() }
 
 // Done gives a chain back to the driver; the interrupt, if one is wanted, follows when the backend returns.
 func (h *Handler) Done(c *Chain) error {
@@ -96,6 +96,7 @@ type Device struct {
 	running  sync.WaitGroup
 	broken   atomic.Uint64 // how often the driver broke the rules
 	held     atomic.Bool   // no chain is taken
+	paused   atomic.Bool   // the same, for another reason
 
 	mu             sync.Mutex // protects everything below
 	status         byte
@@ -194,7 +195,7 @@ func (d *Device) handle(n int, q *virtqueue) error {
 	d.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !live || !q.enabled || d.held.Load() {
+	if !live || !q.enabled || d.rests() {
 		return nil
 	}
 	h := &Handler{Queue: &q.queue, Features: features, device: d}
@@ -214,7 +215,22 @@ func (d *Device) Hold() {
 	}
 }
 
-// rest waits until nobody works on the queue; whoever does sees held before the next chain.
+// Pause makes the device rest, or go on, whether or not it is held besides.
+func (d *Device) Pause(on bool) {
+	d.paused.Store(on)
+	for i, q := range d.queues {
+		if on {
+			q.rest()
+		} else {
+			d.Wake(i)
+		}
+	}
+}
+
+// rests tells whether no chain may be taken.
+func (d *Device) rests() bool { return d.held.Load() || d.paused.Load() }
+
+// rest waits until nobody works on the queue; whoever does sees held or paused before the next chain.
 func (q *virtqueue) rest() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -31,7 +31,7 @@ func startCluster(t *testing.T, args ...string) *cluster {
 	if c.bin == "" {
 		c.bin = "cellvisor"
 	}
-	c.must(append([]string{"up", "--detach", "--timeout", "3m", "--memory", "600MiB"}, args...)...)
+	c.must(append([]string{"up", "--detach", "--timeout", "3m", "--slow", "16", "--memory", "600MiB"}, args...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.explain()

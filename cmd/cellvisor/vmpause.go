@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/api/view"
+)
+
+func (a *app) vmPauseCmd() *cobra.Command {
+	cmd := a.pauseCmd(true)
+	cmd.Use, cmd.Short = "pause NAME…", "Let running VMs stand still"
+	cmd.Long = `Let running VMs stand still until "vm resume". It returns when they do, on all of their servers. A paused guest keeps its memory and its place and
+needs no slot; it does not see the time pass. It stays paused whatever happens to servers' processes; it can be moved, drained, protected, reset,
+saved and stopped.`
+	cmd.Example = "  cellvisor vm pause web\n  cellvisor vm pause web db --reason \"backup of the store\""
+	cmd.ValidArgsFunction = a.completeVMs(api.VMState_VM_STATE_RUNNING)
+	return cmd
+}
+
+func (a *app) vmResumeCmd() *cobra.Command {
+	cmd := a.pauseCmd(false)
+	cmd.Use, cmd.Short = "resume NAME…", "Let paused VMs go on"
+	cmd.Long = `Let paused VMs go on from where they stand. One that is not paused is left alone.`
+	cmd.Example = "  cellvisor vm resume web"
+	cmd.ValidArgsFunction = a.completeVMs(api.VMState_VM_STATE_PAUSED)
+	return cmd
+}
+
+func (a *app) pauseCmd(on bool) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Args: args(1, -1, "the name of at least one VM"),
+		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+			var done []*api.VM
+			for _, name := range names {
+				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+					resp, err := svc.PauseVM(ctx, &api.PauseVMRequest{Name: name, On: on, Reason: reason})
+					if err == nil {
+						done = append(done, resp.GetVm())
+					}
+					return err
+				})
+				if err != nil {
+					return err
+				}
+			}
+			if a.format == "json" {
+				return a.json(view.Map(done, view.OfVM))
+			}
+			for _, v := range done {
+				fmt.Fprintln(a.out, v.GetName())
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "words for the event")
+	return cmd
+}

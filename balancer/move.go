@@ -17,11 +17,12 @@ type MoveRequest struct {
 	Cell        ident.CellName   // that the target is to be in, "": any
 }
 
-// PlaceMove returns the server that takes parts of a running VM over: one that holds its replica before all others, since there nothing has to be
-// copied; then one in a cell that the VM depends on anyway; then the least loaded.
+// PlaceMove returns the server that takes parts of a running VM over: one in a cell that the VM depends on anyway before others; then the least
+// loaded. Cells with its replicas come last, so that these go on protecting it; among them the server that holds one comes first, since nothing has
+// to be copied there.
 func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
-	own := func(s *Server) bool {
-		return slices.ContainsFunc(servers, func(o Server) bool { return o.Cell == s.Cell && slices.Contains(req.Members, o.ID) })
+	in := func(s *Server, of []ident.ServerID) bool {
+		return slices.ContainsFunc(servers, func(o Server) bool { return o.Cell == s.Cell && slices.Contains(of, o.ID) })
 	}
 	var best *Server
 	rank := 0
@@ -41,12 +42,14 @@ func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
 		case !holds && req.MemoryBytes > s.free():
 			whyNot = append(whyNot, refuse(nil, "%s has %s of %s free", s.Name, s.free(), s.MemoryBytes).Error())
 		default:
-			r := 1
-			if own(s) {
+			r := 3
+			switch {
+			case holds:
 				r = 2
-			}
-			if holds {
-				r = 3
+			case in(s, req.Standbys):
+				r = 1
+			case in(s, req.Members):
+				r = 4
 			}
 			if r > rank {
 				best, rank = s, r

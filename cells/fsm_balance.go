@@ -162,7 +162,7 @@ func (p *planner) transfer(t Transfer) {
 	p.st, p.steps = trial.st, trial.steps
 }
 
-// putOff tells what becomes of a balance's step that cannot be taken now: it waits for those before it, which may make room, or is left out.
+// putOff tells what becomes of an exact operation's step that cannot be taken now: it waits for those before it, which may make room, or is left out.
 func (o *Operation) putOff(i int, why string) {
 	s := &o.Steps[i]
 	s.Note = why
@@ -173,7 +173,7 @@ func (o *Operation) putOff(i int, why string) {
 
 // givenUp is the end of a step that was tried too often.
 func (o *Operation) givenUp() StepState {
-	if o.Kind == OpBalance {
+	if o.exact() {
 		return StepSkipped
 	}
 	return StepFailed

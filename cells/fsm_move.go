@@ -1,6 +1,7 @@
 package cells
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -113,11 +114,31 @@ func (f *FSM) switchVM(c *SwitchVM) *Fault {
 	}
 	f.setStep(vm, StepResuming, "")
 	vm.Move = nil
-	f.takeOver(vm, m.Image, m.Parts, false)
+	origin := f.origin(vm, m)
+	f.takeOver(vm, m.Image, m.Parts, true)
+	for i := range vm.Parts {
+		if p := &vm.Parts[i]; p.Part == m.Image {
+			p.Origin = origin
+		}
+	}
 	vm.MovedMs = f.now.UnixMs
 	vm.Moved = Moved{Op: m.Op, Step: m.Step, Epoch: vm.Epoch, CutMicros: c.CutMicros}
 	f.tendStandbys(vm)
 	return nil
+}
+
+// origin says where a restore is to bring back what a move takes along: a drain notes where it took it from, unless it is away from somewhere else
+// already. Whoever moves it for another reason decides that it stays.
+func (f *FSM) origin(vm *VM, m *Move) ident.ServerID {
+	if op := f.state.Operation(m.Op); op == nil || op.Kind != OpDrain {
+		return 0
+	}
+	for _, p := range vm.Parts {
+		if slices.Contains(m.Parts, p.Part) {
+			return cmp.Or(p.Origin, p.Server)
+		}
+	}
+	return 0
 }
 
 func (f *FSM) vmMoved(c *VMMoved) *Fault {

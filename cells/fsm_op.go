@@ -157,8 +157,8 @@ func (f *FSM) followStep(op *Operation, s *OpStep) {
 		s.State, s.Note = op.ofEndedVM(), "the vm has ended"
 	case s.State == StepResuming && vm.Moved.Epoch < vm.Epoch:
 		s.State, s.Note = StepDone, "another loss followed at once: the vm went on from its replica"
-	case s.Kind == StepStandby && s.State == StepCopying && vm.Protection() != "syncing":
-		s.State, s.Note = StepDone, ""
+	case s.Kind == StepStandby && s.State == StepCopying:
+		f.followStandby(op, s, vm)
 	}
 }
 
@@ -177,18 +177,14 @@ func (f *FSM) beginStep(op *Operation, i int) {
 	case vm.State != VMRunning:
 		s.Note = "the vm is starting"
 	case s.Kind == StepStandby:
-		f.moveStandby(s, vm)
+		f.moveStandby(op, i, vm)
 	default:
 		parts := []ident.Part{vm.Parts[at].Part}
-		to := op.To
-		if op.Kind == OpBalance {
-			to = Destination{Server: s.To}
-		}
-		target, fault := f.target(vm, parts, s.To, to)
+		target, fault := f.target(vm, parts, s.To, op.destination(s))
 		if fault != nil && f.hooks.Canary == CanaryStaleMove {
 			target, fault = s.To, nil
 		}
-		if fault != nil && op.Kind == OpBalance {
+		if fault != nil && op.exact() {
 			op.putOff(i, fault.Text)
 			return
 		}
@@ -219,24 +215,6 @@ func (f *FSM) target(vm *VM, parts []ident.Part, planned ident.ServerID, to Dest
 	return f.hooks.Mover.Target(&f.state, vm, parts, to)
 }
 
-// moveStandby replaces a standby by one elsewhere.
-func (f *FSM) moveStandby(s *OpStep, vm *VM) {
-	without := vm.clone()
-	without.Parts = slices.DeleteFunc(without.Parts, func(p VMPart) bool { return p.Standby && p.Server == s.From })
-	if len(f.hooks.Placer.Standbys(&f.state, &without)) == 0 && vm.Spec.Protect == ProtectReplica {
-		s.Note = "no other server can keep its replica: make room, or end its protection (vm protect " + vm.Spec.Name + " none)"
-		return
-	}
-	f.dropStandbys(vm, func(p *VMPart) bool { return p.Server == s.From })
-	f.tendStandbys(vm)
-	s.State, s.Note = StepCopying, ""
-	for _, p := range vm.Parts {
-		if p.Standby {
-			s.To, s.ToName = p.Server, p.ServerName
-		}
-	}
-}
-
 // addSteps adds steps for what still is on the servers of a drain, and tells whether there is any, blocked or not.
 func (f *FSM) addSteps(op *Operation) bool {
 	more, blocked := planSteps(f.state.Clone(), f.hooks, op.Servers, Destination{})
@@ -245,6 +223,19 @@ func (f *FSM) addSteps(op *Operation) bool {
 	}
 	op.Steps = append(op.Steps, more...)
 	return len(more)+len(blocked) > 0
+}
+
+// drains returns the running drain of a server of one of the parts, 0 if there is none.
+func (f *FSM) drains(vm *VM, parts []ident.Part) OpID {
+	for i := range f.state.Operations {
+		op := &f.state.Operations[i]
+		for _, p := range vm.Parts {
+			if op.Kind == OpDrain && op.State == OpRunning && slices.Contains(parts, p.Part) && slices.Contains(op.Servers, p.Server) {
+				return op.ID
+			}
+		}
+	}
+	return 0
 }
 
 // awaitsProtection tells whether a VM that the operation moved is still without the replicas that it had before.

@@ -35,12 +35,15 @@ func (v *VM) Held() bool {
 
 // enough tells whether the standbys that hold lie in as many cells as it takes: one more than asked for if one of them is in a cell that also runs
 // the VM, for then one loss may take both.
-func (v *VM) enough() bool {
+func (v *VM) enough() bool { return v.covered(func(p *VMPart) bool { return p.Holds }) }
+
+// covered is enough for the standbys that count.
+func (v *VM) covered(counts func(*VMPart) bool) bool {
 	var in []ident.CellName
 	want := v.Spec.Replicas
 	inside := false
 	for _, p := range v.Parts {
-		if p.Standby && p.Holds && !slices.Contains(in, p.Cell) {
+		if p.Standby && counts(&p) && !slices.Contains(in, p.Cell) {
 			in = append(in, p.Cell)
 			inside = inside || slices.ContainsFunc(v.Parts, func(m VMPart) bool { return !m.Standby && m.Cell == p.Cell })
 		}
@@ -176,7 +179,7 @@ func (f *FSM) dropStandbys(vm *VM, match func(*VMPart) bool) {
 	}
 	vm.ProtectSeq++
 	vm.SafeSeq = 0
-	if wasSafe && vm.Spec.Protect == ProtectReplica {
+	if wasSafe && vm.Spec.Protect == ProtectReplica && !vm.enough() {
 		f.emit(Event{Kind: EventVMUnprotected, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s does not survive the loss of a cell: a standby is gone", vm.Spec.Name)})
 	}
 }
@@ -196,14 +199,21 @@ func (f *FSM) tendStandbys(vm *VM) {
 		return
 	}
 	for _, id := range f.hooks.Placer.Standbys(&f.state, vm) {
-		s := f.state.Server(id)
-		part, ok := vm.freePart()
-		if s == nil || !ok {
+		if !f.addStandby(vm, id, 0) {
 			return
 		}
-		vm.Parts = append(vm.Parts, VMPart{Part: part, Server: s.ID, ServerName: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, Standby: true})
-		f.emit(Event{Kind: EventVMProtect, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s gets a standby on %s", vm.Spec.Name, s.Name)})
 	}
+}
+
+func (f *FSM) addStandby(vm *VM, on, origin ident.ServerID) bool {
+	s := f.state.Server(on)
+	part, ok := vm.freePart()
+	if s == nil || !ok {
+		return false
+	}
+	vm.Parts = append(vm.Parts, VMPart{Part: part, Server: s.ID, ServerName: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, Standby: true, Origin: origin})
+	f.emit(Event{Kind: EventVMProtect, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s gets a standby on %s", vm.Spec.Name, s.Name)})
+	return true
 }
 
 // freePart returns the next index that no part has. Indexes go round, so that one which was used lately is not used again at once.
@@ -219,7 +229,13 @@ func (v *VM) freePart() (ident.Part, bool) {
 
 // restore lets the VM go on from what its standby image holds, without the parts in gone. The standby takes over their vCPUs and the devices.
 func (f *FSM) restore(vm *VM, image ident.Part, gone []ident.Part, reason string, cause uint64) {
+	origin := f.origin(vm, &Move{Op: f.drains(vm, gone), Parts: gone})
 	f.takeOver(vm, image, gone, true)
+	for i := range vm.Parts {
+		if p := &vm.Parts[i]; p.Part == image {
+			p.Origin = origin
+		}
+	}
 	vm.Recoveries++
 	f.emit(Event{Kind: EventVMRecovering, Subject: "vm " + vm.Spec.Name, Cause: cause,
 		Text:   fmt.Sprintf("vm %s goes on from its replica on %s: %s", vm.Spec.Name, partNames(vm), reason),

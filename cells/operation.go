@@ -51,7 +51,7 @@ const (
 	StepResuming  StepState = "resuming"  // the target takes over
 	StepDone      StepState = "done"
 	StepFailed    StepState = "failed"
-	StepSkipped   StepState = "skipped" // of a balance: the move was no longer possible
+	StepSkipped   StepState = "skipped" // of a balance or a restore: the move is not possible any more
 )
 
 func (s StepState) over() bool { return s == StepDone || s == StepFailed || s == StepSkipped }
@@ -126,6 +126,17 @@ func (o *Operation) clone() Operation {
 	out := *o
 	out.Servers, out.Steps = slices.Clone(o.Servers), slices.Clone(o.Steps)
 	return out
+}
+
+// exact tells whether a step of the operation goes where it was planned to, or nowhere.
+func (o *Operation) exact() bool { return o.Kind == OpBalance || o.Kind == OpRestore }
+
+// destination is where a step may go.
+func (o *Operation) destination(s *OpStep) Destination {
+	if o.exact() {
+		return Destination{Server: s.To}
+	}
+	return o.To
 }
 
 // ofEndedVM is what becomes of a step whose VM has ended: it is what a drain asks for, and not what a migration does.

@@ -201,8 +201,7 @@ func (p *planner) members(vm *VM, servers []ident.ServerID, to Destination) {
 		s := p.st.Server(target)
 		part.Server, part.ServerName, part.Cell = s.ID, s.Name, s.Cell
 		vm.Parts[i] = part
-		// The other standbys begin anew, where there is room then.
-		vm.Parts = slices.DeleteFunc(vm.Parts, func(o VMPart) bool { return o.Standby })
+		vm.Parts = slices.DeleteFunc(vm.Parts, func(o VMPart) bool { return o.Standby && o.Server == target }) // it has become the part
 		p.replenish(vm)
 	}
 }
@@ -213,26 +212,33 @@ func (p *planner) standbys(vm *VM, servers []ident.ServerID) {
 		if !part.Standby || !slices.Contains(servers, part.Server) || vm.Spec.Protect != ProtectReplica {
 			continue
 		}
-		vm.Parts = slices.DeleteFunc(vm.Parts, func(o VMPart) bool { return o.Standby && o.Server == part.Server })
-		if to := p.replenish(vm); len(to) > 0 {
-			p.add(StepStandby, vm, &part, to[0])
+		if to := standbyTargets(&p.st, p.hooks, vm, part.Server, 0); len(to) > 0 {
+			p.moveStandby(vm, &part, to[0])
+		} else if vm.spare(part.Server) {
+			p.add(StepStandby, vm, &part, 0)
+			vm.Parts = slices.DeleteFunc(vm.Parts, func(o VMPart) bool { return o.Standby && o.Server == part.Server })
 		} else {
 			p.blocked = append(p.blocked, fmt.Sprintf("vm %s: no other server can keep its replica of %s: make room, or end its protection", vm.Spec.Name, vm.Spec.MemoryBytes))
 		}
 	}
 }
 
+// moveStandby plans the move of a replica.
+func (p *planner) moveStandby(vm *VM, part *VMPart, to ident.ServerID) {
+	p.add(StepStandby, vm, part, to)
+	s, old := p.st.Server(to), vm.standbyOn(part.Server)
+	old.Server, old.ServerName, old.Cell = s.ID, s.Name, s.Cell
+}
+
 // replenish places the standbys that a VM lacks.
-func (p *planner) replenish(vm *VM) []ident.ServerID {
+func (p *planner) replenish(vm *VM) {
 	if vm.Spec.Protect != ProtectReplica {
-		return nil
+		return
 	}
-	to := p.hooks.Placer.Standbys(&p.st, vm)
-	for _, id := range to {
+	for _, id := range p.hooks.Placer.Standbys(&p.st, vm) {
 		s := p.st.Server(id)
 		vm.Parts = append(vm.Parts, VMPart{Server: s.ID, ServerName: s.Name, Cell: s.Cell, Standby: true})
 	}
-	return to
 }
 
 // planRestore opens servers again. What the last drains took away from them goes back if that is wanted, and can.
@@ -255,7 +261,12 @@ func planRestore(st *State, hooks Hooks, c *StartOperation, op *Operation, serve
 	case ReturnOriginal:
 		p.original(servers)
 	case ReturnBalance:
+		if hooks.Balancer == nil {
+			return nil, faultf(CodeUnknown, "nothing can be balanced here")
+		}
+		op.ScoreBefore = hooks.Balancer.Score(&p.st)
 		p.balance(servers)
+		op.ScoreAfter = hooks.Balancer.Score(&p.st)
 	default:
 		return nil, faultf(CodeInvalid, "return %q is none of %q, %q, %q", clip(string(c.Return), 32), ReturnNone, ReturnOriginal, ReturnBalance)
 	}
@@ -263,71 +274,54 @@ func planRestore(st *State, hooks Hooks, c *StartOperation, op *Operation, serve
 	return op, nil
 }
 
-// original plans the way back of each part that a drain moved away from the servers and that still is where it went, the latest move first.
+// original plans the way back of all parts and replicas that a drain took away from the servers. What cannot go back stays, as a step that says why.
 func (p *planner) original(servers []ident.ServerID) {
-	for o := len(p.st.Operations) - 1; o >= 0; o-- {
-		op := p.st.Operations[o]
-		if op.Kind != OpDrain {
-			continue
-		}
-		for _, s := range op.Steps {
-			vm := p.st.VM(s.VM)
-			if s.Kind == StepMove && s.State == StepDone && s.To != 0 && slices.Contains(servers, s.From) && vm != nil && vm.State == VMRunning {
-				p.back(vm, s.To, s.From)
+	for i := range p.st.VMs {
+		vm := &p.st.VMs[i]
+		for _, part := range slices.Clone(vm.Parts) {
+			if vm.State == VMRunning && !part.Gone && slices.Contains(servers, part.Origin) {
+				p.back(vm, &part)
 			}
 		}
 	}
-	p.blocked = nil // what cannot go back stays
 }
 
-// back plans the move of a VM's part from one server to another.
-func (p *planner) back(vm *VM, from, to ident.ServerID) {
-	if !slices.ContainsFunc(p.steps, func(s OpStep) bool { return s.VM == vm.ID && s.To == to }) {
-		p.members(vm, []ident.ServerID{from}, Destination{Server: to})
+// back plans the move of a VM's part to where it came from.
+func (p *planner) back(vm *VM, part *VMPart) {
+	if !part.Standby {
+		p.members(vm, []ident.ServerID{part.Server}, Destination{Server: part.Origin})
+	} else if to := standbyTargets(&p.st, p.hooks, vm, part.Server, part.Origin); len(to) > 0 {
+		p.moveStandby(vm, part, to[0])
+	} else {
+		p.blocked = append(p.blocked, fmt.Sprintf("vm %s: %s cannot keep its replica now", vm.Spec.Name, p.st.Server(part.Origin).Name))
 	}
-}
-
-// balance plans moves of VMs to the servers as long as that makes the loads more alike.
-func (p *planner) balance(servers []ident.ServerID) {
-	for range len(p.st.VMs) {
-		if !p.balanceOne(servers) {
-			break
+	for _, why := range p.blocked {
+		kind := StepMove
+		if part.Standby {
+			kind = StepStandby
 		}
+		p.add(kind, vm, part, part.Origin)
+		last := &p.steps[len(p.steps)-1]
+		last.State, last.Note = StepSkipped, why
 	}
 	p.blocked = nil
 }
 
-// balanceOne plans one such move: to the idlest of the servers, from the busiest other one.
-func (p *planner) balanceOne(servers []ident.ServerID) bool {
-	used := make(map[ident.ServerID]int)
-	for i := range p.st.VMs {
-		if vm := &p.st.VMs[i]; vm.State.Active() {
-			for _, m := range vm.Members() {
-				used[m.Server] += len(m.VCPUs)
+// balance plans what the balancer would bring to the servers.
+func (p *planner) balance(servers []ident.ServerID) {
+	var leave []ident.VMID
+	for range len(p.st.VMs) {
+		t, ok := p.hooks.Balancer.Next(&p.st, leave)
+		if !ok {
+			return
+		}
+		if slices.Contains(servers, t.To) {
+			p.transfer(t)
+		}
+		for _, id := range []ident.VMID{t.VM, t.With} {
+			if i, known := slices.BinarySearch(leave, id); id != 0 && !known {
+				leave = slices.Insert(leave, i, id)
 			}
 		}
 	}
-	idlest := slices.MinFunc(servers, func(a, b ident.ServerID) int { return used[a] - used[b] })
-	var from ident.ServerID
-	for i := range p.st.Servers {
-		if s := &p.st.Servers[i]; !slices.Contains(servers, s.ID) && s.State == ServerLive && (from == 0 || used[s.ID] > used[from]) {
-			from = s.ID
-		}
-	}
-	for i := range p.st.VMs {
-		vm := &p.st.VMs[i]
-		if vm.State != VMRunning || slices.ContainsFunc(p.steps, func(s OpStep) bool { return s.VM == vm.ID }) {
-			continue
-		}
-		for _, m := range vm.Members() {
-			if m.Server == from && used[idlest]+len(m.VCPUs) < used[from] {
-				before := len(p.steps)
-				p.members(vm, []ident.ServerID{from}, Destination{Server: idlest})
-				if len(p.steps) > before {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }

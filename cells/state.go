@@ -157,6 +157,7 @@ type VMPart struct {
 	NetAddr     string            `json:"net_addr,omitempty"`     // of its ports on the built-in switch, once ready
 	Idle        int               `json:"idle,omitempty"`         // of its vCPUs, so many idle, on average of late
 	PausedSeq   uint64            `json:"paused_seq,omitempty"`   // the VM's last change of its pauses that it has carried out
+	Origin      ident.ServerID    `json:"origin,omitempty"`       // a drain took it from there, and nobody has decided since that it stays where it is
 	Holds       bool              `json:"holds,omitempty"`        // of a standby: home lets no output leave before this one has the checkpoint after it
 }
 

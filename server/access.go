@@ -67,7 +67,7 @@ func (v *service) admit(ctx context.Context, fullMethod string) (_ context.Conte
 			v.s.audit.deny(who, fullMethod, err)
 		}
 	}()
-	who, err = identify(ctx)
+	who, err = v.identify(ctx)
 	if err != nil {
 		return ctx, who, err
 	}
@@ -86,7 +86,7 @@ func (v *service) admit(ctx context.Context, fullMethod string) (_ context.Conte
 }
 
 // identify says who is at the other end of the call's connection. What another server passes on is made in the name of whoever asked it.
-func identify(ctx context.Context) (caller, error) {
+func (v *service) identify(ctx context.Context) (caller, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return caller{}, status.Error(codes.Unauthenticated, "the call comes from nowhere")
@@ -99,6 +99,10 @@ func identify(ctx context.Context) (caller, error) {
 			return who, status.Error(codes.Unauthenticated, err.Error())
 		}
 		who.name, who.role, who.server = id.String(), id.Role, id.Role == trust.RoleServer
+		if err := v.s.keys.Still(info.State); err != nil { // what was good when it connected
+			v.access.ended.Add(1)
+			return who, status.Error(codes.Unauthenticated, err.Error())
+		}
 	case userInfo:
 		who.name, who.role = info.name(), trust.RoleOperator
 		who.server = info.uid == 0 || int(info.uid) == os.Getuid()
@@ -137,6 +141,8 @@ func (u userInfo) name() string {
 // accessCounts are counts of those who were kept out.
 type accessCounts struct {
 	strangers atomic.Uint64 // connections without a certificate that is accepted
+	revoked   atomic.Uint64 // of these: with one that was revoked
+	ended     atomic.Uint64 // connections and calls that were refused because the certificate had expired or was revoked since they connected
 	denied    atomic.Uint64 // calls that the caller may not make
 }
 
@@ -144,12 +150,13 @@ type accessCounts struct {
 // matter of the file's permissions; on TCP the holder of a certificate.
 type apiCredentials struct {
 	credentials.TransportCredentials // of TLS; nil: no TCP
+	keys                             *trust.Credentials
 	count                            *accessCounts
 	refused                          func(from net.Addr, err error)
 }
 
 func newAPICredentials(keys *trust.Credentials, count *accessCounts, refused func(net.Addr, error)) *apiCredentials {
-	c := &apiCredentials{count: count, refused: refused}
+	c := &apiCredentials{keys: keys, count: count, refused: refused}
 	if keys != nil {
 		c.TransportCredentials = credentials.NewTLS(keys.ServerTLS())
 	}
@@ -173,9 +180,16 @@ func (c *apiCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 	secured, info, err := c.TransportCredentials.ServerHandshake(conn)
 	if err != nil {
 		c.count.strangers.Add(1)
+		if errors.Is(err, trust.ErrRevoked) {
+			c.count.revoked.Add(1)
+		}
 		c.refused(conn.RemoteAddr(), err)
+		return nil, nil, err
 	}
-	return secured, info, err
+	return c.keys.Watched(secured, func(err error) {
+		c.count.ended.Add(1)
+		c.refused(conn.RemoteAddr(), err)
+	}), info, nil
 }
 
 // Info implements credentials.TransportCredentials.

@@ -220,7 +220,8 @@ func (v *service) forward(ctx context.Context) context.Context {
 func (v *service) vm(ctx context.Context, name string) (*snapshot, *cells.VM, error) {
 	snap := v.s.board.now()
 	vm := snap.state.VMNamed(name)
-	if vm == nil || !vm.State.Active() { // another of that name may have taken its place meanwhile
+	// A server that just started, or fell behind, may know an older VM of that name, which has ended.
+	if vm == nil || !vm.State.Active() || snap.status.LeaseUntil == 0 {
 		v.catchUp(ctx)
 		snap = v.s.board.now()
 		vm = snap.state.VMNamed(name)
@@ -229,6 +230,15 @@ func (v *service) vm(ctx context.Context, name string) (*snapshot, *cells.VM, er
 		return snap, nil, noVM(name)
 	}
 	return snap, vm, nil
+}
+
+// vmToFollow is vm for those who are told of its end: a server that just started and has not heard what was agreed on meanwhile sends them elsewhere.
+func (v *service) vmToFollow(ctx context.Context, name string) (*snapshot, *cells.VM, error) {
+	snap, vm, err := v.vm(ctx, name)
+	if v.s.board.now().status.LeaseUntil == 0 {
+		return nil, nil, status.Errorf(codes.Unavailable, "server %s has just started and does not know yet what became of VM %s: ask again", v.s.cfg.Name, name)
+	}
+	return snap, vm, err
 }
 
 // catchUp returns when this server has applied all that was agreed on before the call, or when it cannot within a moment. A lease is granted

@@ -42,6 +42,8 @@ func (s *Server) counters() map[string]uint64 {
 		"api.forwards":           v.forwards.Load(),
 		"api.panics":             v.panics.Load(),
 		"api.strangers":          v.access.strangers.Load(),
+		"api.revoked":            v.access.revoked.Load(),
+		"api.ended":              v.access.ended.Load(),
 		"api.denied":             v.access.denied.Load(),
 		"workers.started":        s.workers.counts.started.Load(),
 		"workers.adopted":        s.workers.counts.adopted.Load(),

@@ -170,7 +170,7 @@ func openLog(path string) (*os.File, error) {
 
 // ConsoleVM implements api.CellvisorServer.
 func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_ConsoleVMServer) error {
-	snap, vm, err := v.vm(stream.Context(), req.GetName())
+	snap, vm, err := v.vmToFollow(stream.Context(), req.GetName())
 	if err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_Cons
 
 // OutputVM implements api.CellvisorServer.
 func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_OutputVMServer) error {
-	snap, vm, err := v.vm(stream.Context(), req.GetName())
+	snap, vm, err := v.vmToFollow(stream.Context(), req.GetName())
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package tests
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"syscall"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/api"
-	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
 )
 
@@ -25,51 +23,17 @@ type draining struct {
 	readers map[string]*reader
 }
 
-func newDraining(t *testing.T) *draining {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
-	needKVM(t)
-	d := &draining{chaos: chaos{
-		t: t, rng: rand.New(rand.NewPCG(1, 3)), slots: 16,
-		lease: 20 * time.Second, // a killed serve must be back before its lease lapses, however busy the machine is
-	}, readers: make(map[string]*reader)}
-	d.start()
-	t.Cleanup(func() {
-		for _, r := range d.readers {
-			r.close()
-		}
-	})
-	for i := range 10 {
-		spec := &api.VMSpec{Name: fmt.Sprintf("plain-%d", i), Vcpus: 1, Span: []string{"b"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 200",
-			MemoryBytes: uint64(16 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "none"}
-		switch {
-		case i >= 8:
-			spec.Name, spec.Vcpus, spec.Span = fmt.Sprintf("wide-%d", i), 2, []string{"a", "b"}
-		case i >= 6:
-			spec.Name, spec.Protect = fmt.Sprintf("safe-%d", i), "replica"
-		}
-		d.until(faultPatience, "creating VM "+spec.GetName(), func(ctx context.Context) error { _, err := d.client.Run(ctx, spec); return err })
-		d.readers[spec.GetName()] = newReader(t.Context(), d.client, spec.GetName())
-	}
-	d.until(safePatience, "all run, and the protected ones are safe", func(ctx context.Context) error {
-		vms, err := d.vms(ctx)
-		for name, v := range vms {
-			if v.GetState() != api.VMState_VM_STATE_RUNNING || v.GetProtect() == "replica" && v.GetProtection() != "safe" {
-				return fmt.Errorf("VM %s is %s, %s", name, v.GetState().Word(), v.GetProtection())
-			}
-		}
-		return err
-	})
-	return d
-}
-
 // operate starts an operation on cell b.
 func (d *draining) operate(kind api.OperationKind, back string) *api.Operation {
 	d.t.Helper()
+	return d.operateBy(kind, back, 1)
+}
+
+func (d *draining) operateBy(kind api.OperationKind, back string, parallel uint32) *api.Operation {
+	d.t.Helper()
 	var op *api.Operation
 	d.until(faultPatience, kind.Word(), func(ctx context.Context) error {
-		resp, err := d.client.API().StartOperation(ctx, &api.StartOperationRequest{Kind: kind, Cells: []string{"b"}, MaxParallel: 1, Return: back})
+		resp, err := d.client.API().StartOperation(ctx, &api.StartOperationRequest{Kind: kind, Cells: []string{"b"}, MaxParallel: parallel, Return: back})
 		op = resp.GetOperation()
 		return err
 	})
@@ -180,74 +144,9 @@ func (d *draining) safeToStop() *api.SafeToStopResponse {
 	return r
 }
 
-func TestDrainAndLeader(t *testing.T) {
-	d := newDraining(t)
-	if r := d.safeToStop(); r.GetSafe() || len(r.GetDependents()) < 10 {
-		t.Errorf("ten VMs depend on the cell, safe-to-stop says %v", r)
-	}
-	began := time.Now()
-	op := d.operate(api.OperationKind_OPERATION_KIND_DRAIN, "")
-	d.await(op.GetId(), "some of it is done", func(op *api.Operation) bool { return stepsDone(op) >= 2 })
-	st, err := d.client.API().Status(t.Context(), &api.StatusRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("killing the serve process of %s, which leads", st.GetLeader())
-	d.killAll(func(m local.Member) bool { return m.Server == st.GetLeader() && m.Kind == local.KindServe })
-	d.revive(st.GetLeader())
-	op = d.await(op.GetId(), "the drain goes on", done)
-	var longest, sum time.Duration
-	for _, s := range op.GetSteps() {
-		down := time.Duration(s.GetDownMicros()) * time.Microsecond
-		longest, sum = max(longest, down), sum+down
-	}
-	t.Logf("drained in %v, %d steps; a VM stood still for %v on average, %v at most", op.GetEndedAt().AsTime().Sub(op.GetStartedAt().AsTime()), len(op.GetSteps()),
-		sum/time.Duration(len(op.GetSteps())), longest)
-	d.goOn("after the drain", all)
-	if r := d.safeToStop(); !r.GetSafe() {
-		t.Fatalf("after the drain something depends on the cell: %v", r.GetDependents())
-	}
-	d.killAll(func(m local.Member) bool { return m.Server == "b-1" })
-	d.until(faultPatience, "cell b is dead", func(ctx context.Context) error {
-		st, err := d.client.API().Status(ctx, &api.StatusRequest{})
-		if err == nil && st.GetCellsLive() != 2 {
-			err = fmt.Errorf("%d cells live", st.GetCellsLive())
-		}
-		return err
-	})
-	d.goOn("after the death of the cell", all)
-	for name, r := range d.readers {
-		if gap, _ := r.longestGap(began); gap > time.Second {
-			t.Logf("longest gap in the output of %s: %v", name, gap)
-		}
-	}
-	vms, err := d.vms(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, v := range vms {
-		if v.GetRecoveries() != 0 {
-			t.Errorf("VM %s went back to a checkpoint", name)
-		}
-	}
-	d.revive("b-1")
-	op = d.operate(api.OperationKind_OPERATION_KIND_RESTORE, "original")
-	d.await(op.GetId(), "the restore is done", done)
-	vms, err = d.vms(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, v := range vms {
-		if !slices.Contains(v.GetCells(), "b") {
-			t.Errorf("VM %s did not come back: it is on %v", name, v.GetCells())
-		}
-	}
-	d.goOn("after the restore", all)
-}
-
 // When the target dies, what is there already is lost or recovered as ever; all else runs on, and the drain ends once there is a target again.
 func TestDrainAndTarget(t *testing.T) {
-	d := newDraining(t)
+	d := newDraining(t, 1)
 	op := d.operate(api.OperationKind_OPERATION_KIND_DRAIN, "")
 	d.await(op.GetId(), "some of it is done", func(op *api.Operation) bool { return stepsDone(op) >= 2 })
 	d.killAll(func(m local.Member) bool { return m.Server == "c-1" })
@@ -262,7 +161,7 @@ func TestDrainAndTarget(t *testing.T) {
 
 // When the source dies, its drain is a recovery for what is protected or has left, and over.
 func TestDrainAndSource(t *testing.T) {
-	d := newDraining(t)
+	d := newDraining(t, 1)
 	op := d.operate(api.OperationKind_OPERATION_KIND_DRAIN, "")
 	d.await(op.GetId(), "some of it is done", func(op *api.Operation) bool { return stepsDone(op) >= 2 })
 	d.killAll(func(m local.Member) bool { return m.Server == "b-1" })

@@ -121,7 +121,10 @@ func (a *Authority) Rotate(valid time.Duration) error {
 	if len(a.Trusted) >= maxAuthorities {
 		return fmt.Errorf("the last rotation is not finished: once every server and client has new certificates, `cellvisor ca rotate --retire --dir %s` drops the old authority", a.Dir)
 	}
-	return a.renew(valid)
+	if err := a.renew(valid); err != nil {
+		return err
+	}
+	return a.keepRevoked(time.Now())
 }
 
 // Retire stops trusting all authorities but the newest.
@@ -177,7 +180,7 @@ type Record struct {
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
 	File      string    `json:"file"`
-	State     string    `json:"state"` // "valid", "expired", "not yet valid", or "untrusted": signed by an authority that is not in the bundle
+	State     string    `json:"state"` // "valid", "expired", "revoked", "not yet valid", or "untrusted": signed by an authority that is not in the bundle
 }
 
 // List describes the authorities, the one that issues first, and then the certificates in the directory by name.
@@ -187,6 +190,10 @@ func (a *Authority) List(now time.Time) ([]Record, error) {
 		out = append(out, record(c, Identity{Cluster: a.Cluster, Role: authorityName, Name: authorityName}, filepath.Join(a.Dir, BundleFile), now, a.Trusted))
 	}
 	paths, err := filepath.Glob(filepath.Join(a.Dir, "*.crt"))
+	if err != nil {
+		return nil, err
+	}
+	taken, _, err := readRevoked(filepath.Join(a.Dir, BundleFile), a.Trusted)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +209,11 @@ func (a *Authority) List(now time.Time) ([]Record, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		out = append(out, record(certs[0], id, path, now, a.Trusted))
+		r := record(certs[0], id, path, now, a.Trusted)
+		if _, back := taken[r.Serial]; back {
+			r.State = "revoked"
+		}
+		out = append(out, r)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -15,7 +16,7 @@ import (
 
 // Files are what one holder of a certificate needs.
 type Files struct {
-	CA   string // the bundle of authorities that are trusted
+	CA   string // the bundle of authorities that are trusted; beside it, the list of certificates that were taken back
 	Cert string
 	Key  string
 }
@@ -27,10 +28,11 @@ type Credentials struct {
 	clock func() time.Time
 
 	mu      sync.Mutex
-	marks   [3]fileMark         // protected by mu; of the files as last read
+	marks   [4]fileMark         // protected by mu; of the files as last read
 	cert    *tls.Certificate    // protected by mu
 	id      Identity            // protected by mu
 	trusted []*x509.Certificate // protected by mu
+	revoked revoked             // protected by mu
 	fault   error               // protected by mu; why the files as they are now are not in force
 }
 
@@ -77,17 +79,21 @@ func (c *Credentials) read() error {
 	if public, ok := key.Public().(*ecdsa.PublicKey); !ok || !public.Equal(certs[0].PublicKey) {
 		return fmt.Errorf("%s is not the key of %s", c.files.Key, c.files.Cert)
 	}
+	taken, _, err := readRevoked(c.files.CA, trusted)
+	if err != nil {
+		return err
+	}
 	pair := &tls.Certificate{PrivateKey: key, Leaf: certs[0]}
 	for _, cert := range certs {
 		pair.Certificate = append(pair.Certificate, cert.Raw)
 	}
-	c.marks, c.cert, c.id, c.trusted, c.fault = marks, pair, id, trusted, nil
+	c.marks, c.cert, c.id, c.trusted, c.revoked, c.fault = marks, pair, id, trusted, taken, nil
 	return nil
 }
 
 // look requires mu.
-func (c *Credentials) look() (marks [3]fileMark) {
-	for i, path := range []string{c.files.CA, c.files.Cert, c.files.Key} {
+func (c *Credentials) look() (marks [4]fileMark) {
+	for i, path := range []string{c.files.CA, c.files.Cert, c.files.Key, filepath.Join(filepath.Dir(c.files.CA), RevokedFile)} {
 		if st, err := os.Stat(path); err == nil {
 			marks[i] = fileMark{size: st.Size(), mtime: st.ModTime(), inode: inodeOf(st)}
 		}
@@ -197,6 +203,9 @@ func (c *Credentials) check(s tls.ConnectionState, usage x509.ExtKeyUsage) (Iden
 		}
 		return Identity{}, refusal("that of %s: %v", id, err)
 	}
+	if err := c.Still(s); err != nil {
+		return Identity{}, err
+	}
 	if id.Cluster != self.Cluster {
 		return Identity{}, refusal("%s is of cluster %s, this is %s", id, id.Cluster, self.Cluster)
 	}
@@ -214,20 +223,39 @@ func PeerOf(s tls.ConnectionState) (Identity, error) {
 // Wrap puts TLS around a connection between two servers. The handshake runs with the first bytes.
 func (c *Credentials) Wrap(conn net.Conn, dialer bool) (net.Conn, error) {
 	if dialer {
-		return &serverConn{tls.Client(conn, c.ClientTLS()), conn}, nil
+		return &serverConn{Conn: tls.Client(conn, c.ClientTLS()), raw: conn, watch: watch{keys: c}}, nil
 	}
-	return &serverConn{tls.Server(conn, c.ServerTLS()), conn}, nil
+	return &serverConn{Conn: tls.Server(conn, c.ServerTLS()), raw: conn, watch: watch{keys: c}}, nil
 }
 
 // serverConn is a TLS connection between servers. Its end needs no farewell, for which a peer that does not read would have to be waited for:
 // what it carries says itself where it is complete.
 type serverConn struct {
 	*tls.Conn
-	raw net.Conn
+	raw   net.Conn
+	watch watch
 }
 
 // Close implements net.Conn.
 func (c *serverConn) Close() error { return c.raw.Close() }
+
+// Read implements net.Conn.
+func (c *serverConn) Read(b []byte) (int, error) {
+	if err := c.watch.check(c.ConnectionState); err != nil {
+		c.raw.Close()
+		return 0, err
+	}
+	return c.Conn.Read(b)
+}
+
+// Write implements net.Conn.
+func (c *serverConn) Write(b []byte) (int, error) {
+	if err := c.watch.check(c.ConnectionState); err != nil {
+		c.raw.Close()
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
 
 // ServerName says which server is at the other end of a connection that Wrap made; its handshake must be over.
 func ServerName(conn net.Conn) (string, error) {

@@ -20,7 +20,7 @@ import (
 func (a *app) caCmd() *cobra.Command {
 	var dir string
 	c := a.noun("ca", "Say who may be a server, an operator or a viewer of a cluster",
-		a.caInitCmd(&dir), a.caIssueCmd(&dir), a.caRotateCmd(&dir), a.caShowCmd(&dir))
+		a.caInitCmd(&dir), a.caIssueCmd(&dir), a.caRevokeCmd(&dir), a.caRotateCmd(&dir), a.caShowCmd(&dir))
 	c.PersistentFlags().StringVar(&dir, "dir", "", "directory of the authority (default that of the local cluster, else ./tls)")
 	return c
 }
@@ -89,8 +89,8 @@ func (a *app) caIssueCmd(dir *string) *cobra.Command {
 		Long: `Writes NAME.crt and NAME.key to the authority's directory. A server's name is that in its configuration. With --addr it also writes NAME.hcl, a context for
 "cellvisor --context": whoever gets it needs ca.crt, NAME.crt, NAME.key and NAME.hcl in one directory.
 
-A viewer may look. An operator may do everything. A certificate cannot be taken back before it expires, except by a rotation of the authority: give
-people short ones.`,
+A viewer may look. An operator may do everything. "ca revoke" takes a certificate back; until every server has its list, only the end of its days does.
+Give people short ones.`,
 		Example: `  cellvisor ca issue a-1 --role server
   cellvisor ca issue alice --role operator --days 30 --addr 10.0.0.1:7700,10.0.0.2:7700
   cellvisor --context tls/alice.hcl status`,
@@ -150,13 +150,49 @@ func (a *app) showIssued(f trust.Files) error {
 	return nil
 }
 
+func (a *app) caRevokeCmd(dir *string) *cobra.Command {
+	var serial string
+	cmd := &cobra.Command{
+		Use:   "revoke NAME | --serial SERIAL",
+		Short: "Take a certificate back",
+		Long: `Puts a certificate on the list ca.crl, beside ca.crt. Copy it to where each server has its ca.crt: servers read it again by themselves, refuse and count
+whoever shows the certificate from then on, and end the connections that it has within a second of their next use. A local cluster's servers all
+read the one in DIR/tls. "ca issue NAME --renew" gives the same name another certificate.`,
+		Example: "  cellvisor ca revoke alice\n  cellvisor ca revoke --serial 5f1c0e… --dir /root/cellvisor-ca",
+		Args:    args(0, 1, "a NAME"),
+		RunE: a.does(func(_ context.Context, got []string) error {
+			name := ""
+			if len(got) == 1 {
+				name = got[0]
+			}
+			if (name == "") == (serial == "") {
+				return usagef("name a certificate in the directory, or give --serial: `cellvisor ca show -o wide` lists both")
+			}
+			path, err := a.caDir(*dir)
+			if err != nil {
+				return err
+			}
+			authority, err := trust.Open(path)
+			if err != nil {
+				return err
+			}
+			if _, err := authority.Revoke(name, serial, time.Now()); err != nil {
+				return err
+			}
+			return a.showAuthority(authority)
+		}),
+	}
+	cmd.Flags().StringVar(&serial, "serial", "", "its serial number, of one that is not in the directory")
+	return cmd
+}
+
 func (a *app) caRotateCmd(dir *string) *cobra.Command {
 	var retire bool
 	var days int
 	cmd := &cobra.Command{
 		Use:   "rotate [--retire]",
 		Short: "Replace the authority's key, with a time in which old and new certificates are good",
-		Long: `Puts a new authority in front of the old one; both are trusted. Then, in this order: copy ca.crt to every server and client; issue each a new certificate
+		Long: `Puts a new authority in front of the old one; both are trusted. Then, in this order: copy ca.crt (and ca.crl, if there is one) to every server and client; issue each a new certificate
 (ca issue NAME --renew) and copy it there; and last "ca rotate --retire", and copy ca.crt once more. Servers read changed files by themselves, with the
 next connection; nothing is restarted and nothing is cut off on the way.`,
 		Example: "  cellvisor ca rotate\n  cellvisor ca rotate --retire",
@@ -188,7 +224,7 @@ func (a *app) caShowCmd(dir *string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show",
 		Short:   "List the authorities that are trusted and the certificates in the directory",
-		Long:    `Lists them with their state. Exit code 1 if one of them is no longer accepted by anyone.`,
+		Long:    `Lists them with their state. Exit code 1 if one of them is no longer accepted by anyone, unless it was revoked.`,
 		Example: "  cellvisor ca show\n  cellvisor ca show --dir /root/cellvisor-ca -o json",
 		Args:    args(0, 0, ""),
 		RunE: a.does(func(context.Context, []string) error {
@@ -205,7 +241,7 @@ func (a *app) caShowCmd(dir *string) *cobra.Command {
 			}
 			list, err := authority.List(time.Now())
 			for _, r := range list {
-				if r.State != "valid" {
+				if r.State != "valid" && r.State != "revoked" {
 					return errStale
 				}
 			}

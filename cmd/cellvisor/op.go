@@ -213,6 +213,9 @@ const watchEvery = 100 * time.Millisecond
 func (a *app) watchOperation(ctx context.Context, c *api.Client, op *api.Operation) error {
 	p := a.progress()
 	defer p.done()
+	if !p.on && op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
+		fmt.Fprintf(a.err, "watching operation %d, %s %s, which goes on without a watcher\n", op.GetId(), op.GetKind().Word(), op.GetSubject())
+	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {

@@ -85,8 +85,6 @@ func (d *draining) goOn(what string, match func(*api.VM) bool) {
 	}
 }
 
-func all(*api.VM) bool { return true }
-
 // killAll kills processes of the cluster that match.
 func (d *draining) killAll(match func(local.Member) bool) {
 	d.t.Helper()

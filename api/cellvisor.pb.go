@@ -553,7 +553,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45, 0}
 }
 
 type StatusRequest struct {
@@ -2896,7 +2896,9 @@ type WorkerCounters struct {
 	// Of the first full copy to new replicas, 0 to 1000.
 	SyncPermille uint32 `protobuf:"varint,15,opt,name=sync_permille,json=syncPermille,proto3" json:"sync_permille,omitempty"`
 	// Absent unless the VM is protected.
-	Shares        *CheckpointCounters `protobuf:"bytes,16,opt,name=shares,proto3" json:"shares,omitempty"`
+	Shares *CheckpointCounters `protobuf:"bytes,16,opt,name=shares,proto3" json:"shares,omitempty"`
+	// Absent unless the server promises more memory than it has.
+	Paging        *PagingCounters `protobuf:"bytes,17,opt,name=paging,proto3" json:"paging,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3043,6 +3045,134 @@ func (x *WorkerCounters) GetShares() *CheckpointCounters {
 	return nil
 }
 
+func (x *WorkerCounters) GetPaging() *PagingCounters {
+	if x != nil {
+		return x.Paging
+	}
+	return nil
+}
+
+// PagingCounters tell what became of pages for which there was no room in the server's memory.
+type PagingCounters struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What this part may hold in memory, and what of it is in the paging file.
+	LimitBytes uint64 `protobuf:"varint,1,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	FileBytes  uint64 `protobuf:"varint,2,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
+	// Pages brought in again, written to the paging file, dropped because a disk has them, dropped because they were zeros, used again in time.
+	In      uint64 `protobuf:"varint,3,opt,name=in,proto3" json:"in,omitempty"`
+	Out     uint64 `protobuf:"varint,4,opt,name=out,proto3" json:"out,omitempty"`
+	Dropped uint64 `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Zero    uint64 `protobuf:"varint,6,opt,name=zero,proto3" json:"zero,omitempty"`
+	Again   uint64 `protobuf:"varint,7,opt,name=again,proto3" json:"again,omitempty"`
+	// Microseconds that the last pages took to come in, the median; all together.
+	InMicros    uint64 `protobuf:"varint,8,opt,name=in_micros,json=inMicros,proto3" json:"in_micros,omitempty"`
+	InMicrosSum uint64 `protobuf:"varint,9,opt,name=in_micros_sum,json=inMicrosSum,proto3" json:"in_micros_sum,omitempty"`
+	// Why pages cannot be written out, so that the part is above its limit.
+	Error         string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PagingCounters) Reset() {
+	*x = PagingCounters{}
+	mi := &file_api_cellvisor_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PagingCounters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PagingCounters) ProtoMessage() {}
+
+func (x *PagingCounters) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PagingCounters.ProtoReflect.Descriptor instead.
+func (*PagingCounters) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PagingCounters) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetFileBytes() uint64 {
+	if x != nil {
+		return x.FileBytes
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetIn() uint64 {
+	if x != nil {
+		return x.In
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetOut() uint64 {
+	if x != nil {
+		return x.Out
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetZero() uint64 {
+	if x != nil {
+		return x.Zero
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetAgain() uint64 {
+	if x != nil {
+		return x.Again
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetInMicros() uint64 {
+	if x != nil {
+		return x.InMicros
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetInMicrosSum() uint64 {
+	if x != nil {
+		return x.InMicrosSum
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // CheckpointCounters tell more of what protection by checkpoints does.
 type CheckpointCounters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3065,7 +3195,7 @@ type CheckpointCounters struct {
 
 func (x *CheckpointCounters) Reset() {
 	*x = CheckpointCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3207,7 @@ func (x *CheckpointCounters) String() string {
 func (*CheckpointCounters) ProtoMessage() {}
 
 func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3220,7 @@ func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointCounters.ProtoReflect.Descriptor instead.
 func (*CheckpointCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CheckpointCounters) GetPauseMedianMicros() uint64 {
@@ -3172,7 +3302,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3314,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3327,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchRequest) GetEveryMs() uint32 {
@@ -3255,7 +3385,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3397,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3410,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchResponse) GetWhole() bool {
@@ -3382,7 +3512,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3524,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3537,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
 }
 
 type ListWorkersResponse struct {
@@ -3419,7 +3549,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3431,7 +3561,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3444,7 +3574,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*WorkerInfo {
@@ -3468,7 +3598,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3480,7 +3610,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3493,7 +3623,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WorkerInfo) GetVmId() uint64 {
@@ -3535,7 +3665,7 @@ type PageMapRequest struct {
 
 func (x *PageMapRequest) Reset() {
 	*x = PageMapRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3547,7 +3677,7 @@ func (x *PageMapRequest) String() string {
 func (*PageMapRequest) ProtoMessage() {}
 
 func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3560,7 +3690,7 @@ func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapRequest.ProtoReflect.Descriptor instead.
 func (*PageMapRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PageMapRequest) GetName() string {
@@ -3590,7 +3720,7 @@ type PageMapResponse struct {
 
 func (x *PageMapResponse) Reset() {
 	*x = PageMapResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3732,7 @@ func (x *PageMapResponse) String() string {
 func (*PageMapResponse) ProtoMessage() {}
 
 func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3745,7 @@ func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapResponse.ProtoReflect.Descriptor instead.
 func (*PageMapResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PageMapResponse) GetVmId() uint64 {
@@ -3663,7 +3793,7 @@ type PageHolder struct {
 
 func (x *PageHolder) Reset() {
 	*x = PageHolder{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3675,7 +3805,7 @@ func (x *PageHolder) String() string {
 func (*PageHolder) ProtoMessage() {}
 
 func (x *PageHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3688,7 +3818,7 @@ func (x *PageHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageHolder.ProtoReflect.Descriptor instead.
 func (*PageHolder) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PageHolder) GetPart() uint32 {
@@ -3745,7 +3875,7 @@ type SlicesRequest struct {
 
 func (x *SlicesRequest) Reset() {
 	*x = SlicesRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3757,7 +3887,7 @@ func (x *SlicesRequest) String() string {
 func (*SlicesRequest) ProtoMessage() {}
 
 func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3770,7 +3900,7 @@ func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesRequest.ProtoReflect.Descriptor instead.
 func (*SlicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SlicesRequest) GetServer() string {
@@ -3803,7 +3933,7 @@ type SlicesResponse struct {
 
 func (x *SlicesResponse) Reset() {
 	*x = SlicesResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +3945,7 @@ func (x *SlicesResponse) String() string {
 func (*SlicesResponse) ProtoMessage() {}
 
 func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +3958,7 @@ func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesResponse.ProtoReflect.Descriptor instead.
 func (*SlicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SlicesResponse) GetServer() string {
@@ -3886,7 +4016,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3898,7 +4028,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3911,7 +4041,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Slice) GetVm() string {
@@ -3971,7 +4101,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4113,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4126,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
 }
 
 type ListVMsResponse struct {
@@ -4008,7 +4138,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4020,7 +4150,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4033,7 +4163,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -4052,7 +4182,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4194,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4207,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -4096,7 +4226,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4108,7 +4238,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4121,7 +4251,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -4143,7 +4273,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4285,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4298,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -4202,7 +4332,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +4344,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +4357,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -4248,7 +4378,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4260,7 +4390,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4273,7 +4403,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -4299,7 +4429,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4311,7 +4441,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4324,7 +4454,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -4347,7 +4477,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4359,7 +4489,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4372,7 +4502,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PauseVMRequest) GetName() string {
@@ -4405,7 +4535,7 @@ type PauseVMResponse struct {
 
 func (x *PauseVMResponse) Reset() {
 	*x = PauseVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4417,7 +4547,7 @@ func (x *PauseVMResponse) String() string {
 func (*PauseVMResponse) ProtoMessage() {}
 
 func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4430,7 +4560,7 @@ func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMResponse.ProtoReflect.Descriptor instead.
 func (*PauseVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PauseVMResponse) GetVm() *VM {
@@ -4450,7 +4580,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4462,7 +4592,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4475,7 +4605,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -4500,7 +4630,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4512,7 +4642,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4525,7 +4655,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
 }
 
 type TypeVMRequest struct {
@@ -4539,7 +4669,7 @@ type TypeVMRequest struct {
 
 func (x *TypeVMRequest) Reset() {
 	*x = TypeVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4551,7 +4681,7 @@ func (x *TypeVMRequest) String() string {
 func (*TypeVMRequest) ProtoMessage() {}
 
 func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4564,7 +4694,7 @@ func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMRequest.ProtoReflect.Descriptor instead.
 func (*TypeVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TypeVMRequest) GetName() string {
@@ -4590,7 +4720,7 @@ type TypeVMResponse struct {
 
 func (x *TypeVMResponse) Reset() {
 	*x = TypeVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4602,7 +4732,7 @@ func (x *TypeVMResponse) String() string {
 func (*TypeVMResponse) ProtoMessage() {}
 
 func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4615,7 +4745,7 @@ func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMResponse.ProtoReflect.Descriptor instead.
 func (*TypeVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TypeVMResponse) GetTaken() uint32 {
@@ -4637,7 +4767,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4649,7 +4779,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4662,7 +4792,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -4698,7 +4828,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4710,7 +4840,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4723,7 +4853,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -4752,7 +4882,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4764,7 +4894,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4777,7 +4907,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -4813,7 +4943,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4825,7 +4955,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4838,7 +4968,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -4866,7 +4996,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4878,7 +5008,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4891,7 +5021,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -4918,7 +5048,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4930,7 +5060,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4943,7 +5073,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -4986,7 +5116,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4998,7 +5128,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5011,7 +5141,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5122,7 +5252,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5134,7 +5264,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5147,7 +5277,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -5167,7 +5297,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5179,7 +5309,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5192,7 +5322,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -5212,7 +5342,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5354,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5367,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DebugCountersRequest) GetServer() string {
@@ -5257,7 +5387,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5269,7 +5399,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5282,7 +5412,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -5316,7 +5446,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5328,7 +5458,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5341,7 +5471,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Fault) GetKind() FaultKind {
@@ -5401,7 +5531,7 @@ type SetFaultsRequest struct {
 
 func (x *SetFaultsRequest) Reset() {
 	*x = SetFaultsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5413,7 +5543,7 @@ func (x *SetFaultsRequest) String() string {
 func (*SetFaultsRequest) ProtoMessage() {}
 
 func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5426,7 +5556,7 @@ func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
 func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SetFaultsRequest) GetSet() bool {
@@ -5469,7 +5599,7 @@ type SetFaultsResponse struct {
 
 func (x *SetFaultsResponse) Reset() {
 	*x = SetFaultsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5481,7 +5611,7 @@ func (x *SetFaultsResponse) String() string {
 func (*SetFaultsResponse) ProtoMessage() {}
 
 func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5494,7 +5624,7 @@ func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
 func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SetFaultsResponse) GetServer() string {
@@ -5527,7 +5657,7 @@ type CrashGuestRequest struct {
 
 func (x *CrashGuestRequest) Reset() {
 	*x = CrashGuestRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5539,7 +5669,7 @@ func (x *CrashGuestRequest) String() string {
 func (*CrashGuestRequest) ProtoMessage() {}
 
 func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5552,7 +5682,7 @@ func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
 func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CrashGuestRequest) GetName() string {
@@ -5570,7 +5700,7 @@ type CrashGuestResponse struct {
 
 func (x *CrashGuestResponse) Reset() {
 	*x = CrashGuestResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5582,7 +5712,7 @@ func (x *CrashGuestResponse) String() string {
 func (*CrashGuestResponse) ProtoMessage() {}
 
 func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5595,7 +5725,7 @@ func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
 func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 type DebugDumpRequest struct {
@@ -5608,7 +5738,7 @@ type DebugDumpRequest struct {
 
 func (x *DebugDumpRequest) Reset() {
 	*x = DebugDumpRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5620,7 +5750,7 @@ func (x *DebugDumpRequest) String() string {
 func (*DebugDumpRequest) ProtoMessage() {}
 
 func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5633,7 +5763,7 @@ func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpRequest.ProtoReflect.Descriptor instead.
 func (*DebugDumpRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DebugDumpRequest) GetServer() string {
@@ -5657,7 +5787,7 @@ type DebugDumpResponse struct {
 
 func (x *DebugDumpResponse) Reset() {
 	*x = DebugDumpResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5669,7 +5799,7 @@ func (x *DebugDumpResponse) String() string {
 func (*DebugDumpResponse) ProtoMessage() {}
 
 func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5682,7 +5812,7 @@ func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpResponse.ProtoReflect.Descriptor instead.
 func (*DebugDumpResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DebugDumpResponse) GetServer() string {
@@ -5728,7 +5858,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5740,7 +5870,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5753,7 +5883,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
 }
 
 type StopServerResponse struct {
@@ -5764,7 +5894,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5776,7 +5906,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5789,7 +5919,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
 }
 
 type CordonRequest struct {
@@ -5804,7 +5934,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +5946,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +5959,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -5861,7 +5991,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5873,7 +6003,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5886,7 +6016,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
 }
 
 type StartOperationRequest struct {
@@ -5918,7 +6048,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5930,7 +6060,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5943,7 +6073,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -6047,7 +6177,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6059,7 +6189,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6072,7 +6202,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -6108,7 +6238,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6120,7 +6250,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6133,7 +6263,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -6259,7 +6389,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6271,7 +6401,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6284,7 +6414,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -6365,7 +6495,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6377,7 +6507,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6390,7 +6520,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
 }
 
 type ListOperationsResponse struct {
@@ -6402,7 +6532,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6414,7 +6544,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6427,7 +6557,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -6446,7 +6576,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6458,7 +6588,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6471,7 +6601,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -6490,7 +6620,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[83]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6502,7 +6632,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[83]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6515,7 +6645,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -6536,7 +6666,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[84]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6548,7 +6678,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[84]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6561,7 +6691,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -6587,7 +6717,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[85]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6599,7 +6729,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[85]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6612,7 +6742,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -6632,7 +6762,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[86]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6644,7 +6774,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[86]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6657,7 +6787,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -6685,7 +6815,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[87]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6697,7 +6827,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[87]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6710,7 +6840,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -6737,7 +6867,7 @@ type BalanceRequest struct {
 
 func (x *BalanceRequest) Reset() {
 	*x = BalanceRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[88]
+	mi := &file_api_cellvisor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6749,7 +6879,7 @@ func (x *BalanceRequest) String() string {
 func (*BalanceRequest) ProtoMessage() {}
 
 func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[88]
+	mi := &file_api_cellvisor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6762,7 +6892,7 @@ func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
 func (*BalanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *BalanceRequest) GetMode() string {
@@ -6789,7 +6919,7 @@ type BalanceResponse struct {
 
 func (x *BalanceResponse) Reset() {
 	*x = BalanceResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[89]
+	mi := &file_api_cellvisor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6801,7 +6931,7 @@ func (x *BalanceResponse) String() string {
 func (*BalanceResponse) ProtoMessage() {}
 
 func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[89]
+	mi := &file_api_cellvisor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6814,7 +6944,7 @@ func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
 func (*BalanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *BalanceResponse) GetMode() string {
@@ -6870,7 +7000,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_api_cellvisor_proto_msgTypes[90]
+	mi := &file_api_cellvisor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6882,7 +7012,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[90]
+	mi := &file_api_cellvisor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6895,7 +7025,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ServerLoad) GetServer() string {
@@ -6957,7 +7087,7 @@ type AuditLogRequest struct {
 
 func (x *AuditLogRequest) Reset() {
 	*x = AuditLogRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[91]
+	mi := &file_api_cellvisor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6969,7 +7099,7 @@ func (x *AuditLogRequest) String() string {
 func (*AuditLogRequest) ProtoMessage() {}
 
 func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[91]
+	mi := &file_api_cellvisor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6982,7 +7112,7 @@ func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLogRequest.ProtoReflect.Descriptor instead.
 func (*AuditLogRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{91}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *AuditLogRequest) GetServer() string {
@@ -7006,7 +7136,7 @@ type AuditLogResponse struct {
 
 func (x *AuditLogResponse) Reset() {
 	*x = AuditLogResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[92]
+	mi := &file_api_cellvisor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7018,7 +7148,7 @@ func (x *AuditLogResponse) String() string {
 func (*AuditLogResponse) ProtoMessage() {}
 
 func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[92]
+	mi := &file_api_cellvisor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7031,7 +7161,7 @@ func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLogResponse.ProtoReflect.Descriptor instead.
 func (*AuditLogResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{92}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *AuditLogResponse) GetServer() string {
@@ -7272,7 +7402,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04cell\x18\t \x01(\tR\x04cell\x12\x12\n" +
 	"\x04lost\x18\n" +
 	" \x01(\bR\x04lost\x12\x18\n" +
-	"\astandby\x18\v \x01(\bR\astandby\"\xfd\x04\n" +
+	"\astandby\x18\v \x01(\bR\astandby\"\xb3\x05\n" +
 	"\x0eWorkerCounters\x12!\n" +
 	"\fremote_reads\x18\x01 \x01(\x04R\vremoteReads\x12#\n" +
 	"\rremote_writes\x18\x02 \x01(\x04R\fremoteWrites\x12!\n" +
@@ -7294,7 +7424,22 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\vdirty_pages\x18\x0e \x01(\x04R\n" +
 	"dirtyPages\x12#\n" +
 	"\rsync_permille\x18\x0f \x01(\rR\fsyncPermille\x128\n" +
-	"\x06shares\x18\x10 \x01(\v2 .cellvisor.v1.CheckpointCountersR\x06shares\"\xca\x02\n" +
+	"\x06shares\x18\x10 \x01(\v2 .cellvisor.v1.CheckpointCountersR\x06shares\x124\n" +
+	"\x06paging\x18\x11 \x01(\v2\x1c.cellvisor.v1.PagingCountersR\x06paging\"\x8d\x02\n" +
+	"\x0ePagingCounters\x12\x1f\n" +
+	"\vlimit_bytes\x18\x01 \x01(\x04R\n" +
+	"limitBytes\x12\x1d\n" +
+	"\n" +
+	"file_bytes\x18\x02 \x01(\x04R\tfileBytes\x12\x0e\n" +
+	"\x02in\x18\x03 \x01(\x04R\x02in\x12\x10\n" +
+	"\x03out\x18\x04 \x01(\x04R\x03out\x12\x18\n" +
+	"\adropped\x18\x05 \x01(\x04R\adropped\x12\x12\n" +
+	"\x04zero\x18\x06 \x01(\x04R\x04zero\x12\x14\n" +
+	"\x05again\x18\a \x01(\x04R\x05again\x12\x1b\n" +
+	"\tin_micros\x18\b \x01(\x04R\binMicros\x12\"\n" +
+	"\rin_micros_sum\x18\t \x01(\x04R\vinMicrosSum\x12\x14\n" +
+	"\x05error\x18\n" +
+	" \x01(\tR\x05error\"\xca\x02\n" +
 	"\x12CheckpointCounters\x12.\n" +
 	"\x13pause_median_micros\x18\x01 \x01(\x04R\x11pauseMedianMicros\x12(\n" +
 	"\x10pause_p99_micros\x18\x02 \x01(\x04R\x0epauseP99Micros\x12*\n" +
@@ -7698,7 +7843,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -7737,76 +7882,77 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*VM)(nil),                      // 34: cellvisor.v1.VM
 	(*Worker)(nil),                  // 35: cellvisor.v1.Worker
 	(*WorkerCounters)(nil),          // 36: cellvisor.v1.WorkerCounters
-	(*CheckpointCounters)(nil),      // 37: cellvisor.v1.CheckpointCounters
-	(*WatchRequest)(nil),            // 38: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 39: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 40: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 41: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 42: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 43: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 44: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 45: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 46: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 47: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 48: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 49: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 50: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 51: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 52: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 53: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 54: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 55: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 56: cellvisor.v1.StopVMResponse
-	(*PauseVMRequest)(nil),          // 57: cellvisor.v1.PauseVMRequest
-	(*PauseVMResponse)(nil),         // 58: cellvisor.v1.PauseVMResponse
-	(*RemoveVMRequest)(nil),         // 59: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 60: cellvisor.v1.RemoveVMResponse
-	(*TypeVMRequest)(nil),           // 61: cellvisor.v1.TypeVMRequest
-	(*TypeVMResponse)(nil),          // 62: cellvisor.v1.TypeVMResponse
-	(*ConsoleVMRequest)(nil),        // 63: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 64: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 65: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 66: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 67: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 68: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 69: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 70: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 71: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 72: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 73: cellvisor.v1.DebugCountersResponse
-	(*Fault)(nil),                   // 74: cellvisor.v1.Fault
-	(*SetFaultsRequest)(nil),        // 75: cellvisor.v1.SetFaultsRequest
-	(*SetFaultsResponse)(nil),       // 76: cellvisor.v1.SetFaultsResponse
-	(*CrashGuestRequest)(nil),       // 77: cellvisor.v1.CrashGuestRequest
-	(*CrashGuestResponse)(nil),      // 78: cellvisor.v1.CrashGuestResponse
-	(*DebugDumpRequest)(nil),        // 79: cellvisor.v1.DebugDumpRequest
-	(*DebugDumpResponse)(nil),       // 80: cellvisor.v1.DebugDumpResponse
-	(*StopServerRequest)(nil),       // 81: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 82: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 83: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 84: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 85: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 86: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 87: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 88: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 89: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 90: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 91: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 92: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 93: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 94: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 95: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 96: cellvisor.v1.SafeToStopResponse
-	(*BalanceRequest)(nil),          // 97: cellvisor.v1.BalanceRequest
-	(*BalanceResponse)(nil),         // 98: cellvisor.v1.BalanceResponse
-	(*ServerLoad)(nil),              // 99: cellvisor.v1.ServerLoad
-	(*AuditLogRequest)(nil),         // 100: cellvisor.v1.AuditLogRequest
-	(*AuditLogResponse)(nil),        // 101: cellvisor.v1.AuditLogResponse
-	nil,                             // 102: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 103: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 104: cellvisor.v1.DebugCountersResponse.CountersEntry
-	nil,                             // 105: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	(*timestamppb.Timestamp)(nil),   // 106: google.protobuf.Timestamp
+	(*PagingCounters)(nil),          // 37: cellvisor.v1.PagingCounters
+	(*CheckpointCounters)(nil),      // 38: cellvisor.v1.CheckpointCounters
+	(*WatchRequest)(nil),            // 39: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 40: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 41: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 42: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 43: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 44: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 45: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 46: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 47: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 48: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 49: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 50: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 51: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 52: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 53: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 54: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 55: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 56: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 57: cellvisor.v1.StopVMResponse
+	(*PauseVMRequest)(nil),          // 58: cellvisor.v1.PauseVMRequest
+	(*PauseVMResponse)(nil),         // 59: cellvisor.v1.PauseVMResponse
+	(*RemoveVMRequest)(nil),         // 60: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 61: cellvisor.v1.RemoveVMResponse
+	(*TypeVMRequest)(nil),           // 62: cellvisor.v1.TypeVMRequest
+	(*TypeVMResponse)(nil),          // 63: cellvisor.v1.TypeVMResponse
+	(*ConsoleVMRequest)(nil),        // 64: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 65: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 66: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 67: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 68: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 69: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 70: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 71: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 72: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 73: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 74: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 75: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 76: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 77: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 78: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 79: cellvisor.v1.CrashGuestResponse
+	(*DebugDumpRequest)(nil),        // 80: cellvisor.v1.DebugDumpRequest
+	(*DebugDumpResponse)(nil),       // 81: cellvisor.v1.DebugDumpResponse
+	(*StopServerRequest)(nil),       // 82: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 83: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 84: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 85: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 86: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 87: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 88: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 89: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 90: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 91: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 92: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 93: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 94: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 95: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 96: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 97: cellvisor.v1.SafeToStopResponse
+	(*BalanceRequest)(nil),          // 98: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 99: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 100: cellvisor.v1.ServerLoad
+	(*AuditLogRequest)(nil),         // 101: cellvisor.v1.AuditLogRequest
+	(*AuditLogResponse)(nil),        // 102: cellvisor.v1.AuditLogResponse
+	nil,                             // 103: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 104: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 105: cellvisor.v1.DebugCountersResponse.CountersEntry
+	nil,                             // 106: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	(*timestamppb.Timestamp)(nil),   // 107: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,   // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -7820,7 +7966,7 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	4,   // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
 	18,  // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
 	27,  // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
-	102, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	103, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	21,  // 12: cellvisor.v1.ListDisksResponse.disks:type_name -> cellvisor.v1.DiskInfo
 	22,  // 13: cellvisor.v1.DiskInfo.copies:type_name -> cellvisor.v1.DiskCopy
 	25,  // 14: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
@@ -7832,127 +7978,128 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	3,   // 20: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
 	35,  // 21: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,   // 22: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	106, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	106, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	106, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	107, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	107, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	107, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
 	26,  // 26: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
 	27,  // 27: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
 	36,  // 28: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	37,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
-	10,  // 30: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	13,  // 31: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	16,  // 32: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	34,  // 33: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	87,  // 34: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	69,  // 35: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	42,  // 36: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	42,  // 37: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	36,  // 38: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	45,  // 39: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	48,  // 40: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	34,  // 41: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	34,  // 42: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	8,   // 43: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	34,  // 44: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 45: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 46: cellvisor.v1.PauseVMResponse.vm:type_name -> cellvisor.v1.VM
-	69,  // 47: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	106, // 48: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	103, // 49: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	104, // 50: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,   // 51: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
-	74,  // 52: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
-	74,  // 53: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	105, // 54: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	6,   // 55: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	87,  // 56: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	6,   // 57: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	7,   // 58: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	88,  // 59: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	106, // 60: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	106, // 61: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	106, // 62: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	87,  // 63: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	87,  // 64: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	87,  // 65: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	99,  // 66: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
-	9,   // 67: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11,  // 68: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14,  // 69: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	28,  // 70: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	49,  // 71: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	51,  // 72: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	53,  // 73: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	55,  // 74: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	29,  // 75: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	31,  // 76: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	57,  // 77: cellvisor.v1.Cellvisor.PauseVM:input_type -> cellvisor.v1.PauseVMRequest
-	59,  // 78: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	83,  // 79: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	85,  // 80: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	89,  // 81: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	91,  // 82: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	93,  // 83: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	97,  // 84: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	95,  // 85: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	63,  // 86: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	61,  // 87: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
-	65,  // 88: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	67,  // 89: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	38,  // 90: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	40,  // 91: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	19,  // 92: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
-	23,  // 93: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
-	43,  // 94: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	46,  // 95: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	100, // 96: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
-	70,  // 97: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	72,  // 98: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	75,  // 99: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	77,  // 100: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	79,  // 101: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
-	81,  // 102: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10,  // 103: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12,  // 104: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15,  // 105: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	33,  // 106: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	50,  // 107: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	52,  // 108: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	54,  // 109: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	56,  // 110: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	30,  // 111: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	32,  // 112: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	58,  // 113: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
-	60,  // 114: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	84,  // 115: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	86,  // 116: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	90,  // 117: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	92,  // 118: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	94,  // 119: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	98,  // 120: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	96,  // 121: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	64,  // 122: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	62,  // 123: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	66,  // 124: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	68,  // 125: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	39,  // 126: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	41,  // 127: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	20,  // 128: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
-	24,  // 129: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
-	44,  // 130: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	47,  // 131: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	101, // 132: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
-	71,  // 133: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	73,  // 134: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	76,  // 135: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	78,  // 136: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	80,  // 137: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
-	82,  // 138: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	103, // [103:139] is the sub-list for method output_type
-	67,  // [67:103] is the sub-list for method input_type
-	67,  // [67:67] is the sub-list for extension type_name
-	67,  // [67:67] is the sub-list for extension extendee
-	0,   // [0:67] is the sub-list for field type_name
+	38,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
+	37,  // 30: cellvisor.v1.WorkerCounters.paging:type_name -> cellvisor.v1.PagingCounters
+	10,  // 31: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13,  // 32: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16,  // 33: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	34,  // 34: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	88,  // 35: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	70,  // 36: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	43,  // 37: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	43,  // 38: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	36,  // 39: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	46,  // 40: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	49,  // 41: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	34,  // 42: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	34,  // 43: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,   // 44: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	34,  // 45: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 46: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 47: cellvisor.v1.PauseVMResponse.vm:type_name -> cellvisor.v1.VM
+	70,  // 48: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	107, // 49: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	104, // 50: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	105, // 51: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,   // 52: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	75,  // 53: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	75,  // 54: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	106, // 55: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	6,   // 56: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	88,  // 57: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,   // 58: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,   // 59: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	89,  // 60: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	107, // 61: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	107, // 62: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	107, // 63: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	88,  // 64: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	88,  // 65: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	88,  // 66: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	100, // 67: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,   // 68: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11,  // 69: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14,  // 70: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	28,  // 71: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	50,  // 72: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	52,  // 73: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	54,  // 74: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	56,  // 75: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	29,  // 76: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	31,  // 77: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	58,  // 78: cellvisor.v1.Cellvisor.PauseVM:input_type -> cellvisor.v1.PauseVMRequest
+	60,  // 79: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	84,  // 80: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	86,  // 81: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	90,  // 82: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	92,  // 83: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	94,  // 84: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	98,  // 85: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	96,  // 86: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	64,  // 87: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	62,  // 88: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	66,  // 89: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	68,  // 90: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	39,  // 91: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	41,  // 92: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	19,  // 93: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
+	23,  // 94: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
+	44,  // 95: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	47,  // 96: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	101, // 97: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
+	71,  // 98: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	73,  // 99: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	76,  // 100: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	78,  // 101: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	80,  // 102: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
+	82,  // 103: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10,  // 104: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12,  // 105: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15,  // 106: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	33,  // 107: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	51,  // 108: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	53,  // 109: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	55,  // 110: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	57,  // 111: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	30,  // 112: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32,  // 113: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	59,  // 114: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
+	61,  // 115: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	85,  // 116: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	87,  // 117: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	91,  // 118: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	93,  // 119: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	95,  // 120: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	99,  // 121: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	97,  // 122: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	65,  // 123: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	63,  // 124: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	67,  // 125: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	69,  // 126: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	40,  // 127: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	42,  // 128: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	20,  // 129: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
+	24,  // 130: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
+	45,  // 131: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	48,  // 132: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	102, // 133: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
+	72,  // 134: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	74,  // 135: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	77,  // 136: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	79,  // 137: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	81,  // 138: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
+	83,  // 139: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	104, // [104:140] is the sub-list for method output_type
+	68,  // [68:104] is the sub-list for method input_type
+	68,  // [68:68] is the sub-list for extension type_name
+	68,  // [68:68] is the sub-list for extension extendee
+	0,   // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -7979,7 +8126,7 @@ func file_api_cellvisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   97,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -261,6 +261,8 @@ const (
 	EventVMUnpaused     EventKind = "vm-resumed"   // it goes on after that
 	EventVMStalled      EventKind = "vm-stalled"   // too much of its output is held back
 	EventVMUnstalled    EventKind = "vm-unstalled"
+	EventVMShort        EventKind = "vm-short" // a part holds more memory than it may: its paging file has no room, or fails
+	EventVMFits         EventKind = "vm-fits"
 	EventVMRemoved      EventKind = "vm-removed"
 	EventRecoveryStages EventKind = "recovery-stages"
 	EventVotersChanged  EventKind = "voters-changed"

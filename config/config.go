@@ -15,7 +15,8 @@
 //	  sched       = "gang"       # or "host": leave vCPUs to Linux
 //	  cpus        = [0, 1]       # the slots' CPUs; default: those that the process may use
 //	  memory      = "16GiB"      # for guests; default: three quarters of what is available
-//	  overcommit  = 1            # promise guests so many times that much
+//	  overcommit  = 1            # promise guests so many times that much; pages that find no room go to files in data_dir
+//	  paging      = "48GiB"      # these files together at most; default: what is promised beyond memory
 //	  idle_cpus   = "awake"      # while pages travel; or "sleep": save power, let remote page faults wait for CPUs to wake up
 //	  secret_file = "/etc/cellvisor/secret"
 //	  nice        = -10
@@ -101,6 +102,7 @@ type Server struct {
 	MemoryBytes ident.Bytes // for guests; 0 for a witness
 	Sched       Sched       // how vCPUs share the slots
 	Overcommit  int         // so many times the memory is promised to guests, which get it as they touch it; at least 1
+	PagingBytes ident.Bytes // of paging files, for what is promised and not there
 	IdleCPUs    IdleCPUs    // while pages travel
 	CPUs        []int       // of the slots, in order; empty: those that the process may use
 	SecretFile  string      // empty: peers are not authenticated (refused unless all addresses are loopback)

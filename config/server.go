@@ -75,7 +75,7 @@ func (p *parser) cluster(top *block, s *Server) {
 }
 
 // serverAttrs are the attributes of the block "server".
-var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "idle_cpus", "secret_file", "nice"}
+var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "paging", "idle_cpus", "secret_file", "nice"}
 
 func (p *parser) self(top *block, s *Server) {
 	c := top.one("server", true)
@@ -107,8 +107,9 @@ func (p *parser) self(top *block, s *Server) {
 	s.IdleCPUs = IdleCPUs(p.choice(b, "idle_cpus", string(IdleAwake), string(IdleAwake), string(IdleSleep)))
 	s.MemoryBytes = p.memory(b, s.Role)
 	s.Overcommit = int(b.integer("overcommit", 1, 1, maxOvercommit))
+	s.PagingBytes = p.paging(b, s)
 	if s.Role == RoleWitness {
-		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "idle_cpus"} {
+		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "paging", "idle_cpus"} {
 			if a := b.attrs[name]; a != nil {
 				p.say(&a.Range, "a witness runs no VMs: remove "+name)
 			}
@@ -153,6 +154,22 @@ func (p *parser) memory(b *block, role Role) ident.Bytes {
 	}
 	if n < ident.MiB {
 		p.say(at, fmt.Sprintf("memory %s is less than 1MiB", n))
+	}
+	return n
+}
+
+// paging returns the most that paging files may take together: all that is promised to guests beyond memory, unless told otherwise.
+func (p *parser) paging(b *block, s *Server) ident.Bytes {
+	text, at := b.str("paging", "")
+	if text == "" {
+		return s.MemoryBytes * ident.Bytes(s.Overcommit-1)
+	}
+	n, err := ParseSize(text)
+	switch {
+	case err != nil:
+		p.say(at, "paging: "+err.Error())
+	case s.Overcommit == 1:
+		p.say(at, "paging is for servers that promise more memory than they have: set overcommit, or leave it out")
 	}
 	return n
 }

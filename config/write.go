@@ -1,6 +1,7 @@
 package config
 
 import (
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/hashicorp/hcl/v2/hclwrite"
 	"github.com/zclconf/go-cty/cty"
 )
@@ -121,6 +122,9 @@ func formatVMs(b *hclwrite.Body, s *Server) {
 	setString(b, "memory", s.MemoryBytes.String())
 	if s.Overcommit > 1 {
 		b.SetAttributeValue("overcommit", cty.NumberIntVal(int64(s.Overcommit)))
+		if s.PagingBytes > 0 && s.PagingBytes != s.MemoryBytes*ident.Bytes(s.Overcommit-1) {
+			setString(b, "paging", s.PagingBytes.String())
+		}
 	}
 	if s.IdleCPUs == IdleSleep {
 		setString(b, "idle_cpus", string(s.IdleCPUs))

@@ -120,6 +120,14 @@ type WorkerRestored struct {
 	Restored wire.WorkerRestored
 }
 
+// WorkerShort is a worker's report that its part holds more memory than it may, because pages cannot be written to its paging file, or no longer does.
+type WorkerShort struct {
+	VM              ident.VMID
+	On              bool
+	Reason          string
+	Resident, Limit ident.Bytes
+}
+
 // WorkerStalled is a home worker's report that held-back output pauses the guest, or no longer does.
 type WorkerStalled struct {
 	VM      ident.VMID
@@ -172,6 +180,7 @@ func (WorkerRestored) event()  {}
 func (WorkerSwitched) event()  {}
 func (WorkerStalled) event()   {}
 func (WorkerPaused) event()    {}
+func (WorkerShort) event()     {}
 func (WorkersKilled) event()   {}
 func (ClockSet) event()        {}
 

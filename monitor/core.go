@@ -119,6 +119,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerStalled(e)
 	case WorkerPaused:
 		c.workerPaused(e)
+	case WorkerShort:
+		c.workerShort(e)
 	case WorkerSwitched:
 		c.workerSwitched(e)
 	case WorkersKilled:

@@ -254,6 +254,19 @@ func (c *Core) workerStalled(e WorkerStalled) {
 	c.propose("", cells.Command{Report: &cells.Report{Kind: kind, Subject: "vm " + vm.Spec.Name, Text: text}})
 }
 
+// workerShort makes an event of it.
+func (c *Core) workerShort(e WorkerShort) {
+	vm := c.rep.State().VM(e.VM)
+	if vm == nil {
+		return
+	}
+	kind, text := cells.EventVMShort, fmt.Sprintf("vm %s holds %s of memory on %s, its limit there is %s: %s", vm.Spec.Name, e.Resident, c.cfg.Info.Name, e.Limit, e.Reason)
+	if !e.On {
+		kind, text = cells.EventVMFits, fmt.Sprintf("vm %s keeps to its limit of %s on %s again", vm.Spec.Name, e.Limit, c.cfg.Info.Name)
+	}
+	c.propose("", cells.Command{Report: &cells.Report{Kind: kind, Subject: "vm " + vm.Spec.Name, Text: text}})
+}
+
 // workerRestored reports a recovery that has ended, with its stages as the new home saw them.
 func (c *Core) workerRestored(e WorkerRestored) {
 	vm, w := c.rep.State().VM(e.VM), c.workerOf(e.VM)

@@ -123,8 +123,16 @@ func workerCounters(s *wire.WorkerStats) *api.WorkerCounters {
 		ResidentBytes: uint64(s.ResidentBytes), VcpuExits: s.VCPUExits, RunMicros: uint64(s.RunMicros),
 		Checkpoints: s.Checkpoints, CheckpointPauseMicros: uint64(s.CutMicros), CheckpointEveryMicros: uint64(s.EveryMicros),
 		CheckpointLagMicros: uint64(s.LagMicros), HeldBytes: s.HeldBytes, DirtyPages: s.DirtyPages, SyncPermille: uint32(s.SyncPermille),
-		Shares: checkpointMessage(s),
+		Shares: checkpointMessage(s), Paging: pagingMessage(s.Paging),
 	}
+}
+
+func pagingMessage(p *wire.WorkerPaging) *api.PagingCounters {
+	if p == nil {
+		return nil
+	}
+	return &api.PagingCounters{LimitBytes: uint64(p.LimitBytes), FileBytes: uint64(p.FileBytes), In: p.In, Out: p.Out, Dropped: p.Dropped, Zero: p.Zero,
+		Again: p.Again, InMicros: uint64(p.InMicros), InMicrosSum: p.InMicrosSum, Error: p.Error}
 }
 
 func cellMessages(state *cells.State) []*api.Cell {

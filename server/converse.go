@@ -137,7 +137,10 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.peers != w.sent.peers {
 		out = append(out, wire.ToWorker{Peers: w.peers})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers}
+	if w.guest.limit != w.sent.memory {
+		out = append(out, wire.ToWorker{Memory: w.guest.limit})
+	}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers, w.guest.limit}
 	return out
 }
 
@@ -175,9 +178,7 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 	case m.Dial != nil:
 		s.dialFor(w, *m.Dial)
 	case m.Stats != nil:
-		w.mu.Lock()
-		w.stats, w.statsAt = m.Stats, bootMicros()
-		w.mu.Unlock()
+		s.heardStats(w, m.Stats)
 	case m.PageMap != nil:
 		w.answered(m.PageMap)
 	}

@@ -64,6 +64,7 @@ type supervisor struct {
 	mu      sync.Mutex
 	workers map[ident.VMID]*worker // protected by mu
 	lease   monitor.Lease          // protected by mu
+	rule    memoryRule             // set before the first worker
 }
 
 type supervisorCounts struct {
@@ -393,6 +394,7 @@ func (s *supervisor) addStats(out map[string]uint64) {
 			out["disks.read_bytes"] += c.DiskReadBytes
 			out["disks.cached_bytes"] += c.DiskCachedBytes
 			out["vcpus.exits"] += c.VCPUExits
+			s.addPaging(out, c.Paging)
 			out["vcpus.run_micros"] += uint64(c.RunMicros)
 		}
 	}

@@ -49,6 +49,7 @@ type worker struct {
 	maps    map[uint64]chan *wire.WorkerPageMap // protected by mu; who waits for an answer, by token
 	typed   typing
 	peers   *wire.WorkerPeers // protected by mu
+	guest   ofGuest           // protected by mu
 }
 
 type sentMarks struct {
@@ -62,6 +63,7 @@ type sentMarks struct {
 	asked   *wire.WorkerMapAsk
 	typed   uint64 // number
 	peers   *wire.WorkerPeers
+	memory  *wire.WorkerMemory
 }
 
 // post changes what the worker is to know and wakes the sender.
@@ -120,6 +122,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	}
 	spec := a.Spec
 	spec.ListenHost, spec.IdleSleep, spec.DiskDir = s.listenHost, s.idleSleep, s.diskDir()
+	spec.Memory = s.firstMemory(w, spec.MemoryBytes)
 	s.secure(&spec)
 	if files.payload != "" {
 		spec.PayloadPath = files.payload
@@ -192,45 +195,6 @@ func readSpec(dir string) wire.WorkerSpec {
 func stillWorker(f workerProcess) bool {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", f.pid))
 	return err == nil && strings.HasSuffix(string(raw), strings.Join(append(workerCommand, f.dir, ""), "\x00"))
-}
-
-// exitReason says how a process ended, with the last line of its log if that was not in good order.
-func exitReason(state *os.ProcessState, err error, dir string) string {
-	if err == nil {
-		return "exit status 0"
-	}
-	reason := err.Error()
-	if state != nil {
-		if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			if ws.Signal() == syscall.SIGSYS {
-				return "killed by its jail: it made a system call that no worker makes"
-			}
-			return fmt.Sprintf("killed by signal %d (%v)", int(ws.Signal()), ws.Signal())
-		}
-	}
-	if line := lastLine(filepath.Join(dir, wire.WorkerLogFile)); line != "" {
-		reason += ": " + line
-	}
-	return reason
-}
-
-// lastLine returns the last line of a file that is not empty, cut to a length for people.
-func lastLine(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	const tailBytes, lineBytes = 4096, 300
-	size, err := f.Seek(0, 2)
-	if err != nil {
-		return ""
-	}
-	buf := make([]byte, min(size, tailBytes))
-	n, _ := f.ReadAt(buf, size-int64(len(buf)))
-	lines := strings.Split(strings.TrimSpace(string(buf[:n])), "\n")
-	line := strings.ToValidUTF8(lines[len(lines)-1], "?")
-	return line[:min(len(line), lineBytes)]
 }
 
 // adopt finds the workers that an earlier serve left, connects to them, and reports those that answer. One that does not is killed.
@@ -310,7 +274,7 @@ func (s *supervisor) adoptOne(p ownProcess) *adopted {
 	s.counts.adopted.Add(1)
 	s.mu.Lock()
 	w := s.add(spec.VM, spec.Incarnation, p.dir)
-	w.proc = p.process
+	w.proc, w.guest = p.process, ofGuest{bytes: spec.MemoryBytes, limit: spec.Memory}
 	s.mu.Unlock()
 	return &adopted{w: w, ready: ready, conn: conn}
 }

@@ -13,6 +13,7 @@ const (
 	WorkerConsoleFile = "console.log" // released console bytes, written by the home part's worker
 	WorkerOutputFile  = "output.log"  // released output records, one decimal number a line, written by the home part's worker
 	WorkerLogFile     = "worker.log"  // the worker's own log
+	WorkerPagingFile  = "paging"      // unlinked as soon as it is open
 	WorkerHandSocket  = "hand.sock"   // a jailed worker takes connections to its peers here, see WorkerDial
 )
 
@@ -42,6 +43,8 @@ type WorkerSpec struct {
 	Options     map[string]string `json:"options,omitempty"`
 
 	Linux *WorkerLinux `json:"linux,omitempty"` // the payload file is a Linux kernel
+
+	Memory *WorkerMemory `json:"memory,omitempty"` // what the part may hold at first; nil: all that its VM has, always
 
 	Disks   []WorkerDisk `json:"disks,omitempty"`
 	DiskDir string       `json:"disk_dir,omitempty"` // where this server keeps its copies of disks, one directory each
@@ -117,6 +120,28 @@ type ToWorker struct {
 	Typed   *WorkerTyped   `json:"typed,omitempty"`
 	Faults  *WorkerFaults  `json:"faults,omitempty"`
 	Peers   *WorkerPeers   `json:"peers,omitempty"`
+	Memory  *WorkerMemory  `json:"memory,omitempty"`
+}
+
+// WorkerMemory says how much of its guest's memory the part may hold in this host's, and how much may be in its paging file. What is above the
+// limit leaves at once.
+type WorkerMemory struct {
+	LimitBytes ident.Bytes `json:"limit_bytes"`
+	FileBytes  ident.Bytes `json:"file_bytes"`
+}
+
+// WorkerPaging is what became of pages for which there was no room, since the worker started. It is of a worker that was given a WorkerMemory.
+type WorkerPaging struct {
+	LimitBytes  ident.Bytes  `json:"limit_bytes"`
+	FileBytes   ident.Bytes  `json:"file_bytes"`                  // in the paging file now
+	In          uint64       `json:"in"`                          // pages brought in again
+	Out         uint64       `json:"out"`                         // pages written to the paging file
+	Dropped     uint64       `json:"dropped"`                     // pages not written, since a disk has them
+	Zero        uint64       `json:"zero"`                        // pages not written, since they were zeros
+	Again       uint64       `json:"again"`                       // pages that were used again before they left
+	InMicrosSum uint64       `json:"in_micros_sum"`               // that pages took to come in
+	InMicros    ident.Micros `json:"in_micros_typical,omitempty"` // median of the last ones
+	Error       string       `json:"error,omitempty"`             // why pages cannot be written out, for people
 }
 
 // WorkerFaults is what a drill breaks at a worker, in place of what was broken before.
@@ -367,6 +392,8 @@ type WorkerStats struct {
 	PagesZero       uint64       `json:"pages_zero,omitempty"`
 	PagesSame       uint64       `json:"pages_same,omitempty"`
 	ShareBytesSum   uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
+
+	Paging *WorkerPaging `json:"paging,omitempty"`
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
 	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up

@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
-	"strconv"
-	"sync"
-	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/mem"
@@ -38,16 +35,23 @@ type blockCache struct {
 	page    [ident.PageSize]byte
 	read    uint64 // bytes from disks
 	served  uint64 // bytes from memory instead
+
+	disks    map[uint8]virtio.Disk
+	changing []blockRange // being written
 }
 
 func newBlockCache(p *plane) *blockCache {
 	limit := int(p.ram.Pages())
-	return &blockCache{p: p, limit: limit, table: srt.New(limit, ""), kept: map[uint64]*ram.Kept{}}
+	if p.pager != nil {
+		limit = 0 // where memory is short there is none for former boots
+	}
+	return &blockCache{p: p, limit: limit, table: srt.New(limit, ""), kept: map[uint64]*ram.Kept{}, disks: map[uint8]virtio.Disk{}}
 }
 
 // leaves says that a page is about to be written, or to leave home.
 func (c *blockCache) leaves(page ident.PageNo) {
 	if c != nil {
+		c.keepAlone(page)
 		c.table.Write(page)
 	}
 }
@@ -62,6 +66,12 @@ func (c *blockCache) readsOnly(page ident.PageNo) bool {
 type faulting struct {
 	on, write bool
 	page      ident.PageNo
+	kind      uffd.Kind
+}
+
+// unmapped tells whether the fault is that the guest cannot reach the page at all, whatever it could do before.
+func (f *faulting) unmapped(page ident.PageNo) bool {
+	return f.on && f.page == page && f.kind != uffd.WriteProtect
 }
 
 // equal takes in what a device says: the page held data. It compares once the guest cannot write it unseen.
@@ -90,11 +100,18 @@ func (c *blockCache) equal(since srt.Mark, b srt.Block, page ident.PageNo, data 
 	if err := p.ram.ReadPage(page, c.page[:]); err != nil {
 		return err
 	}
-	if bytes.Equal(c.page[:], data) {
-		_, freed := c.table.Equal(since, b, page)
-		return c.free(freed)
+	if !bytes.Equal(c.page[:], data) {
+		return nil
 	}
-	return nil
+	c.keepAlone(page)
+	if place, ok := c.table.Find(b); ok && place.Boot == c.table.Boot() {
+		c.keepAlone(place.Page) // a block is paired with one page: only that one may be dropped for it
+	}
+	entered, freed := c.table.Equal(since, b, page)
+	if entered && !c.isChanging(b) {
+		c.p.pager.KnowBlock(page, ram.Block{Disk: b.Disk, No: b.No, From: c.disks[b.Disk]})
+	}
+	return c.free(freed)
 }
 
 // free gives kept pages back that hold nothing any more. It requires mu.
@@ -168,10 +185,13 @@ func (c *blockCache) unwatch() error {
 	return fd.Close()
 }
 
-// forget drops everything: guest memory is about to become something else. It requires mu.
-func (c *blockCache) forget() {
+// forget drops everything: guest memory is about to become something else, unless it is to be kept. It requires mu.
+func (c *blockCache) forget(keep bool) {
 	if c == nil {
 		return
+	}
+	if keep {
+		c.p.pager.Known(func(ident.PageNo, ram.Block) bool { return true }, c.keepAlone)
 	}
 	for _, k := range c.kept {
 		k.Close()
@@ -182,6 +202,7 @@ func (c *blockCache) forget() {
 // reboot makes guest memory zero and keeps the old one for the blocks in it. It requires mu. All vCPUs must be parked, all devices at rest.
 func (c *blockCache) reboot() error {
 	p := c.p
+	p.pager.OnlyOnDisk(func(page ident.PageNo) { c.table.Write(page) }) // the memory of this boot does not have them
 	old, err := p.ram.Renew()
 	if err != nil {
 		return err
@@ -232,126 +253,4 @@ func (p *plane) diskCounters() (read, served uint64) {
 		return 0, 0
 	}
 	return p.cache.read, p.cache.served
-}
-
-// cachedDisk is a disk whose blocks are taken from memory where they are known. It implements virtio.Paired and virtio.Pairs.
-type cachedDisk struct {
-	virtio.Disk
-	c     *blockCache
-	index uint8
-	on    bool
-	speed int64 // bytes a second that the disk gives; 0: as it can
-
-	mu   sync.Mutex
-	free time.Time // protected by mu; when the disk has given what was read so far
-}
-
-// cached puts the VM's block cache in front of its disk number index.
-func (w *Worker) cached(index int, disk virtio.Disk) virtio.Disk {
-	p := w.plane
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cache == nil {
-		p.cache = newBlockCache(p)
-	}
-	d := &cachedDisk{Disk: disk, c: p.cache, index: uint8(index), on: w.spec.Options[optionSRT] != "off"}
-	d.speed, _ = strconv.ParseInt(w.spec.Options[optionDiskSpeed], 10, 64)
-	return d
-}
-
-// Pairs implements virtio.Paired.
-func (d *cachedDisk) Pairs() virtio.Pairs {
-	if !d.on {
-		return nil
-	}
-	return d
-}
-
-// Reading implements virtio.Pairs.
-func (d *cachedDisk) Reading() uint64 {
-	d.c.p.mu.Lock()
-	defer d.c.p.mu.Unlock()
-	return uint64(d.c.table.Mark())
-}
-
-// Changing implements virtio.Pairs.
-func (d *cachedDisk) Changing(first, last uint64) uint64 {
-	d.c.p.mu.Lock()
-	defer d.c.p.mu.Unlock()
-	begun, freed := d.c.table.Change(d.index, first, last)
-	d.check(d.c.free(freed))
-	return uint64(begun)
-}
-
-// Changed implements virtio.Pairs.
-func (d *cachedDisk) Changed(begun, first, last uint64) (uint64, bool) {
-	d.c.p.mu.Lock()
-	defer d.c.p.mu.Unlock()
-	since, alone, freed := d.c.table.Done(srt.Mark(begun), d.index, first, last)
-	d.check(d.c.free(freed))
-	return uint64(since), alone
-}
-
-// Equal implements virtio.Pairs.
-func (d *cachedDisk) Equal(since, block, addr uint64, data []byte) {
-	d.check(d.c.equal(srt.Mark(since), srt.Block{Disk: d.index, No: block}, ident.PageNo(addr>>ident.PageShift), data))
-}
-
-func (d *cachedDisk) check(err error) {
-	if err != nil {
-		d.c.p.fail(fmt.Errorf("pages that hold disk blocks: %w", err))
-	}
-}
-
-// ReadAt implements io.ReaderAt: whole blocks that are known come from memory, all else from the disk.
-func (d *cachedDisk) ReadAt(b []byte, off int64) (int, error) {
-	from := 0 // b[from:at] is to be read from the disk
-	for at := 0; at < len(b); {
-		pos := off + int64(at)
-		n := min(len(b)-at, virtio.PairBytes-int(pos%virtio.PairBytes))
-		if d.on && n == virtio.PairBytes {
-			known, err := d.c.find(srt.Block{Disk: d.index, No: uint64(pos) / virtio.PairBytes}, b[at:at+n])
-			if err != nil {
-				return 0, err
-			}
-			if known {
-				if err := d.readDisk(b[from:at], off+int64(from)); err != nil {
-					return 0, err
-				}
-				from = at + n
-			}
-		}
-		at += n
-	}
-	return len(b), d.readDisk(b[from:], off+int64(from))
-}
-
-func (d *cachedDisk) readDisk(b []byte, off int64) error {
-	if len(b) == 0 {
-		return nil
-	}
-	_, err := d.Disk.ReadAt(b, off)
-	d.c.p.mu.Lock()
-	d.c.read += uint64(len(b))
-	d.c.p.mu.Unlock()
-	d.pace(len(b))
-	return err
-}
-
-// pace waits until a disk of the speed that was asked for would have given n bytes more.
-func (d *cachedDisk) pace(n int) {
-	if d.speed <= 0 {
-		return
-	}
-	d.mu.Lock()
-	now := time.Now()
-	if d.free.Before(now) {
-		d.free = now
-	}
-	d.free = d.free.Add(time.Duration(int64(n) * int64(time.Second) / d.speed))
-	wait := d.free.Sub(now)
-	d.mu.Unlock()
-	if wait > time.Millisecond {
-		time.Sleep(wait)
-	}
 }

@@ -29,6 +29,7 @@ type plane struct {
 	vm     ident.VMID
 	guard  *guard
 	ram    *ram.RAM
+	pager  *ram.Pager       // nil: all of ram may be in memory
 	spares []*uffd.Reserved // for a jailed worker that has to watch later
 	fd     *uffd.FD         // nil while the VM has one part only: then all pages are here, and nothing is watched
 	pages  *link.Pages
@@ -133,14 +134,16 @@ func (p *plane) send(e *mem.Effect) error {
 
 // allow gives the guest access to a page. A page without contents in the memfd is all zeros.
 func (p *plane) allow(e *mem.Effect) error {
-	if e.Upgrade && e.Writable {
+	if e.Upgrade && e.Writable && p.ram.Mapped(e.Page) && !p.faulting.unmapped(e.Page) {
 		return p.fd.Protect(e.Page, 1, false)
 	}
-	err := p.fd.Map(e.Page, 1, e.Writable)
-	if isNoContents(err) {
-		return p.fd.MapZero(e.Page, 1, e.Writable)
-	}
-	return err
+	return p.ram.Admit(e.Page, func() (filled bool, err error) {
+		err = p.fd.Map(e.Page, 1, e.Writable)
+		if !isNoContents(err) {
+			return false, err
+		}
+		return true, p.fd.MapZero(e.Page, 1, e.Writable)
+	})
 }
 
 // settle sends what the steps put into the outbox and sets the timer. It requires mu, and ends every critical section that stepped.
@@ -196,7 +199,7 @@ func (p *plane) serveFaults() {
 		now := bootMicros()
 		p.awake.note(now)
 		for _, f := range faults[:n] {
-			p.faulting = faulting{on: true, page: f.Page, write: f.Write}
+			p.faulting = faulting{on: true, page: f.Page, write: f.Write, kind: f.Kind}
 			p.step(now, mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
 		}
 		p.faulting.on = false
@@ -234,7 +237,7 @@ func (p *plane) reset(image ident.Part, self ident.Part, cfg mem.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pages := p.ram.Pages()
-	p.cache.forget()
+	p.cache.forget(image == self)
 	if err := p.ram.Revoke(0, pages); err != nil {
 		return err
 	}

@@ -145,7 +145,7 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 			return err
 		}
 	}
-	if len(m.Members) > 1 && w.plane.fd == nil {
+	if (len(m.Members) > 1 || w.pager != nil) && w.plane.fd == nil {
 		if err := w.plane.watch(); err != nil {
 			return err
 		}
@@ -230,6 +230,14 @@ func (p *plane) watch() error {
 // memConfig is how this part's page protocol is set up.
 func (w *Worker) memConfig() mem.Config {
 	return mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), ReadAhead: readAheadOf(w.spec)}
+}
+
+// windowOf is how long a page that was just granted is kept: the VM's option "window", or the default.
+func windowOf(spec wire.WorkerSpec) ident.Micros {
+	if d, err := time.ParseDuration(spec.Options["window"]); err == nil {
+		return ident.Micros(d.Microseconds())
+	}
+	return mem.DefaultWindow
 }
 
 // readAheadOf is how many pages are fetched ahead of a sequential scan: the VM's option "read-ahead", or the default.

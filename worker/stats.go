@@ -24,6 +24,7 @@ func (w *Worker) stats() *wire.WorkerStats {
 	if resident, err := w.plane.ram.Resident(); err == nil {
 		s.ResidentBytes = resident
 	}
+	s.Paging = w.pagingStats()
 	w.plane.mu.Lock()
 	c := w.plane.core.Counters()
 	w.plane.mu.Unlock()

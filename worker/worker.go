@@ -51,6 +51,8 @@ type Worker struct {
 	replica *replicas
 	pauses  pauses
 	linux   *linuxGuest // nil unless the guest is a Linux machine
+	pager   *ram.Pager  // nil: this part may hold all of the guest's memory
+	limits  limits
 
 	checkpoints checkpoints
 	stalled     atomic.Bool // at home: too much output is held back
@@ -147,6 +149,9 @@ func (w *Worker) setUp() error {
 	if err != nil {
 		return err
 	}
+	if err := w.openPaging(memory); err != nil {
+		return err
+	}
 	system, err := kvm.Open()
 	if err != nil {
 		return err
@@ -189,7 +194,7 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	if err != nil {
 		return fmt.Errorf("worker specification: secret: %w", err)
 	}
-	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}, dirty: w.cutter.dirty}
+	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}, dirty: w.cutter.dirty, pager: w.pager}
 	w.plane = p
 	p.core = mem.New(w.memConfig())
 	p.pages, err = link.ListenPages(link.PagesConfig{
@@ -205,21 +210,13 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	if latency, err := cpuidle.Open(); err == nil && !w.spec.IdleSleep { // else remote faults are as slow as CPUs wake up
 		p.keepAwake(latency)
 	}
-	if !w.spec.Standby && (len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.spec.Options["watch"] == "always") { // always: to measure a local fault
+	if !w.spec.Standby && (len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.pager != nil || w.spec.Options["watch"] == "always") { // always: to measure a local fault
 		if err := p.watch(); err != nil {
 			return err
 		}
 	}
 	w.replica, err = newReplicas(w, secret)
 	return err
-}
-
-// windowOf is how long a page that was just granted is kept: the VM's option "window", or the default.
-func windowOf(spec wire.WorkerSpec) ident.Micros {
-	if d, err := time.ParseDuration(spec.Options["window"]); err == nil {
-		return ident.Micros(d.Microseconds())
-	}
-	return mem.DefaultWindow
 }
 
 func (w *Worker) greetings() []wire.FromWorker {
@@ -278,6 +275,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.setPeers(*m.Peers)
 	case m.Typed != nil:
 		w.typeLinux(*m.Typed)
+	case m.Memory != nil:
+		w.setMemory(*m.Memory)
 	case m.Stop != nil:
 		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
 		if h := w.home.Load(); h != nil && m.Stop.Final && !h.keepsDisks() {

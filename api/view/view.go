@@ -205,6 +205,8 @@ type Counters struct {
 	Resident     uint64 `json:"resident_bytes"`
 	VCPUExits    uint64 `json:"vcpu_exits"`
 	RunMicros    uint64 `json:"run_micros"`
+
+	Paging *Paging `json:"paging,omitempty"`
 }
 
 // OfVM converts one VM.
@@ -246,7 +248,7 @@ func ofWorker(w *api.Worker) Worker {
 		out.Counters = &Counters{
 			RemoteReads: c.GetRemoteReads(), RemoteWrites: c.GetRemoteWrites(), LocalFaults: c.GetLocalFaults(),
 			PagesIn: c.GetPagesIn(), PagesOut: c.GetPagesOut(), Resident: c.GetResidentBytes(),
-			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(),
+			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(), Paging: ofPaging(c.GetPaging()),
 		}
 	}
 	return out

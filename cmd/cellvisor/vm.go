@@ -169,7 +169,30 @@ func (a *app) printVM(v *api.VM) error {
 		lines = append(lines, workerLine(v, w))
 	}
 	a.table(lines)
+	a.pagingTable(v)
 	return nil
+}
+
+// pagingTable says how much of each part is in memory where memory is promised more than once.
+func (a *app) pagingTable(v *api.VM) {
+	lines := [][]string{{"PAGING", "LIMIT", "IN FILE", "IN", "OUT", "DROPPED", "ZERO", "AGAIN", "TAKES", "STATE"}}
+	for _, w := range v.GetWorkers() {
+		p := w.GetCounters().GetPaging()
+		if p == nil {
+			continue
+		}
+		state := "ok"
+		if p.GetError() != "" {
+			state = p.GetError()
+		}
+		n := func(v uint64) string { return fmt.Sprint(v) }
+		lines = append(lines, []string{w.GetServer(), human(p.GetLimitBytes()), human(p.GetFileBytes()), n(p.GetIn()), n(p.GetOut()), n(p.GetDropped()), n(p.GetZero()),
+			n(p.GetAgain()), n(p.GetInMicros()) + " us", state})
+	}
+	if len(lines) > 1 {
+		fmt.Fprintln(a.out)
+		a.table(lines)
+	}
 }
 
 // checkpointsLine says what protection does, "" if there is none.

@@ -50,7 +50,18 @@ func (r *RAM) Load16(off int64) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	return uint16(atomic.LoadUint32(p) >> shift), nil
+	var value uint16
+	err = r.atWord(off, func() { value = uint16(atomic.LoadUint32(p) >> shift) })
+	return value, err
+}
+
+// atWord has f access the word at off, whose page has its contents meanwhile.
+func (r *RAM) atWord(off int64, f func()) error {
+	if r.pager != nil {
+		return r.pager.atWord(off, f)
+	}
+	f()
+	return nil
 }
 
 // Store16 writes an aligned little-endian 16-bit word as one access, after all writes before it. The other half of its 32-bit word is kept
@@ -60,10 +71,12 @@ func (r *RAM) Store16(off int64, value uint16) error {
 	if err != nil {
 		return err
 	}
-	for {
-		old := atomic.LoadUint32(p)
-		if atomic.CompareAndSwapUint32(p, old, old&^(0xffff<<shift)|uint32(value)<<shift) {
-			return nil
+	return r.atWord(off, func() {
+		for {
+			old := atomic.LoadUint32(p)
+			if atomic.CompareAndSwapUint32(p, old, old&^(0xffff<<shift)|uint32(value)<<shift) {
+				return
+			}
 		}
-	}
+	})
 }

@@ -38,6 +38,9 @@ func (r *RAM) Renew() (*Kept, error) {
 		k.Close()
 		return nil, fmt.Errorf("replace guest memory: %w", err)
 	}
+	if r.pager != nil {
+		r.pager.reset()
+	}
 	for _, at := range []uintptr{r.addr, r.alias} {
 		if at == 0 {
 			continue

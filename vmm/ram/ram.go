@@ -46,6 +46,8 @@ type RAM struct {
 	aliasOnce sync.Once // makes alias, see Load16
 	alias     uintptr
 	aliasErr  error
+
+	pager *Pager // nil: all contents are in the memfd; set before there are any
 }
 
 // New makes guest memory of size bytes, a multiple of the page size and at most 1 TiB. No page is allocated yet: the memory is all holes, and
@@ -117,6 +119,14 @@ func (r *RAM) ReadAt(b []byte, off int64) (int, error) {
 	if err := r.checkRange("read", off, len(b)); err != nil {
 		return 0, err
 	}
+	if r.pager != nil {
+		return r.pager.readAt(b, off)
+	}
+	return r.get(b, off)
+}
+
+// get reads the memfd.
+func (r *RAM) get(b []byte, off int64) (int, error) {
 	done := 0
 	for done < len(b) {
 		n, err := unix.Pread(r.fd, b[done:], off+int64(done))
@@ -140,18 +150,28 @@ func (r *RAM) WriteAt(b []byte, off int64) (int, error) {
 	if err := r.checkRange("write", off, len(b)); err != nil {
 		return 0, err
 	}
-	done := 0
-	for done < len(b) {
+	if r.pager != nil {
+		return r.pager.writeAt(b, off)
+	}
+	if err := r.put(b, off); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// put writes to the memfd.
+func (r *RAM) put(b []byte, off int64) error {
+	for done := 0; done < len(b); {
 		n, err := unix.Pwrite(r.fd, b[done:], off+int64(done))
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return done, describe(fmt.Sprintf("write %d bytes of guest memory at 0x%x", len(b), off), r.size, err)
+			return describe(fmt.Sprintf("write %d bytes of guest memory at 0x%x", len(b), off), r.size, err)
 		}
 		done += n
 	}
-	return done, nil
+	return nil
 }
 
 // ZeroPage drops a page's contents: it becomes a hole, reads as zeros, and takes no memory. The guest loses access to it before ZeroPage returns.
@@ -162,6 +182,14 @@ func (r *RAM) Zero(page ident.PageNo, n uint64) error {
 	if err := r.checkPages("zero", page, n); err != nil || n == 0 {
 		return err
 	}
+	if r.pager != nil {
+		return r.pager.dropped(page, n, func() error { return r.punch(page, n) })
+	}
+	return r.punch(page, n)
+}
+
+// punch makes n pages of the memfd holes.
+func (r *RAM) punch(page ident.PageNo, n uint64) error {
 	const punchHole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	for {
 		err := unix.Fallocate(r.fd, punchHole, int64(page)<<ident.PageShift, int64(n)<<ident.PageShift)
@@ -181,6 +209,14 @@ func (r *RAM) Revoke(page ident.PageNo, n uint64) error {
 	if err := r.checkPages("revoke", page, n); err != nil || n == 0 {
 		return err
 	}
+	if r.pager != nil {
+		return r.pager.revoked(page, n, func() error { return r.unmap(page, n) })
+	}
+	return r.unmap(page, n)
+}
+
+// unmap takes n pages out of the guest mapping.
+func (r *RAM) unmap(page ident.PageNo, n uint64) error {
 	if err := r.advise(uintptr(page)<<ident.PageShift, uintptr(n)<<ident.PageShift, unix.MADV_DONTNEED); err != nil {
 		return fmt.Errorf("revoke %d guest pages at page 0x%x: %w", n, page, err)
 	}
@@ -260,6 +296,9 @@ func describe(op string, size ident.Bytes, err error) error {
 
 // NextData returns the first page from page on that has contents, or Pages if there is none.
 func (r *RAM) NextData(page ident.PageNo) (ident.PageNo, error) {
+	if r.pager != nil {
+		return r.pager.nextPage(page, true), nil
+	}
 	const seekData = 3 // SEEK_DATA
 	off, err := unix.Seek(r.fd, int64(page)<<ident.PageShift, seekData)
 	if errors.Is(err, unix.ENXIO) {
@@ -273,6 +312,9 @@ func (r *RAM) NextData(page ident.PageNo) (ident.PageNo, error) {
 
 // NextHole returns the first page from page on that has no contents, or Pages if there is none.
 func (r *RAM) NextHole(page ident.PageNo) (ident.PageNo, error) {
+	if r.pager != nil {
+		return r.pager.nextPage(page, false), nil
+	}
 	const seekHole = 4 // SEEK_HOLE
 	off, err := unix.Seek(r.fd, int64(page)<<ident.PageShift, seekHole)
 	if errors.Is(err, unix.ENXIO) {

@@ -1,0 +1,370 @@
+// Package paging decides which pages of a VM part stay in a server's memory when it may not hold all of them. It is pure; package vmm/ram moves
+// the contents and says what happened.
+//
+// # A page's contents at one part
+//
+//	            written, zero-filled                 the guest touched it
+//	absent ---------------------------> inactive ---------------------------> active
+//	   ^                                 |  ^  ^ <---------------------------   |
+//	   |                                 |  |  |   the hand came by, or the     |
+//	   |   all zeros                     |  |  |   page protocol took it        |
+//	   +---------------------------------+  |  +--------------------------------+
+//	   |   written to a slot              \ |  brought in again
+//	   |                                   v|
+//	   +------------------------------- out, backed
+//	       dropped by the page protocol
+//
+// An active page is mapped in the guest; nobody knows whether it is used. When room is needed a hand goes round over the active pages and takes the
+// mapping from some: they become inactive, last in a queue. A page that is used then faults, which costs no I/O, and is active again. What has reached
+// the head of the queue untouched leaves: that is its second chance. A page that holds zeros only leaves nothing behind; one that equals a known
+// disk block is dropped, since the disk has it (backed); any other is written to a slot of the paging file (out).
+//
+// # Invariants
+//
+//   - No two pages have the same slot; a page has a slot if and only if it is out.
+//   - Contents are in memory, in a slot or on the disk, never nowhere, unless they are zeros.
+//   - A page that was touched since it became inactive does not leave before one that was not.
+package paging
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Where tells where a page's contents are.
+type Where uint8
+
+// The places.
+const (
+	Absent   Where = iota // nowhere: this part has no contents, or they are zeros
+	Inactive              // in memory, not mapped in the guest
+	Active                // in memory, mapped
+	Out                   // in a slot
+	Backed                // dropped: a disk block equals them
+)
+
+var whereNames = [...]string{"absent", "inactive", "active", "out", "backed"}
+
+// String returns the place in lower case.
+func (w Where) String() string { return whereNames[w] }
+
+// Canaries lists the bugs that New can plant, for proving that the tests find them.
+var Canaries = []string{"slot-given-twice", "second-chance-forgotten"}
+
+const regionPages = 512 // entries are allocated by regions of so many pages, on first touch
+
+type entry struct {
+	slot  uint32
+	seq   uint32 // in the queue; low bits
+	where Where
+}
+
+// Table knows the places of a part's pages. It belongs to one goroutine.
+type Table struct {
+	canary string
+	pages  uint64
+	limit  int
+	slots  int
+	chunks [][]entry
+	count  [5]int // by place
+
+	queue      []ident.PageNo // a ring, its length a power of two: inactive pages, and entries that are over
+	head, tail uint32
+	hand       ident.PageNo
+
+	free []uint32 // slots below next that nobody has
+	next uint32
+}
+
+// New returns the table of a part of so many pages, all absent. limit pages may be in memory, slots in the paging file.
+func New(pages uint64, limit, slots int, canary string) *Table {
+	return &Table{canary: canary, pages: pages, limit: limit, slots: slots, chunks: make([][]entry, (pages+regionPages-1)/regionPages)}
+}
+
+func (t *Table) look(page ident.PageNo) *entry {
+	if c := t.chunks[page/regionPages]; c != nil {
+		return &c[page%regionPages]
+	}
+	return nil
+}
+
+func (t *Table) entry(page ident.PageNo) *entry {
+	c := &t.chunks[page/regionPages]
+	if *c == nil {
+		*c = make([]entry, regionPages)
+	}
+	return &(*c)[page%regionPages]
+}
+
+func (t *Table) move(e *entry, to Where) {
+	t.count[e.where]--
+	t.count[to]++
+	e.where = to
+}
+
+// SetLimit changes how many pages may be in memory, and in the paging file.
+func (t *Table) SetLimit(limit, slots int) { t.limit, t.slots = limit, slots }
+
+// Limit is how many pages may be in memory.
+func (t *Table) Limit() int { return t.limit }
+
+// Slots is how many pages may be in the paging file.
+func (t *Table) Slots() int { return t.slots }
+
+// Where tells where a page's contents are, and in which slot.
+func (t *Table) Where(page ident.PageNo) (Where, uint32) {
+	if e := t.look(page); e != nil {
+		return e.where, e.slot
+	}
+	return Absent, 0
+}
+
+// Count is how many pages are in a place. Absent ones are not counted.
+func (t *Table) Count(w Where) int { return t.count[w] }
+
+// Resident is how many pages are in memory.
+func (t *Table) Resident() int { return t.count[Inactive] + t.count[Active] }
+
+// Over is how many pages have to leave so that n more have room.
+func (t *Table) Over(n int) int { return max(0, t.Resident()+n-t.limit) }
+
+// Enter says that a page's contents are in memory, new or brought in. A slot it had is free.
+func (t *Table) Enter(page ident.PageNo) {
+	e := t.entry(page)
+	if e.where == Active || e.where == Inactive {
+		return
+	}
+	t.release(e)
+	t.move(e, Inactive)
+	t.push(page, e)
+}
+
+// Map says that the guest touched a page in memory, which is mapped from now on.
+func (t *Table) Map(page ident.PageNo) {
+	e := t.entry(page)
+	if e.where == Inactive && t.canary != "second-chance-forgotten" {
+		t.move(e, Active)
+	}
+}
+
+// Unmap says that the mapping was taken from n pages.
+func (t *Table) Unmap(page ident.PageNo, n uint64) {
+	t.each(page, n, func(p ident.PageNo, e *entry) {
+		if e.where == Active {
+			t.move(e, Inactive)
+			t.push(p, e)
+		}
+	})
+}
+
+// Drop says that the contents of n pages are gone, wherever they were.
+func (t *Table) Drop(page ident.PageNo, n uint64) {
+	t.each(page, n, func(_ ident.PageNo, e *entry) {
+		if e.where != Absent {
+			t.release(e)
+			t.move(e, Absent)
+		}
+	})
+}
+
+// each calls f for those of n pages from page on that were ever touched.
+func (t *Table) each(page ident.PageNo, n uint64, f func(ident.PageNo, *entry)) {
+	for end := page + ident.PageNo(n); page < end; {
+		stop := min(end, (page/regionPages+1)*regionPages)
+		if c := t.chunks[page/regionPages]; c != nil {
+			for p := page; p < stop; p++ {
+				f(p, &c[p%regionPages])
+			}
+		}
+		page = stop
+	}
+}
+
+// release gives an entry's slot back.
+func (t *Table) release(e *entry) {
+	if e.where == Out {
+		t.free = append(t.free, e.slot)
+		e.slot = 0
+	}
+}
+
+// push adds an inactive page to the queue's end.
+func (t *Table) push(page ident.PageNo, e *entry) {
+	if t.tail-t.head == uint32(len(t.queue)) {
+		t.makeRoom()
+	}
+	t.queue[t.tail&uint32(len(t.queue)-1)] = page
+	e.seq = t.tail
+	t.tail++
+}
+
+// makeRoom drops what is over from a full queue, and lengthens it if much is left.
+func (t *Table) makeRoom() {
+	var kept []ident.PageNo
+	for i := t.head; i != t.tail; i++ {
+		if page := t.queue[i&uint32(len(t.queue)-1)]; t.queued(page, i) {
+			kept = append(kept, page)
+		}
+	}
+	size := max(64, len(t.queue))
+	for size < 2*len(kept) {
+		size *= 2
+	}
+	t.queue = append(make([]ident.PageNo, 0, size), kept...)[:size]
+	t.head, t.tail = 0, uint32(len(kept))
+	for i, page := range kept {
+		t.entry(page).seq = uint32(i)
+	}
+}
+
+// queued tells whether the queue's entry number seq still stands for its page.
+func (t *Table) queued(page ident.PageNo, seq uint32) bool {
+	e := t.entry(page)
+	return e.where == Inactive && e.seq == seq
+}
+
+// Age moves the hand on until n active pages became inactive, or none is left, and returns them: their mappings are to be taken away before anything
+// else happens. They rise, but for one turn of the hand.
+func (t *Table) Age(n int, pages []ident.PageNo) []ident.PageNo {
+	for n = min(n, t.count[Active]); n > 0; {
+		if uint64(t.hand) >= t.pages {
+			t.hand = 0
+		}
+		c := t.chunks[t.hand/regionPages]
+		if c == nil {
+			t.hand = (t.hand/regionPages + 1) * regionPages
+			continue
+		}
+		if e := &c[t.hand%regionPages]; e.where == Active {
+			t.move(e, Inactive)
+			t.push(t.hand, e)
+			pages = append(pages, t.hand)
+			n--
+		}
+		t.hand++
+	}
+	return pages
+}
+
+// Wanting is how many active pages should become inactive before n pages leave: a quarter of what is in memory is in the queue, so that a page that
+// is used has time to say so.
+func (t *Table) Wanting(n int) int {
+	return max(0, min(t.count[Active], max(n, t.Resident()/4)-t.count[Inactive]))
+}
+
+// Victim takes the page that leaves next from the queue; false if there is none. The caller says what becomes of it by Leave, Back or Stay.
+func (t *Table) Victim() (ident.PageNo, bool) {
+	for t.head != t.tail {
+		page := t.queue[t.head&uint32(len(t.queue)-1)]
+		here := t.queued(page, t.head)
+		t.head++
+		if here {
+			return page, true
+		}
+	}
+	return 0, false
+}
+
+// Slot returns a free slot; false if the paging file is as large as it may be.
+func (t *Table) Slot() (uint32, bool) {
+	if t.count[Out] >= t.slots {
+		return 0, false
+	}
+	if n := len(t.free); n > 0 {
+		slot := t.free[n-1]
+		if t.canary != "slot-given-twice" {
+			t.free = t.free[:n-1]
+		}
+		return slot, true
+	}
+	t.next++
+	return t.next - 1, true
+}
+
+// Leave says that a victim's contents are in a slot.
+func (t *Table) Leave(page ident.PageNo, slot uint32) {
+	e := t.entry(page)
+	t.move(e, Out)
+	e.slot = slot
+}
+
+// Refuse says that a slot could not be written.
+func (t *Table) Refuse(slot uint32) { t.free = append(t.free, slot) }
+
+// Back says that a page in memory or in a slot need not be kept, because the disk has its contents.
+func (t *Table) Back(page ident.PageNo) {
+	e := t.entry(page)
+	t.release(e)
+	t.move(e, Backed)
+}
+
+// Stay puts a victim back to the end of the queue.
+func (t *Table) Stay(page ident.PageNo) {
+	if e := t.entry(page); e.where == Inactive {
+		t.push(page, e)
+	}
+}
+
+// Next returns the first page from page on that has contents (or, if not here, none), or the number of pages.
+func (t *Table) Next(page ident.PageNo, here bool) ident.PageNo {
+	for uint64(page) < t.pages {
+		c := t.chunks[page/regionPages]
+		if c == nil {
+			if !here {
+				return page
+			}
+			page = (page/regionPages + 1) * regionPages
+			continue
+		}
+		if (c[page%regionPages].where != Absent) == here {
+			return page
+		}
+		page++
+	}
+	return ident.PageNo(t.pages)
+}
+
+// Pages calls f for each page in a place, in rising order.
+func (t *Table) Pages(w Where, f func(ident.PageNo)) {
+	for i, c := range t.chunks {
+		for j := range c {
+			if c[j].where == w {
+				f(ident.PageNo(i*regionPages + j))
+			}
+		}
+	}
+}
+
+// Reset says that all contents are gone.
+func (t *Table) Reset() {
+	*t = *New(t.pages, t.limit, t.slots, t.canary)
+}
+
+// Check returns an error if the table breaks an invariant.
+func (t *Table) Check() error {
+	var count [5]int
+	used := map[uint32]ident.PageNo{}
+	var err error
+	t.each(0, t.pages, func(page ident.PageNo, e *entry) {
+		if e.where != Absent {
+			count[e.where]++
+		}
+		if e.where == Inactive && (e.seq-t.head >= t.tail-t.head || t.queue[e.seq&uint32(len(t.queue)-1)] != page) {
+			err = fmt.Errorf("paging: inactive page 0x%x is not in the queue", page)
+		}
+		if e.where != Out {
+			return
+		}
+		if other, twice := used[e.slot]; twice || e.slot >= t.next || slices.Contains(t.free, e.slot) {
+			err = fmt.Errorf("paging: slot %d of page 0x%x is page 0x%x's, or free", e.slot, page, other)
+		}
+		used[e.slot] = page
+	})
+	count[Absent] = t.count[Absent]
+	if count != t.count {
+		err = fmt.Errorf("paging: %v pages by place, counted %v", count, t.count)
+	}
+	return err
+}

@@ -1,0 +1,235 @@
+package paging
+
+import (
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// world is the dumb version: it has the contents.
+type world struct {
+	t       *Table
+	want    map[ident.PageNo]int // what each page must hold; 0: zeros
+	memory  map[ident.PageNo]int
+	file    map[uint32]int
+	disk    map[ident.PageNo]int
+	next    int
+	touched map[ident.PageNo]bool // since it became inactive
+}
+
+// contents are a page's, wherever the table says that they are.
+func (w *world) contents(page ident.PageNo) int {
+	switch where, slot := w.t.Where(page); where {
+	case Active, Inactive:
+		return w.memory[page]
+	case Out:
+		return w.file[slot]
+	case Backed:
+		return w.disk[page]
+	}
+	return 0
+}
+
+// bringIn makes a page resident.
+func (w *world) bringIn(page ident.PageNo, evict func(int)) {
+	if where, _ := w.t.Where(page); where == Active || where == Inactive {
+		return
+	}
+	v := w.contents(page)
+	evict(1)
+	w.memory[page] = v
+	w.t.Enter(page)
+}
+
+// run exercises a table and returns what went wrong, if anything.
+func run(t *rapid.T, canary string, fatal func(string, ...any)) {
+	const pages = 24
+	limit, slots := rapid.IntRange(3, 12).Draw(t, "limit"), rapid.IntRange(0, pages).Draw(t, "slots")
+	w := &world{t: New(pages, limit, slots, canary), want: map[ident.PageNo]int{}, memory: map[ident.PageNo]int{}, file: map[uint32]int{},
+		disk: map[ident.PageNo]int{}, touched: map[ident.PageNo]bool{}}
+	page := func() ident.PageNo { return ident.PageNo(rapid.IntRange(0, pages-1).Draw(t, "page")) }
+	full := false
+	age := func(n int) {
+		for _, p := range w.t.Age(n, nil) {
+			w.touched[p] = false
+		}
+	}
+	evict := func(n int) {
+		over := w.t.Over(n)
+		age(w.t.Wanting(over))
+		full = false
+		for range over {
+			p, ok := w.t.Victim()
+			if !ok {
+				fatal("no victim: %d in memory, %d have to leave", w.t.Resident(), over)
+				return
+			}
+			if w.touched[p] {
+				fatal("page %d leaves though it was touched", p)
+			}
+			slot, room := w.t.Slot()
+			switch {
+			case w.memory[p] == 0:
+				w.t.Drop(p, 1)
+			case w.disk[p] == w.memory[p]:
+				w.t.Back(p)
+			case room && rapid.IntRange(0, 9).Draw(t, "fails") > 0:
+				w.file[slot] = w.memory[p]
+				w.t.Leave(p, slot)
+				room = false
+			default:
+				w.t.Stay(p)
+				full = true
+			}
+			if room {
+				w.t.Refuse(slot)
+			}
+			if where, _ := w.t.Where(p); where != Inactive {
+				delete(w.memory, p)
+			}
+		}
+	}
+	t.Repeat(map[string]func(*rapid.T){
+		"guest touches": func(*rapid.T) {
+			p := page()
+			w.bringIn(p, evict)
+			if rapid.Bool().Draw(t, "writes") {
+				w.next++
+				w.want[p], w.memory[p] = w.next, w.next
+				delete(w.disk, p)
+			}
+			w.t.Map(p)
+			w.touched[p] = true
+		},
+		"swapped to disk": func(*rapid.T) { p := page(); w.disk[p] = w.contents(p) },
+		"protocol takes": func(*rapid.T) {
+			p := page()
+			w.t.Unmap(p, 3)
+			w.touched[p], w.touched[p+1], w.touched[p+2] = false, false, false
+		},
+		"protocol drops":    func(*rapid.T) { p := page(); w.t.Drop(p, 1); delete(w.memory, p); delete(w.want, p); delete(w.disk, p) },
+		"room is made":      func(*rapid.T) { evict(0) },
+		"the limit changes": func(*rapid.T) { w.t.SetLimit(rapid.IntRange(1, 14).Draw(t, "limit"), slots); evict(0) },
+		"": func(*rapid.T) {
+			if err := w.t.Check(); err != nil {
+				fatal("%v", err)
+			}
+			for p := range ident.PageNo(pages) {
+				if got := w.contents(p); got != w.want[p] {
+					where, slot := w.t.Where(p)
+					fatal("page %d (%v, slot %d) holds %d, want %d", p, where, slot, got, w.want[p])
+				}
+			}
+			if got, most := w.t.Resident(), w.t.Limit(); got > most && !full {
+				fatal("%d pages in memory, limit %d", got, most)
+			}
+		},
+	})
+}
+
+func TestContentsAreNeverLost(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) { run(t, "", t.Fatalf) })
+}
+
+func TestCanariesAreCaught(t *testing.T) {
+	for _, canary := range Canaries {
+		caught := false
+		rapid.Check(t, func(t *rapid.T) { run(t, canary, func(string, ...any) { caught = true }) })
+		if !caught {
+			t.Errorf("canary %s was not caught", canary)
+		}
+	}
+}
+
+// Scanning once through much memory costs a hot set its mappings now and then, never its place in memory.
+func TestAScanDoesNotEvictWhatIsUsed(t *testing.T) {
+	table := New(1000, 100, 1000, "")
+	out := 0
+	touch := func(p ident.PageNo) {
+		switch where, _ := table.Where(p); where {
+		case Active:
+			return
+		case Out:
+			if p < 40 {
+				out++
+			}
+			fallthrough
+		case Absent:
+			over := table.Over(1)
+			table.Age(table.Wanting(over), nil)
+			for range over {
+				v, _ := table.Victim()
+				slot, _ := table.Slot()
+				table.Leave(v, slot)
+			}
+			table.Enter(p)
+		}
+		table.Map(p)
+	}
+	for i := range 5000 {
+		touch(ident.PageNo(i % 40))
+		touch(ident.PageNo(i * 7 % 40))
+		touch(ident.PageNo(40 + i%900))
+		if i%10 == 0 {
+			for h := range ident.PageNo(40) {
+				touch(h)
+			}
+		}
+	}
+	if out > 50 {
+		t.Errorf("pages of a hot set of 40 were brought in %d times in 5000 steps of a scan", out)
+	}
+}
+
+func TestDivideConservesMemory(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		memory := ident.Bytes(rapid.IntRange(16, 256).Draw(t, "memory")) * ident.MiB
+		var parts []Part
+		for i := range rapid.IntRange(1, 12).Draw(t, "parts") {
+			parts = append(parts, Part{VM: ident.VMID(i + 1), Bytes: ident.Bytes(rapid.IntRange(1, 300).Draw(t, "size")) * ident.MiB})
+		}
+		sum := func() (held ident.Bytes) {
+			for _, p := range parts {
+				held += max(p.Limit, p.Resident)
+			}
+			return held
+		}
+		for range 60 {
+			before := sum()
+			for i, s := range Divide(memory, memory, parts) {
+				if s.Limit < min(LeastBytes, parts[i].Bytes) || s.Limit > max(parts[i].Bytes, LeastBytes) || s.Limit%ident.PageSize != 0 {
+					t.Fatalf("part %d of %v: %v of %v", i, parts, s, memory)
+				}
+				parts[i].Limit = s.Limit
+			}
+			if after := sum(); after > max(before, memory)+ident.Bytes(len(parts))*LeastBytes {
+				t.Fatalf("%v held or promised of %v, %v before: %v", after, memory, before, parts)
+			}
+			i := rapid.IntRange(0, len(parts)-1).Draw(t, "which")
+			if p := &parts[i]; rapid.Bool().Draw(t, "grows") {
+				p.Resident = min(p.Limit, p.Resident+p.Limit/4)/ident.PageSize*ident.PageSize
+			} else {
+				p.Resident = min(p.Resident, p.Limit)
+			}
+		}
+		for range 50 { // all want all there is: it converges, evenly
+			for i, s := range Divide(memory, memory, parts) {
+				parts[i].Limit, parts[i].Resident = s.Limit, min(s.Limit, parts[i].Bytes)
+			}
+		}
+		least := slices.MinFunc(parts, func(a, b Part) int { return int(min(a.Limit, a.Bytes)) - int(min(b.Limit, b.Bytes)) })
+		var whole ident.Bytes
+		for _, p := range parts {
+			whole += p.Bytes
+		}
+		if fair := memory / ident.Bytes(len(parts)); least.Limit < min(least.Bytes, fair-ident.MiB) {
+			t.Fatalf("%v has less than an even share %v: %v", least, fair, parts)
+		}
+		if got := sum(); whole >= memory && got+ident.Bytes(len(parts))*LeastBytes < memory {
+			t.Fatalf("%v of %v is given, though %v is wanted", got, memory, whole)
+		}
+	})
+}

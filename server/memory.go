@@ -107,7 +107,7 @@ func (s *supervisor) heardStats(w *worker, stats *wire.WorkerStats) {
 }
 
 // addPaging adds up what the workers last said about paging.
-func (s *supervisor) addPaging(out map[string]uint64, p *wire.WorkerPaging) {
+func addPaging(out map[string]uint64, p *wire.WorkerPaging) {
 	if p == nil {
 		return
 	}

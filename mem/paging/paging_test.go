@@ -210,7 +210,7 @@ func TestDivideConservesMemory(t *testing.T) {
 			}
 			i := rapid.IntRange(0, len(parts)-1).Draw(t, "which")
 			if p := &parts[i]; rapid.Bool().Draw(t, "grows") {
-				p.Resident = min(p.Limit, p.Resident+p.Limit/4)/ident.PageSize*ident.PageSize
+				p.Resident = min(p.Limit, p.Resident+p.Limit/4) / ident.PageSize * ident.PageSize
 			} else {
 				p.Resident = min(p.Resident, p.Limit)
 			}

@@ -7,29 +7,16 @@ import (
 	"strings"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/api/forecast"
 )
 
-// Forecast says what the loss of some servers would mean now.
+// Forecast says what the loss of some servers would mean now, and how long a recovery takes here.
 type Forecast struct {
-	Kill         []string     `json:"kill"` // servers
-	Epoch        uint64       `json:"epoch"`
-	Quorum       bool         `json:"quorum"` // of what is left
-	VotersLeft   int          `json:"voters_left"`
-	VotersTotal  int          `json:"voters_total"`
-	VotersNeeded int          `json:"voters_needed"`
-	VMs          []VMForecast `json:"vms"`
+	forecast.Forecast
 
 	Stages     []Stage `json:"stages"`      // of a recovery: the medians of those that this cluster has measured
 	Measured   int     `json:"measured"`    // how many these were
 	ExpectedMs int64   `json:"expected_ms"` // their sum: how long a recovered VM would stand still; 0 if none was measured
-}
-
-// VMForecast is what would become of one VM.
-type VMForecast struct {
-	VM      string `json:"vm"`
-	Fate    string `json:"fate"` // untouched, lost, continues, recovered, unprotected, paused
-	Reason  string `json:"reason"`
-	Standby string `json:"standby"` // the server that would take over
 }
 
 // WhatIf asks the cluster how it is and forecasts the loss of servers and cells, named by the operator. It changes nothing.
@@ -46,7 +33,8 @@ func WhatIf(ctx context.Context, c Cluster, names []string) (Forecast, error) {
 	if err != nil {
 		return Forecast{}, err
 	}
-	f, err := forecast(st.GetEpoch(), servers, vms, names)
+	lost, err := forecast.Of(st.GetEpoch(), servers, vms, names)
+	f := Forecast{Forecast: lost}
 	if err != nil {
 		return f, err
 	}
@@ -88,102 +76,6 @@ func (f *Forecast) measure(events []*api.Event) {
 	f.ExpectedMs = (total + 999) / 1000
 }
 
-func forecast(epoch uint64, servers []*api.Server, vms []*api.VM, names []string) (Forecast, error) {
-	f := Forecast{Epoch: epoch, VMs: []VMForecast{}}
-	gone := make(map[string]bool)
-	for _, name := range names {
-		known := false
-		for _, s := range servers {
-			if s.GetName() == name || s.GetCell() == name {
-				known, gone[s.GetName()] = true, true
-			}
-		}
-		if !known {
-			return f, fmt.Errorf("%q is neither a cell nor a server of this cluster", name)
-		}
-	}
-	for _, s := range servers {
-		if gone[s.GetName()] {
-			f.Kill = append(f.Kill, s.GetName())
-		}
-		if s.GetVoter() {
-			f.VotersTotal++
-			if !gone[s.GetName()] && s.GetState() == api.ServerState_SERVER_STATE_LIVE {
-				f.VotersLeft++
-			}
-		}
-	}
-	f.VotersNeeded = f.VotersTotal/2 + 1
-	f.Quorum = f.VotersLeft >= f.VotersNeeded
-	for _, v := range vms {
-		if !v.GetState().Ended() {
-			f.VMs = append(f.VMs, f.vm(v, gone, "a part of it is on "+strings.Join(f.Kill, ", ")))
-		}
-	}
-	return f, nil
-}
-
-// vm forecasts one VM by the rules of package recovery, from what the API shows: nothing of it is there; only standbys are; a standby that holds
-// a checkpoint takes over; it goes on without its lost part until it touches a page of it; it is lost.
-func (f *Forecast) vm(v *api.VM, gone map[string]bool, what string) VMForecast {
-	out := VMForecast{VM: v.GetName(), Fate: "lost", Reason: what + unprotectedWhy(v)}
-	var standby string
-	left, members, hit := 0, 0, 0
-	for _, w := range v.GetWorkers() {
-		switch {
-		case w.GetLost():
-		case gone[w.GetServer()] && w.GetStandby():
-			hit++
-		case gone[w.GetServer()]:
-			hit, members = hit+1, members+1
-		case !w.GetStandby():
-			left++
-		case standby == "" && w.GetReady() && v.GetProtection() == "safe":
-			standby = w.GetServer()
-		}
-	}
-	running := v.GetState() == api.VMState_VM_STATE_RUNNING || v.GetState() == api.VMState_VM_STATE_PAUSED
-	switch {
-	case hit == 0:
-		out.Fate, out.Reason = "untouched", "no part of it is there"
-	case members == 0:
-		out.Fate, out.Reason = "unprotected", "runs on; only its standby is there"
-	case running && standby != "":
-		out.Fate, out.Standby, out.Reason = "recovered", standby, "goes on from its replica on "+standby
-	case left == 0 || !running || v.GetOnLoss() != api.OnLoss_ON_LOSS_TOUCH:
-	case gone[v.GetHome()]:
-		out.Reason += "; its home is there, and with it its devices"
-	default:
-		out.Fate, out.Reason = "continues", "until it touches a page that was there (on-loss touch)"
-	}
-	if !f.Quorum {
-		out.Reason = fmt.Sprintf("without a quorum it stands still until voters are back; then %s: %s", out.Fate, out.Reason)
-		out.Fate = "paused"
-	}
-	return out
-}
-
-// unprotectedWhy says why protection did not help a VM that asked for it.
-func unprotectedWhy(v *api.VM) string {
-	if p := v.GetProtect(); p == "" || p == "none" {
-		return "; it has no protection"
-	}
-	if p := v.GetProtection(); p != "safe" {
-		return fmt.Sprintf("; its protection is %s now", p)
-	}
-	return "; its standby would be lost, too"
-}
-
-// Costs tells whether a VM or the quorum would be lost.
-func (f Forecast) Costs() bool {
-	for _, v := range f.VMs {
-		if v.Fate == "lost" || v.Fate == "paused" {
-			return true
-		}
-	}
-	return !f.Quorum
-}
-
 // Lines gives the forecast for people.
 func (f Forecast) Lines() []string {
 	word := "kept"
@@ -207,7 +99,7 @@ func (f Forecast) Lines() []string {
 	switch {
 	case f.Measured > 0:
 		out = append(out, fmt.Sprintf("recovery by stages, medians of %d recoveries here: %s", f.Measured, stageText(f.Stages)))
-	case slices.ContainsFunc(f.VMs, func(v VMForecast) bool { return v.Fate == "recovered" }):
+	case slices.ContainsFunc(f.VMs, func(v forecast.VM) bool { return v.Fate == "recovered" }):
 		out = append(out, "no recovery was measured here yet: a drill (lose-a-cell) or `cellvisor bench failover` tells how long one takes")
 	}
 	return out

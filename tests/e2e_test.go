@@ -1,7 +1,8 @@
 // Package tests drives the real program: real serve and worker processes on the loopback interface and, where /dev/kvm opens, real guests. Each
 // script in testdata/script has a cluster directory of its own and leaves no process behind.
 //
-// CELLVISOR_BIN names a program to test instead of building one. REQUIRE_KVM=1 turns skipping for want of KVM into a failure.
+// CELLVISOR_BIN names a program to test instead of building one. REQUIRE_KVM=1 turns skipping for want of KVM into a failure. LONG_SCRIPTS=1 runs the
+// scripts that take a minute, too.
 package tests
 
 import (
@@ -88,6 +89,9 @@ func TestScripts(t *testing.T) {
 			}
 			if cond == "root" {
 				return os.Getuid() == 0, nil
+			}
+			if cond == "long" {
+				return os.Getenv("LONG_SCRIPTS") == "1", nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},

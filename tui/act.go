@@ -104,16 +104,18 @@ func askStop(a *App, c call) tea.Cmd {
 
 // stopPlan says what stops.
 func stopPlan(vm *api.VM) string {
-	parts := make([]string, len(vm.GetWorkers()))
-	for i, w := range vm.GetWorkers() {
-		parts[i] = w.GetServer() + " (vCPU " + vcpuSet(w.GetVcpus()) + ")"
+	var parts []string
+	for _, w := range vm.GetWorkers() {
+		if len(w.GetVcpus()) > 0 { // a replica's have none
+			parts = append(parts, w.GetServer()+" (vCPU "+vcpuSet(w.GetVcpus())+")")
+		}
 	}
 	where := ""
 	if len(parts) > 0 {
 		where = " on " + strings.Join(parts, ", ")
 	}
-	return fmt.Sprintf("It is %s. Its %s stop now%s, and %s of memory are freed.", vm.GetState().Word(),
-		plural(int(vm.GetVcpus()), "vCPU", "vCPUs"), where, size(vm.GetMemoryBytes()))
+	return fmt.Sprintf("It is %s. Its %s now%s, and %s of memory are freed.", vm.GetState().Word(),
+		plural(int(vm.GetVcpus()), "vCPU stops", "vCPUs stop"), where, size(vm.GetMemoryBytes()))
 }
 
 func askRemove(a *App, c call) tea.Cmd {
@@ -148,8 +150,7 @@ func removePlan(vm *api.VM, force bool) []string {
 	case !vm.GetState().Ended():
 		plan = append(plan, fmt.Sprintf("It is %s: this will be refused without --force.", vm.GetState().Word()))
 	}
-	return append(plan, fmt.Sprintf("Its console (%s) and its output (%s) are deleted. This cannot be undone.",
-		size(vm.GetConsoleBytes()), plural(int(vm.GetOutputRecords()), "record", "records")))
+	return append(plan, "Its console and its output are deleted. This cannot be undone.")
 }
 
 func runVM(a *App, c call) tea.Cmd {

@@ -340,7 +340,7 @@ func TestActsAsk(t *testing.T) {
 	r.send(r.press("y")())
 	r.wants("$ cellvisor vm stop lock: stopped")
 	r.press("x")
-	r.wants("Remove VM lock?", "vm rm lock --force", "3 records) are deleted")
+	r.wants("Remove VM lock?", "vm rm lock --force", "its output are deleted")
 	r.send(r.press("y")())
 	r.press(": text:vm_rm_tick enter")
 	r.wants("refused without --force")
@@ -355,6 +355,31 @@ func TestActsAsk(t *testing.T) {
 	}
 	if r.app.acting != 0 {
 		t.Errorf("%d acts under way", r.app.acting)
+	}
+}
+
+// In a low terminal the whole dry run can still be read before it is agreed to.
+func TestLongDryRunScrolls(t *testing.T) {
+	r := newRig(t, plainTheme(), 40, 10)
+	r.serve()
+	r.settle(r.press(": text:cell_drain_b enter"))
+	seen := ""
+	for range 30 {
+		seen += r.view()
+		r.press("j")
+	}
+	for _, want := range []string{"$ cellvisor cell drain b", "VM web: move from b-1 to", "VM tick: standby from b-2", "0 above", "0 below", "y yes  n no"} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("%q was never shown:\n%s", want, r.view())
+		}
+	}
+	r.press("g")
+	if first := r.view(); !strings.Contains(first, "0 above") {
+		t.Errorf("g does not go back:\n%s", first)
+	}
+	r.press("n")
+	if got := r.view(); !strings.Contains(got, "nothing was changed") {
+		t.Errorf("n:\n%s", got)
 	}
 }
 

@@ -86,12 +86,8 @@ func init() {
 		{path: "vm run", usage: "NAME --payload BUILTIN [--args S] [--vcpus N] [--memory SIZE] [--span CELL,CELL] [--on-loss stop|touch]",
 			args: 1, acts: true, help: "create and start a VM", run: runVM,
 			flags: map[string]bool{"payload": true, "args": true, "vcpus": true, "memory": true, "span": true, "on-loss": true}},
-		{path: "events", usage: "[--follow] [/FILTER]", more: 8, flags: follow, help: "what happened", run: func(a *App, c call) tea.Cmd {
-			return a.goTo(newEvents(a, strings.TrimPrefix(strings.Join(c.args, " "), "/")))
-		}},
-		{path: "recoveries", help: "what was lost, and the time line of each recovery (console only)", run: func(a *App, _ call) tea.Cmd {
-			return a.goTo(newRecoveries(a))
-		}},
+		{path: "events", usage: "[--follow] [/FILTER]", more: 8, flags: follow, help: "what happened", run: showEvents},
+		{path: "recoveries", help: "what was lost, and the time line of each recovery (console only)", run: open(newRecoveries)},
 		{path: "run", usage: "N", args: 1, of: aRun, help: "the output of a run of this console (console only)", run: func(a *App, c call) tea.Cmd {
 			n, err := strconv.Atoi(c.args[0])
 			if err != nil {
@@ -111,6 +107,15 @@ func open(make func(*App) *screen) func(*App, call) tea.Cmd {
 		a.popAll()
 		return a.push(make(a))
 	}
+}
+
+// showEvents opens all events, or those that have to do with something above the screen that shows it.
+func showEvents(a *App, c call) tea.Cmd {
+	filter := strings.TrimPrefix(strings.Join(c.args, " "), "/")
+	if filter == "" {
+		a.popAll()
+	}
+	return a.goTo(newEvents(a, filter))
 }
 
 // showDetail opens the detail of a thing that exists.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -128,7 +129,7 @@ func askDrill(a *App, c call) tea.Cmd {
 	plan := []string{"It injects real faults: processes of servers and workers are stopped and killed."}
 	for _, d := range a.drills {
 		if d.Name == name {
-			plan = append(plan, fmt.Sprintf("%s. It breaks at most %s at a time.", d.About, plural(d.MaxCells, "cell", "cells")))
+			plan = append(plan, fmt.Sprintf("%s. It breaks at most %s at a time.", strings.TrimSuffix(d.About, "."), plural(d.MaxCells, "cell", "cells")))
 		}
 	}
 	if _, has := c.flags["up"]; has {

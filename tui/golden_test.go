@@ -62,6 +62,12 @@ func TestGoldenLooks(t *testing.T) {
 			golden.RequireEqual(t, []byte(r.view()))
 		})
 	}
+	t.Run("least", func(t *testing.T) {
+		r := newRig(t, plainTheme(), leastWidth, leastHeight)
+		r.serve()
+		r.settle(r.press(": text:cell_drain_b enter"))
+		golden.RequireEqual(t, []byte(r.view()))
+	})
 	t.Run("lost", func(t *testing.T) {
 		r := newRig(t, plainTheme(), 80, 24)
 		r.send(feedMsg(feed.Update{Snapshot: r.app.last, Conn: feed.Conn{Err: fmt.Errorf("nobody answers"), Attempt: 3, RetryAt: r.at}}))

@@ -51,7 +51,7 @@ func TestVMRows(t *testing.T) {
 	got := vmRows(plainTheme(), s, nil)
 	for i, want := range []string{
 		"boom | ‼ failed | 1 | 64 MiB | a | a-1 | none | 3m05s | stop | count | triple fault",
-		"gone | ✗ lost |", "lock | ▶ running | 4 | 512 MiB | a,b | a-1 | replica ✓ safe | 21ms | 0% | 3m05s | stop | a-1,b-1 | lock", "next | ◌ starting", "sums | ✓ exited", "tick | ▶ running",
+		"gone | ✗ lost |", "lock | ▶ running | 4 | 512 MiB | a,b | a-1 | replica ✓ safe | 21ms | 0% | 3m05s | stop | a-1,b-1,c-1 | lock", "next | ◌ starting", "sums | ✓ exited", "tick | ▶ running",
 		"odd | ? 77 |", "bad | ‼ exited",
 	} {
 		if !strings.HasPrefix(text(got[i]), want) {
@@ -112,26 +112,24 @@ func TestRecoveries(t *testing.T) {
 func TestIfDead(t *testing.T) {
 	src := &script{state: fake.Small()}
 	s := src.snapshot(fake.Epoch)
-	cell := func(name string) func(*api.Server) bool {
-		return func(x *api.Server) bool { return x.GetCell() == name }
-	}
-	for name, want := range map[string]string{
-		"a": "1 VM is lost: lock; the quorum is kept (2 of 3 voters left)",
-		"c": "1 VM is lost: tick; the quorum is kept (2 of 3 voters left)",
-		"z": "no VM is lost; the quorum is kept (3 of 3 voters left)",
-	} {
-		if got := ifDead(s, cell(name)); got != want {
-			t.Errorf("cell %s: %q, want %q", name, got, want)
+	lock := s.VM("lock") // on a-1 and b-1, with a replica on c-1
+	check := func(name, want string) {
+		t.Helper()
+		if got := ifDead(s, name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	s.VM("lock").OnLoss = api.OnLoss_ON_LOSS_TOUCH
+	check("a", "no VM is lost; 1 VM goes on from its replica: lock; the quorum is kept (2 of 3 voters left)")
+	check("b-2", "no VM is lost; the quorum is kept (3 of 3 voters left)")
+	check("c", "1 VM is lost: tick; 1 VM loses its replica: lock; the quorum is kept (2 of 3 voters left)")
+	check("z", "not known any more")
+	lock.Protection = "syncing"
+	check("a", "1 VM is lost: lock; the quorum is kept (2 of 3 voters left)")
+	lock.OnLoss = api.OnLoss_ON_LOSS_TOUCH
+	check("b", "no VM is lost; 1 VM runs on until a lost page is touched: lock; the quorum is kept (2 of 3 voters left)")
+	check("a", "1 VM is lost: lock; the quorum is kept (2 of 3 voters left)") // its home is there
 	s.Servers[0].State = api.ServerState_SERVER_STATE_DEAD
-	if got, want := ifDead(s, cell("b")), "no VM is lost; 1 VM runs on until a lost page is touched: lock; THE QUORUM IS LOST (1 of 3 voters left)"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-	if got := ifDead(s, cell("a")); !strings.HasPrefix(got, "1 VM is lost: lock") {
-		t.Errorf("%q", got)
-	}
+	check("b", "no VM is lost; 3 VMs stand still: lock, next, tick; THE QUORUM IS LOST (1 of 3 voters left)")
 }
 
 func TestFormats(t *testing.T) {

@@ -129,7 +129,7 @@ func cellFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 		{label: "slots", value: ratio(c.GetSlotsUsed(), c.GetSlots())},
 		{label: "memory", value: sizePair(c.GetMemoryUsedBytes(), c.GetMemoryBytes())},
 		{label: "cordoned", value: yesNo(c.GetCordoned(), theme.Plain).Text},
-		{label: "if it died", value: ifDead(s, func(x *api.Server) bool { return x.GetCell() == name }), wide: true},
+		{label: "if it died", value: ifDead(s, name), wide: true},
 	}
 }
 
@@ -182,7 +182,7 @@ func serverFacts(t *theme.Theme, s *feed.Snapshot, name string) []fact {
 		{label: "slots", value: ratio(server.GetSlotsUsed(), server.GetSlots())},
 		{label: "memory", value: sizePair(server.GetMemoryUsedBytes(), server.GetMemoryBytes())},
 		{label: "peer addr", value: server.GetAddr()},
-		{label: "if it died", value: ifDead(s, func(x *api.Server) bool { return x.GetName() == name }), wide: true},
+		{label: "if it died", value: ifDead(s, name), wide: true},
 		{label: "API addr", value: server.GetApiAddr(), wide: true},
 		{label: "admitted", value: "in epoch " + number(server.GetIncarnation())},
 		{label: "id", value: strings.ToLower(numberOrDash(server.GetId()))},

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cellvisor/cellvisor/tests/terminal"
 	"github.com/cellvisor/cellvisor/tui/feed"
 	"github.com/cellvisor/cellvisor/tui/internal/fake"
 )
@@ -77,37 +78,39 @@ func showConsole(switchFile string) int {
 
 // session is a console in a terminal of tmux.
 type session struct {
-	t            *testing.T
-	socket, plug string
+	*terminal.Terminal
+	t    *testing.T
+	plug string
 }
 
 func newSession(t *testing.T, env string) *session {
 	t.Helper()
-	if _, err := exec.LookPath("tmux"); err != nil {
-		t.Skip("tmux is not installed")
-	}
 	dir := t.TempDir()
-	s := &session{t: t, socket: filepath.Join(dir, "tmux"), plug: filepath.Join(dir, "plug")}
+	s := &session{t: t, plug: filepath.Join(dir, "plug")}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The shell stays behind, so that the state in which the console leaves the terminal can be looked at.
 	line := fmt.Sprintf("echo before; %s %s=%s '%s'; echo status $?; exec cat", env, consoleEnv, s.plug, self)
-	s.tmux("-f", "/dev/null", "new-session", "-d", "-x", "100", "-y", "30", line)
-	t.Cleanup(func() {
-		_ = exec.Command("tmux", "-S", s.socket, "kill-server").Run()
-	})
+	s.Terminal, err = terminal.Start(dir, 100, 30, nil, line)
+	if errors.Is(err, terminal.ErrMissing) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
 	return s
 }
 
 func (s *session) tmux(args ...string) string {
 	s.t.Helper()
-	out, err := exec.Command("tmux", append([]string{"-u", "-S", s.socket}, args...)...).CombinedOutput()
+	out, err := s.Tmux(args...)
 	if err != nil {
-		s.t.Fatalf("tmux %q: %v: %s", args, err, out)
+		s.t.Fatal(err)
 	}
-	return string(out)
+	return out
 }
 
 // process is the console's own process.
@@ -137,31 +140,21 @@ func (s *session) cpuTicks() int {
 	return user + system
 }
 
-func (s *session) keys(keys ...string) { s.tmux(append([]string{"send-keys"}, keys...)...) }
+func (s *session) keys(keys ...string) {
+	s.t.Helper()
+	if err := s.Keys(keys...); err != nil {
+		s.t.Fatal(err)
+	}
+}
 
 // wants waits until all texts are on the terminal.
 func (s *session) wants(texts ...string) string {
 	s.t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		screen := s.tmux("capture-pane", "-p")
-		missing := ""
-		for _, text := range texts {
-			if !strings.Contains(screen, text) {
-				missing = text
-			}
-		}
-		if missing == "" {
-			return screen
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			s.t.Fatalf("%q is not on the terminal:\n%s", missing, screen)
-		}
+	screen, err := s.AwaitText(20*time.Second, texts...)
+	if err != nil {
+		s.t.Fatal(err)
 	}
+	return screen
 }
 
 // left checks that the terminal is as it was before: the main screen, a visible cursor, no mouse reports.
@@ -184,7 +177,7 @@ func TestSession(t *testing.T) {
 	s.keys("c")
 	s.wants("round 2000", "following")
 	s.keys("Escape")
-	s.wants("Parts (2)")
+	s.wants("Parts (3)")
 	s.keys(":", "vm show ti", "Tab", "Enter")
 	s.wants("VM lock › VM tick")
 	s.keys("s")

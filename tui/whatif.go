@@ -1,55 +1,47 @@
 package tui
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/api/forecast"
 	"github.com/cellvisor/cellvisor/tui/feed"
 )
 
-// ifDead says what the loss of some servers would mean, from what was last seen: which VMs would be lost, which would run on until they
-// touch a page that is gone, and whether the others could still agree. dies tells the servers that die.
-func ifDead(s *feed.Snapshot, dies func(*api.Server) bool) string {
-	dead := map[string]bool{}
-	var voters, left int
-	for _, x := range s.Servers {
-		gone := dies(x)
-		if gone {
-			dead[x.GetName()] = true
-		}
-		if x.GetVoter() {
-			voters++
-			if !gone && x.GetState() == api.ServerState_SERVER_STATE_LIVE {
-				left++
-			}
-		}
+// fates are what the loss of servers can mean for VMs, the worst first, and the words for one and for many.
+var fates = []struct{ fate, one, many string }{
+	{"lost", "VM is lost", "VMs are lost"},
+	{"paused", "VM stands still", "VMs stand still"},
+	{"continues", "VM runs on until a lost page is touched", "VMs run on until a lost page is touched"},
+	{"recovered", "VM goes on from its replica", "VMs go on from their replicas"},
+	{"unprotected", "VM loses its replica", "VMs lose their replicas"},
+}
+
+// ifDead says what the loss of a cell or server would mean, from what was last seen: for the VMs that depend on it, and whether the others could still
+// agree.
+func ifDead(s *feed.Snapshot, name string) string {
+	f, err := forecast.Of(s.Status.GetEpoch(), s.Servers, s.VMs, []string{name})
+	if err != nil {
+		return "not known any more"
 	}
-	var lost, wounded []string
-	for _, vm := range s.VMs {
-		if vm.GetState().Ended() || !slices.ContainsFunc(vm.GetWorkers(), func(w *api.Worker) bool { return dead[w.GetServer()] }) {
-			continue
-		}
-		// Without its home a VM has no devices; so it cannot wait for a touch.
-		if vm.GetOnLoss() == api.OnLoss_ON_LOSS_TOUCH && !dead[vm.GetHome()] {
-			wounded = append(wounded, vm.GetName())
-		} else {
-			lost = append(lost, vm.GetName())
-		}
+	names := make(map[string][]string)
+	for _, v := range f.VMs {
+		names[v.Fate] = append(names[v.Fate], v.VM)
 	}
-	parts := []string{"no VM is lost"}
-	if len(lost) > 0 {
-		parts[0] = plural(len(lost), "VM is", "VMs are") + " lost: " + some(lost)
+	var parts []string
+	if len(names["lost"]) == 0 {
+		parts = append(parts, "no VM is lost")
 	}
-	if len(wounded) > 0 {
-		parts = append(parts, plural(len(wounded), "VM runs", "VMs run")+" on until a lost page is touched: "+some(wounded))
+	for _, x := range fates {
+		if n := len(names[x.fate]); n > 0 {
+			parts = append(parts, plural(n, x.one, x.many)+": "+some(names[x.fate]))
+		}
 	}
 	quorum := "the quorum is kept"
-	if left <= voters/2 {
+	if !f.Quorum {
 		quorum = "THE QUORUM IS LOST"
 	}
-	return strings.Join(append(parts, quorum+" ("+strconv.Itoa(left)+" of "+plural(voters, "voter", "voters")+" left)"), "; ")
+	return strings.Join(append(parts, quorum+" ("+strconv.Itoa(f.VotersLeft)+" of "+plural(f.VotersTotal, "voter", "voters")+" left)"), "; ")
 }
 
 // some lists names, but not without end.

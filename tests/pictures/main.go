@@ -9,11 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/cellvisor/cellvisor/tests/terminal"
 )
 
 const (
 	columns, rows = 120, 34
 	patience      = 30 * time.Second
+	settled       = 5 // looks at a screen until its values have settled
 )
 
 func main() {
@@ -29,6 +32,7 @@ func main() {
 
 // stage is a cluster and a terminal before it.
 type stage struct {
+	*terminal.Terminal
 	program, dir, into string
 }
 
@@ -42,7 +46,9 @@ func run(program, into string) (err error) {
 	}
 	s := &stage{program: program, dir: dir, into: into}
 	defer func() {
-		_, _ = s.tmux("kill-server")
+		if s.Terminal != nil {
+			s.Close()
+		}
 		_, derr := s.cellvisor("down", "--purge")
 		if err == nil {
 			err = derr
@@ -64,7 +70,7 @@ func run(program, into string) (err error) {
 			return fmt.Errorf("%s: %w\n%s", line, err, out)
 		}
 	}
-	if _, err := s.tmux("-f", "/dev/null", "new-session", "-d", "-x", fmt.Sprint(columns), "-y", fmt.Sprint(rows), "TERM=xterm-256color "+program+" top"); err != nil {
+	if s.Terminal, err = terminal.Start(dir, columns, rows, append(s.env(), "NO_COLOR="), "TERM=xterm-256color "+program+" top"); err != nil {
 		return err
 	}
 	for _, p := range []struct {
@@ -85,52 +91,34 @@ func run(program, into string) (err error) {
 	return nil
 }
 
+// env says which cluster is meant.
+func (s *stage) env() []string { return []string{"CELLVISOR_DIR=" + s.dir, "CELLVISOR_ADDR="} }
+
 func (s *stage) cellvisor(args ...string) (string, error) {
 	cmd := exec.Command(s.program, args...)
-	cmd.Env = append(os.Environ(), "CELLVISOR_DIR="+s.dir, "CELLVISOR_ADDR=")
+	cmd.Env = append(os.Environ(), s.env()...)
 	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
-func (s *stage) tmux(args ...string) (string, error) {
-	cmd := exec.Command("tmux", append([]string{"-u", "-S", filepath.Join(s.dir, "tmux")}, args...)...)
-	cmd.Env = append(os.Environ(), "CELLVISOR_DIR="+s.dir, "CELLVISOR_ADDR=", "NO_COLOR=")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("tmux %q: %w: %s", args, err, out)
-	}
 	return string(out), err
 }
 
 // picture presses keys, waits for what is wanted and for the values to settle, and draws the screen.
 func (s *stage) picture(name string, keys []string, want string) error {
 	if len(keys) > 0 {
-		if _, err := s.tmux(append([]string{"send-keys"}, keys...)...); err != nil {
+		if err := s.Keys(keys...); err != nil {
 			return err
 		}
 	}
-	deadline := time.After(patience)
-	tick := time.NewTicker(300 * time.Millisecond)
-	defer tick.Stop()
-	for seen := 0; seen < 5; {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			return fmt.Errorf("%s: %q does not appear", name, want)
+	for range settled {
+		if _, err := s.AwaitText(patience, want); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		text, err := s.tmux("capture-pane", "-p")
-		if err != nil {
-			return err
-		}
-		if strings.Contains(text, want) {
-			seen++
-		}
+		<-time.After(300 * time.Millisecond)
 	}
-	text, err := s.tmux("capture-pane", "-p", "-e")
+	text, err := s.Painted()
 	if err != nil {
 		return err
 	}
-	if _, err := s.tmux("send-keys", "Escape"); err != nil {
+	if err := s.Keys("Escape"); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.into, 0o755); err != nil {

@@ -79,8 +79,8 @@ func TestSnapshotHoldsEverything(t *testing.T) {
 	}
 	f.Want(Want{VM: "lock", Counters: "a-1", Slices: "a-1", Map: "lock"})
 	u = until(t, f, "the details", func(u Update) bool { return u.Snapshot.Watched != nil })
-	if d := u.Snapshot; len(d.Watched.GetWorkers()) != 2 || d.Counters.GetServer() != "a-1" || len(d.Slices.GetSlices()) == 0 || len(d.Map.GetHolders()) != 3 {
-		t.Errorf("details %+v", d)
+	if d := u.Snapshot; len(d.Watched.GetWorkers()) != 3 || d.Counters.GetServer() != "a-1" || len(d.Slices.GetSlices()) == 0 || len(d.Map.GetHolders()) != 3 {
+		t.Errorf("the details: %d workers, counters of %q", len(d.Watched.GetWorkers()), d.Counters.GetServer())
 	}
 	f.Want(Want{VM: "gone-by-now"})
 	until(t, f, "nothing there", func(u Update) bool {

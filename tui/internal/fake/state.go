@@ -92,6 +92,8 @@ func smallVMs() []*api.VM {
 		{Part: 1, Server: "b-1", Cell: "b", Pid: 48102, Vcpus: []uint32{2, 3}, Addr: "127.0.0.1:9002", Ready: true, PidStartTicks: 1,
 			Counters: &api.WorkerCounters{RemoteReads: 79001, RemoteWrites: 51002, LocalFaults: 877, PagesIn: 130003, PagesOut: 131321,
 				ResidentBytes: 11 * mib, VcpuExits: 3902, RunMicros: 86_000_000}},
+		{Part: 2, Server: "c-1", Cell: "c", Pid: 48103, Addr: "127.0.0.1:9004", Ready: true, Standby: true, PidStartTicks: 1,
+			Counters: &api.WorkerCounters{ResidentBytes: 23 * mib}},
 	}
 	next := vm(26, "next", api.VMState_VM_STATE_STARTING, "c")
 	next.StartedAt = nil

@@ -60,13 +60,17 @@ type RateFigure struct {
 	PauseUs       float64 `json:"pause_us"`        // mean
 	PauseMedianUs float64 `json:"pause_median_us"` // while dirty ran
 	PauseP99Us    float64 `json:"pause_p99_us"`
+	StopUs        float64 `json:"stop_us"` // of the pause: until all vCPUs had stopped, mean
+	StopP99Us     float64 `json:"stop_p99_us"`
+	TakeUs        float64 `json:"take_us"` // of the pause: to capture, mean
+	TakeP99Us     float64 `json:"take_p99_us"`
 	DirtyPages    float64 `json:"dirty_pages"` // mean of a cut
 	CutBytes      float64 `json:"cut_bytes"`   // mean of a cut, on the wire to one standby
 }
 
 const (
 	checkpointMemory = 64 * ident.MiB
-	lockRounds       = 500000
+	lockRounds       = 2000000 // some seconds: the guest starts and ends in a fixed time, which is not to count
 )
 
 // checkpointRates are what is measured, in checkpoints a second; 0 is unprotected.
@@ -78,6 +82,8 @@ type costs struct {
 	made, pause, page float64
 	median, p99       float64 // of the pauses
 	bytes             float64
+	stop, stopP99     float64
+	take, takeP99     float64
 	took              time.Duration
 }
 
@@ -144,11 +150,12 @@ func slower(all map[int][]costs, rate int) float64 {
 func (r *CheckpointReport) fill(dirty, lock map[int][]costs, big []costs) {
 	pause, pages := func(c costs) float64 { return c.pause }, func(c costs) float64 { return c.page }
 	for _, rate := range checkpointRates[1:] {
-		f := RateFigure{PerSecond: rate, Dirty: slower(dirty, rate), Lock: slower(lock, rate), PauseUs: round3(median(dirty[rate], pause)),
-			PauseMedianUs: round3(median(dirty[rate], func(c costs) float64 { return c.median })),
-			PauseP99Us:    round3(median(dirty[rate], func(c costs) float64 { return c.p99 })),
-			CutBytes:      round3(median(dirty[rate], func(c costs) float64 { return c.bytes })),
-			DirtyPages:    round3(median(dirty[rate], pages)), MadePerSecond: round3(median(dirty[rate], func(c costs) float64 { return c.made / c.took.Seconds() }))}
+		of := func(of func(costs) float64) float64 { return round3(median(dirty[rate], of)) }
+		f := RateFigure{PerSecond: rate, Dirty: slower(dirty, rate), Lock: slower(lock, rate), PauseUs: of(pause), DirtyPages: of(pages),
+			PauseMedianUs: of(func(c costs) float64 { return c.median }), PauseP99Us: of(func(c costs) float64 { return c.p99 }),
+			StopUs: of(func(c costs) float64 { return c.stop }), StopP99Us: of(func(c costs) float64 { return c.stopP99 }),
+			TakeUs: of(func(c costs) float64 { return c.take }), TakeP99Us: of(func(c costs) float64 { return c.takeP99 }),
+			CutBytes: of(func(c costs) float64 { return c.bytes }), MadePerSecond: of(func(c costs) float64 { return c.made / c.took.Seconds() })}
 		r.Rates = append(r.Rates, f)
 		r.SlowdownPercent[strconv.Itoa(rate)] = Slowdown{Dirty: f.Dirty, Lock: f.Lock}
 	}
@@ -160,7 +167,37 @@ func (r *CheckpointReport) fill(dirty, lock map[int][]costs, big []costs) {
 	r.PauseUs = round3(max(0, median(few, pause)-r.PausePerPageUs*median(few, pages)))
 }
 
-var pagesWritten = regexp.MustCompile(`dirty: \d+ s, (\d+) pages written`)
+var (
+	pagesWritten = regexp.MustCompile(`dirty: \d+ s, (\d+) pages written`)
+	roundsDone   = regexp.MustCompile(`lock: (\d+) of \d+, (\d+) ms`)
+)
+
+// speedOf is how fast a guest was by what it printed: by its own clock, so that the time to start it, to copy its memory and to notice its end
+// does not count.
+func speedOf(payload, console string) (float64, error) {
+	if payload == "dirty" {
+		all := pagesWritten.FindAllStringSubmatch(console, -1)
+		if len(all) == 0 {
+			return 0, fmt.Errorf("the console of VM guest has no count of pages:\n%s", console)
+		}
+		return strconv.ParseFloat(all[len(all)-1][1], 64)
+	}
+	all := roundsDone.FindAllStringSubmatch(console, -1)
+	if len(all) < 2 {
+		return 0, fmt.Errorf("the console of VM guest has no count of rounds:\n%s", console)
+	}
+	var of [4]float64
+	for i, text := range []string{all[0][1], all[0][2], all[len(all)-1][1], all[len(all)-1][2]} {
+		var err error
+		if of[i], err = strconv.ParseFloat(text, 64); err != nil {
+			return 0, err
+		}
+	}
+	if of[3] <= of[1] {
+		return 0, fmt.Errorf("VM guest's clock did not run:\n%s", console)
+	}
+	return 1000 * (of[2] - of[0]) / (of[3] - of[1]), nil
+}
 
 // costs runs one guest to its end under a rate of checkpoints, and returns how fast it was and what the checkpoints cost.
 func (c *cluster) costs(ctx context.Context, payload, args string, rate int, vcpus uint32) (out costs, err error) {
@@ -210,19 +247,15 @@ func (c *cluster) costs(ctx context.Context, payload, args string, rate int, vcp
 	out.page = quotient(float64(last["checkpoints.dirty_pages_sum"]), out.made)
 	out.median, out.p99 = float64(last["checkpoints.pause_median_micros"]), float64(last["checkpoints.pause_p99_micros"])
 	out.bytes = quotient(float64(last["checkpoints.share_bytes_sum"]), out.made)
-	out.speed = lockRounds / out.took.Seconds()
-	if payload == "dirty" {
-		var console bytes.Buffer
-		if err := c.client.Console(ctx, v.GetName(), 0, false, &console); err != nil {
-			return out, err
-		}
-		all := pagesWritten.FindAllSubmatch(console.Bytes(), -1)
-		if len(all) == 0 {
-			return out, fmt.Errorf("the console of VM guest has no count of pages:\n%s", console.String())
-		}
-		if out.speed, err = strconv.ParseFloat(string(all[len(all)-1][1]), 64); err != nil {
-			return out, err
-		}
+	out.stop = quotient(float64(last["checkpoints.stop_micros_sum"]), out.made)
+	out.take = quotient(float64(last["checkpoints.take_micros_sum"]), out.made)
+	out.stopP99, out.takeP99 = float64(last["checkpoints.stop_p99_micros"]), float64(last["checkpoints.take_p99_micros"])
+	var console bytes.Buffer
+	if err := c.client.Console(ctx, v.GetName(), 0, false, &console); err != nil {
+		return out, err
+	}
+	if out.speed, err = speedOf(payload, console.String()); err != nil {
+		return out, err
 	}
 	return out, errors.Join(lerr, c.remove(ctx, v.GetName()))
 }

@@ -23,7 +23,9 @@ type Owner struct {
 // Limits of a worker. A VM's descriptors are its vCPUs, disks, peers and some more; it writes no file of any size but its disks and logs.
 const (
 	maxDescriptors = 4096
-	niceLimit      = 40 // RLIMIT_NICE counts from 20 - nice: any priority may be taken
+	rtLimit        = 1       // RLIMIT_RTPRIO: the lowest real-time priority, for what a cut of a VM waits for
+	rtTimeMicros   = 2000000 // RLIMIT_RTTIME: a real-time thread that runs for so long without sleeping ends the worker
+	niceLimit      = 40      // RLIMIT_NICE counts from 20 - nice: any priority may be taken
 )
 
 // Enter jails the process. as is the user to become if the process is root; nil leaves the user as it is. Everything that the process will
@@ -83,6 +85,8 @@ func limit() error {
 		return err
 	}
 	// Threads that serve pages go ahead of vCPUs, after root's rights are gone too.
+	_ = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: rtLimit, Max: rtLimit})
+	_ = unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: rtTimeMicros, Max: rtTimeMicros})
 	_ = unix.Setrlimit(unix.RLIMIT_NICE, &unix.Rlimit{Cur: niceLimit, Max: niceLimit})
 	return nil
 }

@@ -19,6 +19,10 @@ func (s *supervisor) addStats(out map[string]uint64) {
 			out["checkpoints.held_bytes"] += c.HeldBytes
 			out["checkpoints.pause_median_micros"] = max(out["checkpoints.pause_median_micros"], uint64(c.CutMedian))
 			out["checkpoints.pause_p99_micros"] = max(out["checkpoints.pause_p99_micros"], uint64(c.CutP99))
+			out["checkpoints.stop_micros_sum"] += uint64(c.StopMicrosSum)
+			out["checkpoints.take_micros_sum"] += uint64(c.TakeMicrosSum)
+			out["checkpoints.stop_p99_micros"] = max(out["checkpoints.stop_p99_micros"], uint64(c.StopP99))
+			out["checkpoints.take_p99_micros"] = max(out["checkpoints.take_p99_micros"], uint64(c.TakeP99))
 			out["checkpoints.share_bytes_sum"] += c.ShareBytesSum
 			out["disks.read_bytes"] += c.DiskReadBytes
 			out["disks.cached_bytes"] += c.DiskCachedBytes

@@ -365,6 +365,10 @@ type WorkerStats struct {
 	LagMicros       ident.Micros `json:"lag_micros,omitempty"`        // since the cut of the last checkpoint that all standbys hold
 	CutMedian       ident.Micros `json:"cut_median_micros,omitempty"` // of the pauses of the last few hundred cuts
 	CutP99          ident.Micros `json:"cut_p99_micros,omitempty"`
+	StopMicrosSum   ident.Micros `json:"stop_micros_sum,omitempty"` // of CutMicrosSum: until all vCPUs had stopped,
+	TakeMicrosSum   ident.Micros `json:"take_micros_sum,omitempty"` // and to capture; the rest is letting go
+	StopP99         ident.Micros `json:"stop_p99_micros,omitempty"`
+	TakeP99         ident.Micros `json:"take_p99_micros,omitempty"`
 	SafeAfter       ident.Micros `json:"safe_after_micros,omitempty"` // from the last cut until all standbys had it
 	PagesWhole      uint64       `json:"pages_whole,omitempty"`       // of DirtyPagesSum
 	PagesChanged    uint64       `json:"pages_changed,omitempty"`

@@ -13,17 +13,24 @@ import (
 // checkpoints is what home knows of the VM's checkpoints; the numbers rise over all protections.
 type checkpoints struct {
 	mu        sync.Mutex
-	number    uint64        // of the last cut
-	committed uint64        // the last one that all standbys hold
-	made      uint64        // cuts that all standbys hold
-	pauses    time.Duration // of all cuts
-	recent    [512]time.Duration
+	number    uint64 // of the last cut
+	committed uint64 // the last one that all standbys hold
+	made      uint64 // cuts that all standbys hold
+	pauses    pause  // of all cuts
+	recent    [512]pause
 	cuts      uint64        // the last pause is recent[(cuts-1) % len]
 	pace      recovery.Pace // what cuts cost of late
 	every     time.Duration // between the last two
 	lag       time.Duration // from the last cut until all standbys had it
 	at        time.Time
 	safeAt    time.Time // when the last one that all standbys hold was cut
+}
+
+// pause is for how long a cut stopped the guest, by stages.
+type pause struct {
+	all  time.Duration
+	stop time.Duration // until all vCPUs had stopped and nothing was on its way
+	take time.Duration // to capture; the rest is letting go
 }
 
 // run is home's loop of checkpoints under one protection: full copies to the standbys that have none, then cut after cut. It begins when
@@ -214,7 +221,8 @@ func (l *loop) checkpoint(history bool) bool {
 	var cut outputCut
 	for {
 		var ok bool
-		if number, cut, ok = l.cut(history); ok {
+		r.cuts.do(r.w.ctx, func() { number, cut, ok = l.cut(history) })
+		if ok {
 			break
 		}
 		if !r.wait(l.change, cutAgain, nil) {
@@ -246,13 +254,16 @@ func (l *loop) cut(history bool) (number uint64, cut outputCut, ok bool) {
 	}
 	began, booted := time.Now(), uint64(r.w.bootedNow())
 	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaHold, number, committed, booted) })
+	spent := pause{stop: time.Since(began)}
 	if ok {
 		cut = l.h.cutHere(number)
 		ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), flags) })
 	}
+	spent.take = time.Since(began) - spent.stop
 	// A member whose hold has timed out meanwhile may have run between another's capture and its own: then this is no cut.
 	ok = r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaRelease, number) }) && ok
-	r.w.checkpoints.paused(time.Since(began), r.w.cutter.lastPages()*l.members.Len())
+	spent.all = time.Since(began)
+	r.w.checkpoints.paused(spent, r.w.cutter.lastPages()*l.members.Len())
 	return number, cut, ok
 }
 
@@ -268,27 +279,40 @@ func (c *checkpoints) begin() (number, committed uint64) {
 }
 
 // paused notes the pause of a cut. Members write about alike, so home's pages stand for theirs.
-func (c *checkpoints) paused(d time.Duration, pages int) {
+func (c *checkpoints) paused(p pause, pages int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.recent[c.cuts%uint64(len(c.recent))] = d
+	c.recent[c.cuts%uint64(len(c.recent))] = p
 	c.cuts++
-	c.pauses += d
-	c.pace.Cut(ident.Micros(d.Microseconds()), uint64(pages))
+	c.pauses.all += p.all
+	c.pauses.stop += p.stop
+	c.pauses.take += p.take
+	c.pace.Cut(ident.Micros(p.all.Microseconds()), uint64(pages))
 }
 
-// usualPauses returns the last pause, and the median and the 99th percentile of the last few hundred.
-func (c *checkpoints) usualPauses() (last, median, p99 ident.Micros) {
+// pauseStats adds what cuts cost: in all, and of the last few hundred the last, the median and the 99th percentile.
+func (c *checkpoints) pauseStats(s *wire.WorkerStats) {
+	us := func(d time.Duration) ident.Micros { return ident.Micros(d.Microseconds()) }
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s.Checkpoints, s.CutMicrosSum, s.StopMicrosSum, s.TakeMicrosSum = c.made, us(c.pauses.all), us(c.pauses.stop), us(c.pauses.take)
 	n := min(c.cuts, uint64(len(c.recent)))
 	if n == 0 {
-		return 0, 0, 0
+		return
 	}
-	us := func(d time.Duration) ident.Micros { return ident.Micros(d.Microseconds()) }
-	sorted := slices.Clone(c.recent[:n])
-	slices.Sort(sorted)
-	return us(c.recent[(c.cuts-1)%uint64(len(c.recent))]), us(sorted[n/2]), us(sorted[(99*n-1)/100])
+	sorted := func(of func(pause) time.Duration) []time.Duration {
+		all := make([]time.Duration, n)
+		for i, p := range c.recent[:n] {
+			all[i] = of(p)
+		}
+		slices.Sort(all)
+		return all
+	}
+	p99 := (99*n - 1) / 100
+	all := sorted(func(p pause) time.Duration { return p.all })
+	s.CutMicros, s.CutMedian, s.CutP99 = us(c.recent[(c.cuts-1)%uint64(len(c.recent))].all), us(all[n/2]), us(all[p99])
+	s.StopP99 = us(sorted(func(p pause) time.Duration { return p.stop })[p99])
+	s.TakeP99 = us(sorted(func(p pause) time.Duration { return p.take })[p99])
 }
 
 func (c *checkpoints) commit(number uint64) {

@@ -178,12 +178,8 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 		return nil, nil, errNotHeld
 	}
 	s := &share{header: chunkHeader{number: number, members: members, part: w.spec.Part, booted: c.bootedNow(), since: c.safe}}
-	for _, v := range w.vcpus {
-		origin, err := w.originOf(v)
-		if err != nil {
-			return nil, nil, err
-		}
-		s.add(recordVCPU, uint64(v.cpu.ID()), origin)
+	if err := w.captureVCPUs(s); err != nil {
+		return nil, nil, err
 	}
 	if h := w.home.Load(); h != nil {
 		if err := h.addTo(s, history); err != nil {

@@ -22,6 +22,9 @@ func futexWait(word *atomic.Uint32, value uint32, atMost time.Duration) {
 }
 
 // futexWakeAll wakes all threads that wait on the word.
-func futexWakeAll(word *atomic.Uint32) {
-	_, _, _ = syscall.RawSyscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWakePrivate, math.MaxInt32)
+func futexWakeAll(word *atomic.Uint32) { futexWake(word, math.MaxInt32) }
+
+// futexWake wakes at most so many of them.
+func futexWake(word *atomic.Uint32, threads uintptr) {
+	_, _, _ = syscall.RawSyscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWakePrivate, threads)
 }

@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,8 +36,8 @@ type guard struct {
 	lifeNow    atomic.Uint64 // life
 	restarting atomic.Bool   // a new life is being prepared: who waits for something of the old one gives up
 
-	mu      sync.Mutex
-	changed *sync.Cond
+	mu      threadMutex
+	stops   bell   // rings when a thread parks or ends, for who holds
 	started bool   // protected by mu
 	paused  bool   // protected by mu; an operator lets the VM stand still
 	stalled bool   // protected by mu; too much output is held back
@@ -50,6 +49,7 @@ type guard struct {
 	threads int    // protected by mu; vCPU threads that are alive
 	parked  int    // protected by mu; of these, how many wait in enter
 	kick    func()
+	urger   urger
 	onFence func(fenced bool)
 	timer   *time.Timer
 	fenced  bool // protected by mu
@@ -58,10 +58,10 @@ type guard struct {
 	pausedSum time.Duration // protected by mu; of the pauses that are over
 }
 
-// newGuard returns a closed guard. kick must force all vCPUs out of the guest; onFence is told when the lease lapses and when it is back.
-func newGuard(kick func(), onFence func(bool)) *guard {
-	g := &guard{kick: kick, onFence: onFence}
-	g.changed = sync.NewCond(&g.mu)
+// newGuard returns a closed guard. kick must force all vCPUs out of the guest, whose threads are threads; onFence is told when the lease lapses and when
+// it is back.
+func newGuard(kick func(), threads func() []int, onFence func(bool)) *guard {
+	g := &guard{kick: kick, onFence: onFence, urger: urger{tids: threads}}
 	g.timer = time.AfterFunc(time.Hour, g.checkLease)
 	return g
 }
@@ -86,7 +86,7 @@ func (g *guard) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.threads--
-	g.changed.Broadcast()
+	g.stops.ring()
 }
 
 // enter blocks until the vCPU may enter the guest, and returns the life that it enters; ok is false when the VM has ended. The fast path may
@@ -114,7 +114,7 @@ func (g *guard) wait(idle bool, in uint64) (life uint64, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
-	g.changed.Broadcast()
+	g.stops.ring()
 	defer func() { g.parked-- }()
 	waited := g.slot.off && !idle
 	for {
@@ -123,7 +123,7 @@ func (g *guard) wait(idle bool, in uint64) (life uint64, ok bool) {
 		}
 		switch {
 		case !g.mayRun() || !g.leased(), g.paused && in == g.life:
-			g.changed.Wait()
+			g.slot.wait(&g.mu)
 		case g.slot.off && !idle:
 			waited = true
 			g.slot.wait(&g.mu)
@@ -141,10 +141,10 @@ func (g *guard) awaitLife(life uint64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
-	g.changed.Broadcast()
+	g.stops.ring()
 	defer func() { g.parked-- }()
 	for g.life == life && !g.stopped {
-		g.changed.Wait()
+		g.slot.wait(&g.mu)
 	}
 	return !g.stopped
 }
@@ -157,20 +157,23 @@ func (g *guard) mayRun() bool {
 // hold throws the vCPUs out of the guest and waits until all of them have parked, or for at most the given time. Each hold that returned
 // true must be released.
 func (g *guard) hold(within time.Duration) bool {
+	deadline := time.Now().Add(within)
+	g.mu.Lock()
+	g.held++
+	g.publish()
+	g.mu.Unlock()
+	// Without the lock: a vCPU that is thrown out takes it at once, and would have to be woken if it found it taken.
+	g.urger.begin()
+	g.kick()
+	defer g.urger.end()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.held++
-	g.settle()
-	expired := false
-	timer := time.AfterFunc(within, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		expired = true
-		g.changed.Broadcast()
-	})
-	defer timer.Stop()
-	for g.parked < g.threads && !expired && !g.stopped {
-		g.changed.Wait()
+	for g.parked < g.threads && !g.stopped {
+		left := time.Until(deadline)
+		if left <= 0 {
+			break
+		}
+		g.stops.wait(&g.mu, left)
 	}
 	if g.parked == g.threads {
 		return true
@@ -202,7 +205,7 @@ func (g *guard) renew(until ident.Micros) {
 		g.fenced = false
 		go g.onFence(false)
 	}
-	g.changed.Broadcast()
+	g.slot.wake()
 }
 
 // checkLease runs when the lease should have lapsed: it throws the vCPUs out of the guest, where enter then holds them.
@@ -264,7 +267,7 @@ func (g *guard) awaitPaused(begun func(life uint64) bool) bool {
 		case g.started && g.parked == g.threads && begun(g.life):
 			return true
 		}
-		g.changed.Wait()
+		g.stops.wait(&g.mu, bellSleep)
 	}
 }
 
@@ -293,11 +296,16 @@ func (g *guard) update(f func()) {
 
 // settle publishes what may be done now, and throws out of the guest who may not be there. It requires mu.
 func (g *guard) settle() {
-	g.lifeNow.Store(g.life)
-	g.open.Store(g.mayRun() && !g.paused && !g.slot.off)
-	if !g.open.Load() {
+	if !g.publish() {
 		g.kick()
 	}
 	g.slot.wake()
-	g.changed.Broadcast()
+	g.stops.ring()
+}
+
+// publish says what may be done now, and returns whether the guest may run. It requires mu.
+func (g *guard) publish() bool {
+	g.lifeNow.Store(g.life)
+	g.open.Store(g.mayRun() && !g.paused && !g.slot.off)
+	return g.open.Load()
 }

@@ -10,7 +10,7 @@ import (
 func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	kicks := make(chan struct{}, 16)
 	fences := make(chan bool, 16)
-	g := newGuard(func() { kicks <- struct{}{} }, func(on bool) { fences <- on })
+	g := newGuard(func() { kicks <- struct{}{} }, noThreads, func(on bool) { fences <- on })
 	entered := make(chan bool, 1)
 	go func() { _, ok := g.enter(0); entered <- ok }()
 
@@ -41,7 +41,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 }
 
 func TestGuardIgnoresAnOlderLease(t *testing.T) {
-	g := newGuard(func() {}, func(bool) {})
+	g := newGuard(func() {}, noThreads, func(bool) {})
 	until := bootMicros() + ident.Second
 	g.renew(until)
 	g.renew(until - ident.Millisecond)
@@ -51,7 +51,7 @@ func TestGuardIgnoresAnOlderLease(t *testing.T) {
 }
 
 func TestGuardStopEndsWaiters(t *testing.T) {
-	g := newGuard(func() {}, func(bool) {})
+	g := newGuard(func() {}, noThreads, func(bool) {})
 	entered := make(chan bool, 1)
 	go func() { _, ok := g.enter(0); entered <- ok }()
 	g.stop()
@@ -61,7 +61,7 @@ func TestGuardStopEndsWaiters(t *testing.T) {
 }
 
 func TestGuardPauseHolds(t *testing.T) {
-	g := newGuard(func() {}, func(bool) {})
+	g := newGuard(func() {}, noThreads, func(bool) {})
 	g.renew(bootMicros() + ident.Second*60)
 	g.start()
 	g.pause(true)
@@ -79,7 +79,7 @@ func TestGuardPauseHolds(t *testing.T) {
 }
 
 func TestGuardHoldWaitsForEveryThread(t *testing.T) {
-	g := newGuard(func() {}, func(bool) {})
+	g := newGuard(func() {}, noThreads, func(bool) {})
 	g.renew(bootMicros() + 60*ident.Second)
 	g.start()
 	g.join()
@@ -108,3 +108,5 @@ func TestGuardHoldWaitsForEveryThread(t *testing.T) {
 		t.Fatalf("entered lives %d and %d, want 2", a, b)
 	}
 }
+
+func noThreads() []int { return nil }

@@ -31,7 +31,7 @@ type home struct {
 
 	heldLimit int
 
-	mu        sync.Mutex // protects all below
+	mu        threadMutex // protects all below
 	console   stream
 	output    stream
 	line      []byte

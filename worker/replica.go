@@ -49,6 +49,7 @@ const (
 type replicas struct {
 	w     *Worker
 	plane *link.Pages
+	cuts  cutThread
 
 	mu      sync.Mutex
 	protect wire.WorkerProtect     // protected by mu; the latest
@@ -66,8 +67,9 @@ type replicas struct {
 }
 
 func newReplicas(w *Worker, secret []byte) (*replicas, error) {
-	r := &replicas{w: w, change: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
+	r := &replicas{w: w, cuts: make(cutThread), change: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
 	close(r.ended)
+	go r.cuts.run(w.ctx)
 	var err error
 	r.plane, err = link.ListenPages(link.PagesConfig{
 		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret, Seal: w.spec.Seal,
@@ -193,6 +195,7 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 		var done bool
 		var err error
 		if op == replicaCommit {
+			s.awaitShares(w.ctx, v[0])
 			done, err = s.commit(v[0])
 		} else {
 			done, err = s.align(ident.Epoch(v[0]), v[1], v[2] != 0, ident.Epoch(v[3]))
@@ -374,13 +377,18 @@ func (h replicaHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.Devic
 		req.Reply(wire.DeviceOK, nil)
 	default: // these wait: for vCPUs, for memory
 		op, body := replicaOp(req.Payload[0]), append([]byte(nil), req.Payload[1:]...)
-		go func() {
+		serve := func() {
 			if h.r.serve(op, body) {
 				req.Reply(wire.DeviceOK, nil)
 			} else {
 				req.Reply(wire.DeviceNotReady, nil)
 			}
-		}()
+		}
+		if op == replicaHold || op == replicaCut || op == replicaRelease {
+			go h.r.cuts.do(w.ctx, serve)
+		} else {
+			go serve()
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -47,6 +48,7 @@ type standby struct {
 	epoch    ident.Epoch // of the VM's last recovery
 	aligned  bool        // to the checkpoint that the VM went on from then
 	disks    standbyDisks
+	arrived  chan struct{} // closed, and made anew, when a share is here as a whole
 }
 
 // cutIn is a checkpoint that is arriving.
@@ -66,7 +68,7 @@ type staged struct {
 func (s *staged) complete() bool { return s != nil && s.total > 0 && uint32(len(s.chunks)) == s.total }
 
 func newStandby(fs *files, memory *ram.RAM, disks standbyDisks) (*standby, error) {
-	s := &standby{disks: disks, ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
+	s := &standby{disks: disks, arrived: make(chan struct{}), ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
 	if s.console, err = fs.open(wire.WorkerConsoleFile, os.O_CREATE|os.O_TRUNC|os.O_RDWR); err != nil {
@@ -102,7 +104,43 @@ func (s *standby) take(b []byte) error {
 		s.shares[h.number] = c
 	}
 	c.stage(h, records)
+	if c.parts[h.part].complete() {
+		close(s.arrived)
+		s.arrived = make(chan struct{})
+	}
 	return nil
+}
+
+// awaitShares waits until all shares of checkpoint number are here, for a bounded time: who asks for it need not ask again and again, which costs
+// both sides more than the checkpoint itself.
+func (s *standby) awaitShares(ctx context.Context, number uint64) {
+	timer := time.NewTimer(awaitSharesWithin)
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		c, arrived := s.shares[number], s.arrived
+		ready := s.taken || s.applied >= number || c != nil && c.whole()
+		s.mu.Unlock()
+		if ready {
+			return
+		}
+		select {
+		case <-arrived:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// awaitSharesWithin is for how long a request to apply a checkpoint waits for it; much less than the request's deadline.
+const awaitSharesWithin = 20 * time.Millisecond
+
+func (c *cutIn) whole() bool {
+	whole := true
+	c.members.Each(func(p ident.Part) { whole = whole && c.parts[p].complete() })
+	return whole
 }
 
 func (c *cutIn) stage(h chunkHeader, records []byte) {
@@ -173,9 +211,7 @@ func (s *standby) commit(number uint64) (bool, error) {
 	if c == nil {
 		return false, nil
 	}
-	whole := true
-	c.members.Each(func(p ident.Part) { whole = whole && c.parts[p].complete() })
-	if !whole {
+	if !c.whole() {
 		return false, nil
 	}
 	if s.complete && c.since > s.applied {

@@ -54,10 +54,9 @@ func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 	}
 	s.HeldBytes = h.heldBytes()
 	c := &w.checkpoints
-	s.CutMicros, s.CutMedian, s.CutP99 = c.usualPauses()
+	c.pauseStats(s)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.Checkpoints, s.CutMicrosSum = c.made, ident.Micros(c.pauses.Microseconds())
 	s.EveryMicros, s.SafeAfter = ident.Micros(c.every.Microseconds()), ident.Micros(c.lag.Microseconds())
 	if !c.safeAt.IsZero() {
 		s.LagMicros = ident.Micros(time.Since(c.safeAt).Microseconds())

@@ -13,26 +13,66 @@ import (
 // the guard's mu.
 type turn struct {
 	off         bool
-	word        atomic.Uint32 // changes with each wake
-	first, last ident.Micros  // when the first and the last vCPU took their turn, 0 if none has
+	bell        bell         // rings when something may have changed for who waits
+	first, last ident.Micros // when the first and the last vCPU took their turn, 0 if none has
 }
 
-// turnSleep bounds one sleep. Wake-ups are not lost; the bound only keeps a bug from becoming a hang.
-const turnSleep = time.Second
+// bellSleep bounds one sleep. Wake-ups are not lost; the bound only keeps a bug from becoming a hang.
+const bellSleep = time.Second
 
-// wait sleeps until the next wake. mu is held before and after; it may return for no reason.
-func (t *turn) wait(mu *sync.Mutex) {
-	seen := t.word.Load()
+// bell is a condition variable on a futex: who waits is woken by the kernel, whatever else the process is doing.
+type bell struct{ word atomic.Uint32 }
+
+// wait sleeps until the next ring. mu is held before and after; it may return for no reason.
+func (b *bell) wait(mu sync.Locker, atMost time.Duration) {
+	seen := b.word.Load()
 	mu.Unlock()
-	futexWait(&t.word, seen, turnSleep)
+	futexWait(&b.word, seen, min(atMost, bellSleep))
 	mu.Lock()
 }
 
-// wake lets all that wait look again.
-func (t *turn) wake() {
-	t.word.Add(1)
-	futexWakeAll(&t.word)
+// ring lets all that wait look again.
+func (b *bell) ring() {
+	b.word.Add(1)
+	futexWakeAll(&b.word)
 }
+
+// threadMutex is a mutex that vCPU threads take: one who finds it taken sleeps in the kernel, and whoever gives it back wakes that thread itself. With
+// a sync.Mutex it would be a goroutine in a queue, which some other thread of the process has to find first; on a busy host that may take long.
+//
+//	0 free   1 taken   2 taken, and somebody may sleep
+type threadMutex struct{ word atomic.Uint32 }
+
+// threadMutexSpins is how often Lock looks again before it sleeps: most critical sections are shorter than a sleep.
+const threadMutexSpins = 50
+
+// Lock implements sync.Locker.
+func (m *threadMutex) Lock() {
+	for range threadMutexSpins {
+		if m.word.CompareAndSwap(0, 1) {
+			return
+		}
+	}
+	for m.word.Swap(2) != 0 {
+		futexWait(&m.word, 2, bellSleep)
+	}
+}
+
+// Unlock implements sync.Locker.
+func (m *threadMutex) Unlock() {
+	switch m.word.Swap(0) {
+	case 0:
+		panic("worker: a threadMutex is given back that nobody has")
+	case 2:
+		futexWake(&m.word, 1)
+	}
+}
+
+// wait sleeps until the next wake. mu is held before and after; it may return for no reason.
+func (t *turn) wait(mu sync.Locker) { t.bell.wait(mu, bellSleep) }
+
+// wake lets all that wait look again.
+func (t *turn) wake() { t.bell.ring() }
 
 // taken notes that a vCPU which had waited runs now.
 func (t *turn) taken(now ident.Micros) {

@@ -20,7 +20,7 @@ func enters(g *guard) <-chan struct{} {
 }
 
 func openGuard() *guard {
-	g := newGuard(func() {}, func(bool) {})
+	g := newGuard(func() {}, noThreads, func(bool) {})
 	g.renew(bootMicros() + 600*ident.Second)
 	g.start()
 	return g

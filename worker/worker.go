@@ -94,7 +94,7 @@ func Run(dir string, log zerolog.Logger) error {
 	w.log = log.With().Str("vm", spec.Name).Stringer("part", spec.Part).Logger()
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	defer w.cancel()
-	w.guard = newGuard(w.kickAll, w.fenced)
+	w.guard = newGuard(w.kickAll, w.vcpuThreads, w.fenced)
 	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + len(spec.LocalVCPUs) + 8)
 	if err := os.Chdir(dir); err != nil {

@@ -87,7 +87,14 @@ func (a *app) benchCheckpointCmd() *cobra.Command {
 		Use:   "checkpoint",
 		Short: "What checkpoints cost a protected VM",
 		Long: `Starts a cluster of two cells and a witness on this machine and runs two guests unprotected and under 5, 10, 20 and 40 checkpoints a second: dirty writes 1% of
-memory over and over, lock increments shared counters on two vCPUs. The slowdown is against the unprotected runs of the same rounds.`,
+memory over and over, lock increments shared counters on two vCPUs. The slowdown is against the unprotected runs of the same rounds, by the guests' own
+clock, so that starting, copying memory for the first time and ending do not count.
+
+A pause has three stages: stop (until every vCPU has left the guest and nothing is on its way to it), take (vCPU states, the log of dirty pages, copying
+those), and letting go. On a quiet machine take is nearly all of it: 0.12 ms a vCPU and 0.5 to 1 us a page. On a busy one stop is: a vCPU that was preempted
+has to get a CPU to leave the guest. Cutting thread and vCPUs are real-time threads as long as a cut lasts, but what else the worker does is not: a guest
+that does nothing but port I/O, as dirty does, is often in the middle of that. lock is two vCPUs that wait for each other all the time, so whatever takes a CPU from
+one stops both: its unprotected runs differ by 15% from one another on a quiet machine, and only the median of several rounds means anything.`,
 		Example: "  cellvisor bench checkpoint\n  cellvisor bench checkpoint --rounds 3 -o json > checkpoint.json",
 		Args:    args(0, 0, ""),
 	}

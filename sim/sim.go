@@ -6,6 +6,7 @@
 //	sim/kernel    virtual time, network, nodes: what all worlds are made of
 //	sim/pages     the page protocol under faults
 //	sim/explore   the page protocol in small worlds, all reachable states
+//	sim/recover   protection by replicas; and, as scenario disks, mirrored disks under loss of power and damage
 package sim
 
 import (

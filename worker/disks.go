@@ -3,13 +3,13 @@ package worker
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/cellvisor/cellvisor/disk"
+	"github.com/cellvisor/cellvisor/recovery/layers"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/vmm/virtio"
 	"github.com/cellvisor/cellvisor/wire"
@@ -17,14 +17,9 @@ import (
 
 // disks are a VM's disks at its home.
 //
-// A disk write of a protected VM is output: it is kept in a layer until the checkpoint after it is safe, and only then written to the image here;
-// the standbys write it when they apply that checkpoint. So an image is always that of a checkpoint, and a flush has nothing to wait for: whatever
-// tells the outside of it waits for the same checkpoint. Reads see the layers. Without protection writes go to the image at once.
-//
-//	written --> open layer --cut--> sealed --checkpoint safe--> image
-//
-// While checkpoints are made, or a full copy for them, the blocks that were written are noted; each checkpoint has those of all cuts that are not
-// known to be safe, as they are at its own.
+// A disk write of a protected VM is output: it is kept in a layer until the checkpoint after it is safe, and only then written to the image here
+// (package layers); the standbys write it when they apply that checkpoint. So an image is always that of a checkpoint, and a flush has nothing to wait
+// for: whatever tells the outside of it waits for the same checkpoint. Reads see the layers. Without protection writes go to the image at once.
 type disks struct {
 	all  []*guestDisk
 	full func()                                                        // called when so much waits that a checkpoint should not
@@ -37,19 +32,8 @@ type guestDisk struct {
 	spec  wire.WorkerDisk
 	image *disk.Image
 
-	mu      sync.Mutex // protects all below
-	holding bool
-	noting  bool
-	layers  []*layer                       // oldest first; the last one is open
-	dirty   map[uint64]struct{}            // blocks written since the last cut
-	cuts    map[uint64]map[uint64]struct{} // blocks by cut, of those that are not known to be safe
-	waiting int                            // blocks in layers
-}
-
-// layer is what was written between two cuts.
-type layer struct {
-	cut    uint64 // that ended it; 0: it is open
-	blocks map[uint64][]byte
+	mu     sync.Mutex   // protects layers, and is held over what is done with what they say
+	layers *layers.Disk // what waits, and what checkpoints must have
 }
 
 // Blocks that wait for a checkpoint: from waitingMany on it is to come soon, from waitingMost on writes are slowed down.
@@ -93,8 +77,7 @@ func openHomeDisk(dir string, spec wire.WorkerDisk) (*disk.Image, error) {
 }
 
 func (d *disks) add(spec wire.WorkerDisk, image *disk.Image) {
-	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: []*layer{{blocks: map[uint64][]byte{}}},
-		dirty: map[uint64]struct{}{}, cuts: map[uint64]map[uint64]struct{}{}})
+	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New()})
 }
 
 // addTo adds the disks to a board, which closes them.
@@ -135,11 +118,7 @@ func (d *disks) note(on bool) {
 	}
 	for _, g := range d.all {
 		g.mu.Lock()
-		if g.noting != on {
-			g.noting = on
-			clear(g.dirty)
-			clear(g.cuts)
-		}
+		g.layers.Note(on)
 		g.mu.Unlock()
 	}
 }
@@ -160,66 +139,42 @@ func (d *disks) committed(cut uint64) error {
 func (g *guestDisk) hold(on bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.holding = on
-	if on {
-		return nil
-	}
-	return g.settle(len(g.layers))
+	return g.settle(g.layers.Hold(on))
 }
 
 func (g *guestDisk) committed(cut uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	maps.DeleteFunc(g.cuts, func(n uint64, _ map[uint64]struct{}) bool { return n <= cut })
-	n := 0
-	for n < len(g.layers)-1 && g.layers[n].cut <= cut {
-		n++
-	}
-	return g.settle(n)
+	return g.settle(g.layers.Committed(cut))
 }
 
-// settle writes the n oldest layers to the image, as one batch. It requires mu.
-func (g *guestDisk) settle(n int) error {
-	merged := map[uint64][]byte{}
-	for _, l := range g.layers[:n] {
-		maps.Copy(merged, l.blocks)
-		g.waiting -= len(l.blocks)
+// settle writes what need not wait any more to the image, as one batch. It requires mu.
+func (g *guestDisk) settle(writes []layers.Write) error {
+	if len(writes) == 0 {
+		return nil
 	}
-	if len(merged) > 0 {
-		if err := g.image.Commit(writesOf(merged), g.spec.Cache != cacheUnsafe); err != nil {
-			return fmt.Errorf("disk %s: %w", g.spec.Name, err)
-		}
-	}
-	g.layers = slices.Delete(g.layers, 0, n)
-	if len(g.layers) == 0 {
-		g.layers = append(g.layers, &layer{blocks: map[uint64][]byte{}})
+	if err := g.image.Commit(toDisk(writes), g.spec.Cache != cacheUnsafe); err != nil {
+		return fmt.Errorf("disk %s: %w", g.spec.Name, err)
 	}
 	return nil
 }
 
-func writesOf(blocks map[uint64][]byte) []disk.Write {
-	out := make([]disk.Write, 0, len(blocks))
-	for _, block := range slices.Sorted(maps.Keys(blocks)) {
-		out = append(out, disk.Write{Block: block, Data: blocks[block]})
+func toDisk(writes []layers.Write) []disk.Write {
+	out := make([]disk.Write, len(writes))
+	for i, w := range writes {
+		out[i] = disk.Write{Block: w.Block, Data: w.Data}
 	}
 	return out
 }
+
+func writesOf(blocks map[uint64][]byte) []disk.Write { return toDisk(layers.Sorted(blocks)) }
 
 // cut ends the open layer for a checkpoint and calls f for each block that the checkpoint must have. Nothing is written meanwhile.
 func (g *guestDisk) cut(number uint64, f func(block uint64, b []byte)) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if last := g.layers[len(g.layers)-1]; g.holding {
-		last.cut = number
-		g.layers = append(g.layers, &layer{blocks: map[uint64][]byte{}})
-	}
-	all := maps.Clone(g.dirty)
-	for _, blocks := range g.cuts {
-		maps.Copy(all, blocks)
-	}
-	g.cuts[number], g.dirty = all, map[uint64]struct{}{}
 	buf := make([]byte, disk.BlockBytes)
-	for _, block := range slices.Sorted(maps.Keys(all)) {
+	for _, block := range g.layers.Cut(number) {
 		if err := g.read(block, buf); err != nil {
 			return err
 		}
@@ -228,28 +183,21 @@ func (g *guestDisk) cut(number uint64, f func(block uint64, b []byte)) error {
 	return nil
 }
 
-// settled tells whether a block is in no layer and in no checkpoint that is still to come, and what its checksum is then.
+// settled tells whether a block is in no checkpoint that is still to come, and what its checksum is then.
 func (g *guestDisk) settled(block uint64) (sum uint32, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, dirty := g.dirty[block]; dirty {
+	if !g.layers.Settled(block) {
 		return 0, false
-	}
-	for _, blocks := range g.cuts {
-		if _, dirty := blocks[block]; dirty {
-			return 0, false
-		}
 	}
 	return g.image.Sum(block), true
 }
 
 // read reads a block as the guest sees it. It requires mu.
 func (g *guestDisk) read(block uint64, buf []byte) error {
-	for i := len(g.layers) - 1; i >= 0; i-- {
-		if b, ok := g.layers[i].blocks[block]; ok {
-			copy(buf, b)
-			return nil
-		}
+	if b, ok := g.layers.Find(block); ok {
+		copy(buf, b)
+		return nil
 	}
 	err := g.image.ReadBlock(block, buf)
 	if errors.Is(err, disk.ErrBadBlock) && g.mend != nil {
@@ -323,20 +271,12 @@ func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks,
 		written[block] = buf
 		done += length
 	}
-	if g.holding {
-		open := g.layers[len(g.layers)-1]
-		g.waiting -= len(open.blocks)
-		maps.Copy(open.blocks, written)
-		g.waiting += len(open.blocks)
-	} else if err := g.image.Commit(writesOf(written), g.spec.Cache == cacheWritethrough); err != nil {
-		return 0, 0, err
-	}
-	if g.noting {
-		for block := range written {
-			g.dirty[block] = struct{}{}
+	if g.layers.Write(written) {
+		if err := g.image.Commit(writesOf(written), g.spec.Cache == cacheWritethrough); err != nil {
+			return 0, 0, err
 		}
 	}
-	return len(written), g.waiting, nil
+	return len(written), g.layers.Waiting(), nil
 }
 
 const (
@@ -347,7 +287,7 @@ const (
 // Sync implements virtio.Disk.
 func (g *guestDisk) Sync() error {
 	g.mu.Lock()
-	holding := g.holding
+	holding := g.layers.Holding()
 	g.mu.Unlock()
 	if holding || g.spec.Cache == cacheUnsafe {
 		return nil

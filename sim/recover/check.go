@@ -29,6 +29,7 @@ func (w *world) release(x *worker, n int) {
 	if n <= x.released {
 		return
 	}
+	x.promise(x.log[x.released:n])
 	x.released = n
 	seen := w.seen[x.vm]
 	for i := range min(n, len(seen)) {
@@ -50,7 +51,7 @@ func (w *world) unsettled() error {
 		if !vm.State.Active() {
 			continue
 		}
-		if vm.Protection() != "safe" {
+		if vm.Spec.Protect == cells.ProtectReplica && vm.Protection() != "safe" || vm.State != cells.VMRunning {
 			return fmt.Errorf("vm %d is %s, protection %s", vm.ID, vm.State, vm.Protection())
 		}
 		for _, p := range vm.Parts {
@@ -77,6 +78,7 @@ func (w *world) justified() error {
 		vm := &st.VMs[i]
 		switch {
 		case vm.State.Active():
+		case w.disks && !w.gentle && w.diskJustified(vm):
 		case w.gentle:
 			return fmt.Errorf("vm %d is %s (%s), though one cell at a time was struck", vm.ID, vm.State, vm.Reason)
 		case vm.State != cells.VMLost || vm.Reason == "":

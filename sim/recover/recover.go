@@ -89,6 +89,11 @@ type world struct {
 	killed  map[ident.ServerID]ident.Incarnation
 	cutOff  map[ident.ServerID]bool
 
+	disks    bool // VMs have disks
+	writes   uint32
+	images   map[place]*image
+	promised map[string]*promised // by directory of a disk: what the outside was told
+
 	starting map[start]*bool // workers that are being started; true: they are not to come up
 }
 
@@ -100,7 +105,8 @@ func build(k *kernel.World, canary string) *world {
 	gentle := r.IntN(3) == 0
 	double := gentle && len(cfg.Cells) == 5 // two are lost and a majority is left
 	w := &world{World: cluster.New(k, cfg), canary: canary, gentle: gentle, double: double, seen: make(map[ident.VMID][]record),
-		killed: make(map[ident.ServerID]ident.Incarnation), cutOff: make(map[ident.ServerID]bool), starting: make(map[start]*bool)}
+		killed: make(map[ident.ServerID]ident.Incarnation), cutOff: make(map[ident.ServerID]bool), starting: make(map[start]*bool),
+		images: make(map[place]*image), promised: make(map[string]*promised)}
 	w.OnAction, w.WorkersLeft, w.Adopt = w.action, w.left, w.adopt
 	return w
 }
@@ -142,7 +148,12 @@ func (w *world) strike() error {
 		end := faultsBegin + w.Between(3, 6)*ident.Second
 		w.network()
 		for range 1 + w.Rand().IntN(4) {
-			w.fault(w.Between(faultsBegin, end))
+			at := w.Between(faultsBegin, end)
+			if w.disks && w.Chance(600) {
+				end = max(end, w.diskFault(at))
+			} else {
+				w.fault(at)
+			}
 		}
 		return w.Run(end)
 	}
@@ -230,6 +241,9 @@ func (w *world) create() {
 	}
 	if len(w.Config.Cells) > 3 && w.Chance(400) || w.double {
 		spec.Replicas = 2
+	}
+	if w.disks {
+		w.diskSpec(&spec)
 	}
 	s := w.Servers[w.Rand().IntN(len(w.Servers))]
 	w.Command(s, cells.Command{CreateVM: &cells.CreateVM{Spec: spec, Secret: strings.Repeat("0", 64)}}, 5*ident.Second, func(r monitor.Response) {

@@ -9,8 +9,12 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// record is a record that a guest has made: in which life of the VM.
-type record struct{ epoch ident.Epoch }
+// record is a record that a guest has made: in which life of the VM, and, if flushed, what is durable on its disk.
+type record struct {
+	epoch   ident.Epoch
+	flushed bool
+	durable contents
+}
 
 // worker is a simulated worker process: a member of a VM, perhaps its home, or a standby.
 type worker struct {
@@ -43,6 +47,12 @@ type worker struct {
 	whole           bool // all members have come
 	ran             bool // as home of a VM that went back: the image is no longer whole
 	restored        *wire.WorkerRestored
+
+	disks    []wire.WorkerDisk // at most one
+	disk     *guestDisk        // at home, if the VM has one
+	compared map[ident.Part]int
+	applied  uint64   // of a standby: number of the last checkpoint
+	truth    contents // of that
 }
 
 // acts tells whether it may do anything now.
@@ -163,7 +173,7 @@ func (w *world) start(s *cluster.Server, a monitor.StartWorker) {
 			return nil // it runs, or must not be started any more
 		}
 		w.pids++
-		x := &worker{w: w, server: s, inc: a.Spec.Incarnation, vm: a.Spec.VM, part: a.Spec.Part, pid: w.pids}
+		x := &worker{w: w, server: s, inc: a.Spec.Incarnation, vm: a.Spec.VM, part: a.Spec.Part, pid: w.pids, disks: a.Spec.Disks, compared: map[ident.Part]int{}}
 		if s.Lease.Incarnation == x.inc {
 			x.lease = s.Lease.Until
 		}
@@ -177,6 +187,12 @@ func (w *world) start(s *cluster.Server, a monitor.StartWorker) {
 func (x *worker) takeMembers(m wire.WorkerMembers) {
 	if m.Epoch <= x.epoch {
 		return
+	}
+	if len(x.disks) > 0 && x.epoch == 0 && !m.Restore && m.Home == x.part {
+		if !x.openDisk() {
+			return
+		}
+		x.w.seen[x.vm] = nil // a VM that starts again from its spec begins its output anew
 	}
 	x.whole = !m.Restore
 	x.members = m
@@ -196,6 +212,7 @@ func (x *worker) takeMembers(m wire.WorkerMembers) {
 		}
 		x.released = 0
 		x.epoch = m.Epoch
+		x.goOnWith(x.truth)
 		if !x.holding {
 			x.w.release(x, len(x.log)) // its log file has all of it
 		} else {
@@ -225,6 +242,7 @@ func (x *worker) tell(e monitor.Event) { x.server.After(x.w.soon(), func() monit
 func (x *worker) takeProtect(p wire.WorkerProtect) {
 	if p.Seq > x.protect.Seq {
 		x.protect, x.busy = p, false
+		clear(x.compared)
 		x.safe &= p.Standbys
 		x.fallback &= p.Standbys
 	}
@@ -240,76 +258,19 @@ func (x *worker) live() {
 		return
 	}
 	for range 1 + x.w.Rand().IntN(3) {
-		x.log = append(x.log, record{x.epoch})
+		r := record{epoch: x.epoch}
+		if x.disk != nil {
+			r = x.useDisk()
+		}
+		x.log = append(x.log, r)
 	}
-	x.holding = x.fallback != 0 || x.protect.Home == x.part && x.protect.Standbys != 0 && (x.safe != 0 || x.busy) && x.w.canary != canaryHoldSkipped
+	x.hold(x.fallback != 0 || x.protect.Home == x.part && x.protect.Standbys != 0 && (x.safe != 0 || x.busy) && x.w.canary != canaryHoldSkipped)
 	if !x.holding {
 		x.w.release(x, len(x.log))
 	}
-	if x.protect.Home == x.part && x.protect.Standbys != 0 && !x.busy {
+	if x.protect.Home == x.part && x.protect.Standbys != 0 && !x.busy && x.compare() {
 		x.cut()
 	}
-}
-
-// cut makes a checkpoint with all members and ships it; the standbys that have no copy yet take longer.
-func (x *worker) cut() {
-	for _, m := range x.protect.Members {
-		if y := x.peer(m.Part); y == nil || !x.protect.Standbys.Has(m.Part) && (!y.acts() || y.epoch != x.epoch) {
-			return // someone cannot be cut or reached: later
-		}
-	}
-	w, seq, log, epoch := x.w, x.protect.Seq, slices.Clone(x.log), x.epoch
-	x.busy = true
-	acks := x.protect.Standbys
-	done := func() {
-		if x.dead || x.protect.Seq != seq || x.epoch != epoch {
-			return
-		}
-		x.busy, x.safe, x.fallback = false, x.protect.Standbys, 0
-		w.release(x, len(log))
-		x.sayProtected(seq)
-	}
-	if w.canary == canaryReleaseEarly {
-		w.release(x, len(log))
-	}
-	if w.canary == canarySafeEarly {
-		x.sayProtected(seq)
-	}
-	x.protect.Standbys.Each(func(part ident.Part) {
-		delay := w.Between(100, 5*ident.Millisecond)
-		if !x.safe.Has(part) {
-			delay = w.Between(5*ident.Millisecond, 100*ident.Millisecond)
-		}
-		var ship func()
-		ship = func() {
-			if x.dead || x.protect.Seq != seq || x.epoch != epoch {
-				return
-			}
-			y := x.peer(part)
-			if x.paused || y == nil || !y.take(seq, log) {
-				w.At(w.Now()+5*ident.Millisecond, ship)
-				return
-			}
-			w.deliver(x, func() {
-				if acks = acks.Clear(part); acks == 0 {
-					done()
-				}
-			})
-		}
-		w.At(w.Now()+delay, ship)
-	})
-}
-
-// take is a standby's: it applies a checkpoint, unless it has taken over or knows nothing of the protection yet.
-func (x *worker) take(seq uint64, log []record) bool {
-	switch {
-	case x.taken:
-		return false
-	case x.protect.Seq != seq || !x.leased():
-		return false
-	}
-	x.before, x.replica, x.has = x.replica, log, true
-	return true
 }
 
 func (x *worker) sayProtected(seq uint64) {
@@ -377,6 +338,9 @@ func (w *world) adopt(s *cluster.Server) []monitor.AdoptedWorker {
 	var out []monitor.AdoptedWorker
 	for _, x := range w.on(s) {
 		out = append(out, monitor.AdoptedWorker{Incarnation: x.inc, Ready: x.ready()})
+		if x.disk != nil {
+			x.tell(monitor.WorkerDisks{VM: x.vm, Disks: wire.WorkerDisks{Opened: true}})
+		}
 		if x.told > 0 {
 			x.tell(monitor.WorkerProtected{VM: x.vm, Protected: wire.WorkerProtected{Seq: x.told}})
 		}

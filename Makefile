@@ -62,8 +62,9 @@ journal: build ## As failover, with a journal on a mirrored disk that is verifie
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo
 
-bench: build ## Measure remote page faults against their floor
+bench: build ## Measure remote page faults against their floor, and what the console costs
 	$(BIN) bench fault
+	$(BIN) bench console
 
 shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SHARES_SECONDS=600 $(GO) test -count=1 -v -timeout 30m -run TestShares ./tests

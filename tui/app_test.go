@@ -15,8 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/tui/fake"
 	"github.com/cellvisor/cellvisor/tui/feed"
-	"github.com/cellvisor/cellvisor/tui/internal/fake"
 	"github.com/cellvisor/cellvisor/tui/theme"
 )
 

@@ -11,7 +11,7 @@ import (
 
 	tea "github.com/charmbracelet/bubbletea"
 
-	"github.com/cellvisor/cellvisor/tui/internal/fake"
+	"github.com/cellvisor/cellvisor/tui/fake"
 )
 
 // TestPlacesAsk goes through the acts on cells, servers and operations: each shows its dry run first, and does nothing before the yes.

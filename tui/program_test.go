@@ -12,8 +12,8 @@ import (
 	"github.com/charmbracelet/x/exp/teatest"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/tui/fake"
 	"github.com/cellvisor/cellvisor/tui/feed"
-	"github.com/cellvisor/cellvisor/tui/internal/fake"
 )
 
 // TestProgram runs the whole program, feed and service included, in Bubble Tea's test terminal.

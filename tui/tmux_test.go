@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/tests/terminal"
+	"github.com/cellvisor/cellvisor/tui/fake"
 	"github.com/cellvisor/cellvisor/tui/feed"
-	"github.com/cellvisor/cellvisor/tui/internal/fake"
 )
 
 // consoleEnv makes the test binary show the console of a small fake cluster instead of running tests: a real process for a real terminal.

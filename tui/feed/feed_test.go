@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/api"
-	"github.com/cellvisor/cellvisor/tui/internal/fake"
+	"github.com/cellvisor/cellvisor/tui/fake"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -1,5 +1,5 @@
-// Package fake is a cluster that exists in memory only: it implements the control API's service for the console's tests. It has no
-// behaviour of its own beyond the states that a test sets and the simplest effect of each act.
+// Package fake is a cluster that exists in memory only: it implements the control API's service for the console's tests and its benchmark. It has no
+// behaviour of its own beyond the states that are set and the simplest effect of each act.
 package fake
 
 import (
@@ -43,12 +43,12 @@ type State struct {
 	Refuse, RefuseAll error
 }
 
-// Server serves a state over an in-memory connection.
+// Server serves a state, to tests over an in-memory connection.
 type Server struct {
 	api.UnimplementedCellvisorServer
 
 	grpc     *grpc.Server
-	listener *bufconn.Listener
+	listener *bufconn.Listener // nil: others connect
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -56,14 +56,22 @@ type Server struct {
 	calls   []string // protected by mu
 }
 
-// Start serves state until Stop.
+// Start serves state in memory until Stop.
 func Start(state State) *Server {
-	s := &Server{state: state, listener: bufconn.Listen(1 << 20), grpc: grpc.NewServer()}
+	l := bufconn.Listen(1 << 20)
+	s := Serve(state, l)
+	s.listener = l
+	return s
+}
+
+// Serve serves state to those who connect to a listener, until Stop.
+func Serve(state State, l net.Listener) *Server {
+	s := &Server{state: state, grpc: grpc.NewServer()}
 	s.changed = sync.NewCond(&s.mu)
 	api.RegisterCellvisorServer(s.grpc, s)
 	go func() {
 		// It ends with Stop; a test that talks to a server that failed to serve fails by itself.
-		_ = s.grpc.Serve(s.listener)
+		_ = s.grpc.Serve(l)
 	}()
 	return s
 }

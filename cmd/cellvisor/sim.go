@@ -15,12 +15,13 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/sim"
-	_ "github.com/cellvisor/cellvisor/sim/agree"   // registers its scenario
-	_ "github.com/cellvisor/cellvisor/sim/balance" // registers its scenario
-	_ "github.com/cellvisor/cellvisor/sim/contain" // registers its scenario
-	_ "github.com/cellvisor/cellvisor/sim/gang"    // registers its scenario
-	_ "github.com/cellvisor/cellvisor/sim/pages"   // registers its scenarios
-	_ "github.com/cellvisor/cellvisor/sim/recover" // likewise
+	_ "github.com/cellvisor/cellvisor/sim/agree"    // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/balance"  // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/contain"  // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/gang"     // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/handover" // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/pages"    // registers its scenarios
+	_ "github.com/cellvisor/cellvisor/sim/recover"  // likewise
 )
 
 // simFlags are the options of `sim`.

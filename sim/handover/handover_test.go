@@ -1,0 +1,27 @@
+package handover
+
+import (
+	"testing"
+
+	"github.com/cellvisor/cellvisor/sim"
+)
+
+func TestSeeds(t *testing.T) {
+	seeds := uint64(300)
+	if testing.Short() {
+		seeds = 30
+	}
+	s, _ := sim.Lookup("handover")
+	if _, failures := sim.RunSeeds(s, 1, seeds, "", 3, nil); len(failures) > 0 {
+		t.Fatal(failures[0])
+	}
+}
+
+func TestCanariesAreFound(t *testing.T) {
+	s, _ := sim.Lookup("handover")
+	for _, canary := range s.Canaries {
+		if _, failures := sim.RunSeeds(s, 1, 400, canary, 1, nil); len(failures) == 0 {
+			t.Errorf("canary %s was not found", canary)
+		}
+	}
+}

@@ -6040,8 +6040,10 @@ type StartOperationRequest struct {
 	Return string `protobuf:"bytes,10,opt,name=return,proto3" json:"return,omitempty"`
 	Reason string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Who asks, for people.
-	By            string `protobuf:"bytes,12,opt,name=by,proto3" json:"by,omitempty"`
-	DryRun        bool   `protobuf:"varint,13,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	By     string `protobuf:"bytes,12,opt,name=by,proto3" json:"by,omitempty"`
+	DryRun bool   `protobuf:"varint,13,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Of a migrate: only this vCPU goes.
+	Vcpu          *uint32 `protobuf:"varint,14,opt,name=vcpu,proto3,oneof" json:"vcpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6165,6 +6167,13 @@ func (x *StartOperationRequest) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *StartOperationRequest) GetVcpu() uint32 {
+	if x != nil && x.Vcpu != nil {
+		return *x.Vcpu
+	}
+	return 0
 }
 
 type StartOperationResponse struct {
@@ -6366,7 +6375,7 @@ func (x *Operation) GetScoreAfter() uint64 {
 
 type OperationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "move" (of a running part) or "standby" (of a replica).
+	// "move" (of a running part), "standby" (of a replica) or "vcpu" (of one vCPU, which stands still for down_micros).
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// "waiting", "copying", "switching", "resuming", "done", "failed", "skipped" (a move of a balance that is no longer possible).
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
@@ -6382,7 +6391,9 @@ type OperationStep struct {
 	Tries uint32 `protobuf:"varint,8,opt,name=tries,proto3" json:"tries,omitempty"`
 	Note  string `protobuf:"bytes,9,opt,name=note,proto3" json:"note,omitempty"`
 	// Why the balancer wants it.
-	Reason        string `protobuf:"bytes,21,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,21,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of kind "vcpu": which one.
+	Vcpu          *uint32 `protobuf:"varint,22,opt,name=vcpu,proto3,oneof" json:"vcpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6485,6 +6496,13 @@ func (x *OperationStep) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *OperationStep) GetVcpu() uint32 {
+	if x != nil && x.Vcpu != nil {
+		return *x.Vcpu
+	}
+	return 0
 }
 
 type ListOperationsRequest struct {
@@ -7645,7 +7663,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x05cells\x18\x01 \x03(\tR\x05cells\x12\x18\n" +
 	"\aservers\x18\x02 \x03(\tR\aservers\x12\x0e\n" +
 	"\x02on\x18\x03 \x01(\bR\x02on\"\x10\n" +
-	"\x0eCordonResponse\"\x86\x03\n" +
+	"\x0eCordonResponse\"\xa8\x03\n" +
 	"\x15StartOperationRequest\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.cellvisor.v1.OperationKindR\x04kind\x12\x14\n" +
 	"\x05cells\x18\x02 \x03(\tR\x05cells\x12\x18\n" +
@@ -7661,7 +7679,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	" \x01(\tR\x06return\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12\x0e\n" +
 	"\x02by\x18\f \x01(\tR\x02by\x12\x17\n" +
-	"\adry_run\x18\r \x01(\bR\x06dryRun\"O\n" +
+	"\adry_run\x18\r \x01(\bR\x06dryRun\x12\x17\n" +
+	"\x04vcpu\x18\x0e \x01(\rH\x00R\x04vcpu\x88\x01\x01B\a\n" +
+	"\x05_vcpu\"O\n" +
 	"\x16StartOperationResponse\x125\n" +
 	"\toperation\x18\x01 \x01(\v2\x17.cellvisor.v1.OperationR\toperation\"\x9f\x04\n" +
 	"\tOperation\x12\x0e\n" +
@@ -7682,7 +7702,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\fmax_parallel\x18\f \x01(\rR\vmaxParallel\x12!\n" +
 	"\fscore_before\x18\x15 \x01(\x04R\vscoreBefore\x12\x1f\n" +
 	"\vscore_after\x18\x16 \x01(\x04R\n" +
-	"scoreAfter\"\xe6\x01\n" +
+	"scoreAfter\"\x88\x02\n" +
 	"\rOperationStep\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x0e\n" +
@@ -7694,7 +7714,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"downMicros\x12\x14\n" +
 	"\x05tries\x18\b \x01(\rR\x05tries\x12\x12\n" +
 	"\x04note\x18\t \x01(\tR\x04note\x12\x16\n" +
-	"\x06reason\x18\x15 \x01(\tR\x06reason\"\x17\n" +
+	"\x06reason\x18\x15 \x01(\tR\x06reason\x12\x17\n" +
+	"\x04vcpu\x18\x16 \x01(\rH\x00R\x04vcpu\x88\x01\x01B\a\n" +
+	"\x05_vcpu\"\x17\n" +
 	"\x15ListOperationsRequest\"Q\n" +
 	"\x16ListOperationsResponse\x127\n" +
 	"\n" +
@@ -8120,6 +8142,8 @@ func file_api_cellvisor_proto_init() {
 		(*RunVMRequest_Spec)(nil),
 		(*RunVMRequest_Chunk)(nil),
 	}
+	file_api_cellvisor_proto_msgTypes[77].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[80].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -40,8 +40,11 @@ type MigrateReport struct {
 	Settings  MigrateSettings `json:"settings"`
 
 	SameServer MoveFigure `json:"same_server"` // a running thread goes to another CPU, as a vCPU's does from slot to slot
-	SameCell   MoveFigure `json:"same_cell"`   // a part goes to another server of its cell
+	SameCell   MoveFigure `json:"same_cell"`   // a vCPU goes to another server of its cell
 	OtherCell  MoveFigure `json:"other_cell"`
+
+	PartSameCell  MoveFigure `json:"part_same_cell"` // a whole part goes, with its memory
+	PartOtherCell MoveFigure `json:"part_other_cell"`
 }
 
 // MoveFigure sums up moves.
@@ -68,6 +71,9 @@ func Migrate(ctx context.Context, exe string, set MigrateSettings, say func(stri
 		return rep, err
 	}
 	memory := ident.Bytes(set.MemoryMiB) * ident.MiB
+	if err = migrateVCPUs(ctx, exe, set, say, &rep); err != nil {
+		return rep, err
+	}
 	c, err := startShape(ctx, exe, local.Shape{Cells: 2, PerCell: 2, Slots: 2, Memory: 2*memory + 64*ident.MiB})
 	if err != nil {
 		return rep, err
@@ -79,7 +85,7 @@ func Migrate(ctx context.Context, exe string, set MigrateSettings, say func(stri
 	}
 	var within, across moves
 	for round := range set.Rounds {
-		say(fmt.Sprintf("round %d of %d", round+1, set.Rounds))
+		say(fmt.Sprintf("whole parts, round %d of %d", round+1, set.Rounds))
 		for _, step := range []struct {
 			to  string
 			sum *moves
@@ -89,7 +95,7 @@ func Migrate(ctx context.Context, exe string, set MigrateSettings, say func(stri
 			}
 		}
 	}
-	rep.SameCell, rep.OtherCell = within.figure(), across.figure()
+	rep.PartSameCell, rep.PartOtherCell = within.figure(), across.figure()
 	return rep, nil
 }
 
@@ -115,10 +121,17 @@ func (c *cluster) move(ctx context.Context, name, to string, sum *moves) error {
 	if err != nil || home == to {
 		return err
 	}
+	req := &api.StartOperationRequest{Kind: api.OperationKind_OPERATION_KIND_MIGRATE, Vm: name, ToServer: to, MaxParallel: 1}
+	return c.operate(ctx, req, sum)
+}
+
+// operate has a migration of one step done, and notes what it took.
+func (c *cluster) operate(ctx context.Context, req *api.StartOperationRequest, sum *moves) error {
+	call := func(f func(context.Context, api.CellvisorClient) error) error { return c.client.Call(ctx, f) }
 	var op *api.Operation
 	began := time.Now()
-	err = call(func(ctx context.Context, svc api.CellvisorClient) error {
-		r, err := svc.StartOperation(ctx, &api.StartOperationRequest{Kind: api.OperationKind_OPERATION_KIND_MIGRATE, Vm: name, ToServer: to, MaxParallel: 1})
+	err := call(func(ctx context.Context, svc api.CellvisorClient) error {
+		r, err := svc.StartOperation(ctx, req)
 		op = r.GetOperation()
 		return err
 	})
@@ -140,7 +153,7 @@ func (c *cluster) move(ctx context.Context, name, to string, sum *moves) error {
 	case err != nil:
 		return err
 	case op.GetState() != api.OperationState_OPERATION_STATE_DONE || len(op.GetSteps()) != 1:
-		return fmt.Errorf("the move to %s is %s: %s", to, op.GetState().Word(), op.GetNote())
+		return fmt.Errorf("the move to %s is %s: %s", req.GetToServer(), op.GetState().Word(), op.GetNote())
 	case sum != nil:
 		sum.pauses = append(sum.pauses, float64(op.GetSteps()[0].GetDownMicros()))
 		sum.totals = append(sum.totals, float64(time.Since(began).Microseconds())/1000)

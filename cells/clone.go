@@ -42,6 +42,10 @@ func (v *VM) clone() VM {
 		move.Parts = slices.Clone(move.Parts)
 		out.Move = &move
 	}
+	if v.Hand != nil {
+		hand := *v.Hand
+		out.Hand = &hand
+	}
 	for i := range out.Parts {
 		out.Parts[i].VCPUs = slices.Clone(v.Parts[i].VCPUs)
 	}

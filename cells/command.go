@@ -56,6 +56,7 @@ type Command struct {
 	VMMoved        *VMMoved        `json:"vm_moved,omitempty"`
 	VMResumed      *VMResumed      `json:"vm_resumed,omitempty"`
 	AbandonMove    *AbandonMove    `json:"abandon_move,omitempty"`
+	VCPUHanded     *VCPUHanded     `json:"vcpu_handed,omitempty"`
 	SetBalance     *SetBalance     `json:"set_balance,omitempty"`
 	Loads          *Loads          `json:"loads,omitempty"`
 }

@@ -84,6 +84,7 @@ func (f *FSM) resetVM(c *ResetVM) *Fault {
 func (f *FSM) reboot(vm *VM, reason string) {
 	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
 	vm.Booted, vm.Restored, vm.Resumed = vm.Epoch, false, false
+	vm.Hand = nil
 	vm.Restarts++
 	if vm.Move != nil && vm.Move.Switching != 0 {
 		vm.ProtectSeq++ // what home froze for the switchover is the past: it goes on here

@@ -159,6 +159,8 @@ func (f *FSM) followStep(op *Operation, s *OpStep) {
 		s.State, s.Note = StepDone, "another loss followed at once: the vm went on from its replica"
 	case s.Kind == StepStandby && s.State == StepCopying:
 		f.followStandby(op, s, vm)
+	case s.Kind == StepVCPU && s.State.busy() && vm.Hand == nil:
+		s.State, s.Note = StepFailed, "the vm began anew meanwhile: its vCPUs are where they were"
 	}
 }
 
@@ -170,7 +172,7 @@ func (f *FSM) beginStep(op *Operation, i int) {
 	switch {
 	case at < 0:
 		s.State, s.Note = StepDone, "it has left already"
-	case vm.Move != nil:
+	case vm.Move != nil, vm.Hand != nil:
 		s.Note = "another move of the vm is under way"
 	case vm.Saving.Token != "":
 		s.Note = "the vm is being saved"
@@ -178,6 +180,8 @@ func (f *FSM) beginStep(op *Operation, i int) {
 		s.Note = "the vm is starting"
 	case s.Kind == StepStandby:
 		f.moveStandby(op, i, vm)
+	case s.Kind == StepVCPU:
+		f.beginHand(op, i, vm)
 	default:
 		parts := []ident.Part{vm.Parts[at].Part}
 		target, fault := f.target(vm, parts, s.To, op.destination(s))

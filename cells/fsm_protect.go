@@ -265,6 +265,7 @@ func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part, keep bool) {
 	}
 	vm.Home, vm.Image, vm.Restored, vm.Resumed = image, image, true, false
 	f.unsave(vm, "it was not saved, as it went on elsewhere")
+	vm.Hand = nil
 	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
 	vm.ProtectSeq++
 	vm.SafeSeq = 0

@@ -38,6 +38,7 @@ type StepKind string
 const (
 	StepMove    StepKind = "move"    // the part that runs there
 	StepStandby StepKind = "standby" // the replica that is kept there
+	StepVCPU    StepKind = "vcpu"    // one vCPU that runs there
 )
 
 // StepState is where a step is. The strings are shown to users.
@@ -75,6 +76,8 @@ type OpStep struct {
 	Note     string           `json:"note,omitempty"`  // why it waits, was taken again, or failed
 
 	Reason string `json:"reason,omitempty"` // why the balancer wants it
+
+	VCPU ident.VCPU `json:"vcpu,omitempty"` // of StepVCPU: which
 }
 
 // OnDeadline says what becomes of a drain that is not done at its deadline.
@@ -210,6 +213,8 @@ type StartOperation struct {
 	Return      Return             `json:"return,omitempty"` // "" means none
 	Reason      string             `json:"reason,omitempty"`
 	By          string             `json:"by,omitempty"`
+
+	VCPU *ident.VCPU `json:"vcpu,omitempty"` // of a migrate: only this one goes
 
 	// Of a balance:
 	Idle           bool  `json:"idle,omitempty"`             // only take waiting work to free slots of its cell

@@ -83,6 +83,8 @@ func planMigrate(st *State, hooks Hooks, c *StartOperation, op *Operation, from 
 		return nil, faultf(CodeConflict, "vm %s cannot be moved: it is %s", c.VM, vm.State)
 	case vm.Move != nil:
 		return nil, faultf(CodeConflict, "vm %s is being moved already, by operation %d", c.VM, vm.Move.Op)
+	case vm.Hand != nil:
+		return nil, faultf(CodeConflict, "vCPU %d of vm %s is on its way already, by operation %d", vm.Hand.VCPU, c.VM, vm.Hand.Op)
 	}
 	op.Subject = "vm " + c.VM
 	if c.ToServer != "" {
@@ -96,6 +98,9 @@ func planMigrate(st *State, hooks Hooks, c *StartOperation, op *Operation, from 
 			return nil, fault
 		}
 		op.To.Cell = c.ToCell
+	}
+	if c.VCPU != nil {
+		return planVCPU(st, c, op)
 	}
 	if len(from) == 0 {
 		for _, p := range vm.Members() {

@@ -199,6 +199,9 @@ type VM struct {
 	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
 
 	MovedMs int64 `json:"moved_ms,omitempty"` // Unix time of that one, milliseconds
+
+	Hand    *Hand  `json:"hand,omitempty"`     // the vCPU that is on its way from part to part
+	HandSeq uint64 `json:"hand_seq,omitempty"` // number of the last one
 }
 
 // Cells lists the cells that the VM depends on, sorted.
@@ -251,8 +254,9 @@ const (
 	EventVMUnprotected  EventKind = "vm-unprotected"
 	EventVMRecovering   EventKind = "vm-recovering"
 	EventVMRecovered    EventKind = "vm-recovered"
-	EventVMMoving       EventKind = "vm-moving" // its parts are to go elsewhere: a copy is made there
-	EventVMMoved        EventKind = "vm-moved"  // it runs there
+	EventVMMoving       EventKind = "vm-moving"  // its parts are to go elsewhere: a copy is made there
+	EventVMMoved        EventKind = "vm-moved"   // it runs there
+	EventVCPUMoved      EventKind = "vcpu-moved" // one of its vCPUs runs on another of its servers
 	EventVMFailed       EventKind = "vm-failed"
 	EventVMStartedAgain EventKind = "vm-again"     // from its spec, after it was lost
 	EventVMRestarted    EventKind = "vm-restarted" // in place: its guest crashed, or an operator reset it

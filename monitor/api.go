@@ -146,6 +146,12 @@ type WorkerPaused struct {
 	Seq uint64
 }
 
+// WorkerHanded is a home worker's report that a hand-over of a vCPU has ended.
+type WorkerHanded struct {
+	VM     ident.VMID
+	Handed wire.WorkerHanded
+}
+
 // WorkerGone says that a worker process has ended, or could not be started or was stopped before it came up (PID 0).
 type WorkerGone struct {
 	VM     ident.VMID
@@ -178,6 +184,7 @@ func (WorkerGone) event()      {}
 func (WorkerProtected) event() {}
 func (WorkerRestored) event()  {}
 func (WorkerSwitched) event()  {}
+func (WorkerHanded) event()    {}
 func (WorkerStalled) event()   {}
 func (WorkerPaused) event()    {}
 func (WorkerShort) event()     {}
@@ -252,6 +259,12 @@ type SendSwitch struct {
 	Seq uint64
 }
 
+// SendHand asks a VM's home worker to hand a vCPU over.
+type SendHand struct {
+	VM   ident.VMID
+	Hand wire.WorkerHand
+}
+
 // StopWorker ends a worker in good order; the shell kills it if it does not end within a second or so. WorkerGone follows.
 type StopWorker struct {
 	VM     ident.VMID
@@ -294,6 +307,7 @@ func (SendMembers) action()  {}
 func (SendProtect) action()  {}
 func (SendSwitch) action()   {}
 func (SendPause) action()    {}
+func (SendHand) action()     {}
 func (StopWorker) action()   {}
 func (KillWorkers) action()  {}
 func (Lease) action()        {}

@@ -121,6 +121,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerPaused(e)
 	case WorkerShort:
 		c.workerShort(e)
+	case WorkerHanded:
+		c.workerHanded(e)
 	case WorkerSwitched:
 		c.workerSwitched(e)
 	case WorkersKilled:

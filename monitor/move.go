@@ -6,6 +6,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // Spans after which the leader gives a move up. The VM stands still while it is switched, so that one is short.
@@ -39,6 +40,26 @@ func (c *Core) tendMove(vm *cells.VM, p *cells.VMPart, w *worker) {
 	case w.swtch < seq:
 		w.swtch = seq
 		c.act(SendSwitch{VM: vm.ID, Seq: seq})
+	}
+}
+
+// tendHand has home hand a vCPU over, and says how that ended.
+func (c *Core) tendHand(vm *cells.VM, p *cells.VMPart, w *worker) {
+	h := vm.Hand
+	switch {
+	case w.handed.Seq == h.Seq:
+		c.propose(fmt.Sprintf("handed/%d", vm.ID), cells.Command{VCPUHanded: &cells.VCPUHanded{VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
+			Seq: h.Seq, Moved: w.handed.Moved, Why: w.handed.Why, DownMicros: w.handed.DownMicros}})
+	case w.hand < h.Seq:
+		w.hand = h.Seq
+		c.act(SendHand{VM: vm.ID, Hand: wire.WorkerHand{Seq: h.Seq, VCPU: h.VCPU, From: h.From, To: h.To}})
+	}
+}
+
+func (c *Core) workerHanded(e WorkerHanded) {
+	if w := c.workerOf(e.VM); w != nil && e.Handed.Seq > w.handed.Seq {
+		w.handed = e.Handed
+		c.dirty = true
 	}
 }
 

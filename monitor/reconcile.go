@@ -23,6 +23,8 @@ type worker struct {
 	restored ident.Epoch // VM epoch whose begin it has reported
 	swtch    uint64      // ProtectSeq under which it was asked for a switchover
 	switched wire.WorkerSwitched
+	hand     uint64 // number of the last hand-over that it was asked for
+	handed   wire.WorkerHanded
 	ended    *wire.WorkerEnded
 	gone     bool // its process has ended
 	goneAt   ident.Micros
@@ -194,6 +196,8 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case w.paused == vm.PauseSeq && p.PausedSeq != w.paused && !p.Standby:
 		c.propose(fmt.Sprintf("paused/%d", vm.ID), cells.Command{PartPaused: &cells.PartPaused{
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.paused}})
+	case vm.Hand != nil && vm.Home == p.Part:
+		c.tendHand(vm, p, w)
 	case vm.Move != nil && vm.Home == p.Part:
 		c.tendMove(vm, p, w)
 	}

@@ -37,10 +37,15 @@ func operationMessage(op *cells.Operation) *api.Operation {
 	}
 	for i := range op.Steps {
 		s := &op.Steps[i]
-		out.Steps = append(out.Steps, &api.OperationStep{
+		step := &api.OperationStep{
 			Kind: string(s.Kind), State: string(s.State), Vm: s.Name, From: string(s.FromName), To: string(s.ToName),
 			Bytes: uint64(s.Bytes), DownMicros: uint64(s.Down), Tries: uint32(s.Tries), Note: s.Note, Reason: s.Reason,
-		})
+		}
+		if s.Kind == cells.StepVCPU {
+			id := uint32(s.VCPU)
+			step.Vcpu = &id
+		}
+		out.Steps = append(out.Steps, step)
 	}
 	return out
 }

@@ -121,6 +121,9 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.swtch != w.sent.swtch {
 		out = append(out, wire.ToWorker{Switch: w.swtch})
 	}
+	if w.hand != w.sent.hand {
+		out = append(out, wire.ToWorker{Hand: w.hand})
+	}
 	if w.faults != w.sent.faults {
 		out = append(out, wire.ToWorker{Faults: w.faults})
 	}
@@ -140,7 +143,7 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.guest.limit != w.sent.memory {
 		out = append(out, wire.ToWorker{Memory: w.guest.limit})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers, w.guest.limit}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.hand, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers, w.guest.limit}
 	return out
 }
 
@@ -162,6 +165,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerProtected{VM: w.vm, Protected: *m.Protected})
 	case m.Restored != nil:
 		s.report(monitor.WorkerRestored{VM: w.vm, Restored: *m.Restored})
+	case m.Handed != nil:
+		s.report(monitor.WorkerHanded{VM: w.vm, Handed: *m.Handed})
 	case m.Switched != nil:
 		s.report(monitor.WorkerSwitched{VM: w.vm, Switched: *m.Switched})
 	case m.Paused != nil:

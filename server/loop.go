@@ -132,6 +132,8 @@ func (s *Server) act(a monitor.Action) {
 		s.workers.sendSwitch(a)
 	case monitor.SendPause:
 		s.workers.sendPause(a)
+	case monitor.SendHand:
+		s.workers.sendHand(a)
 	case monitor.StopWorker:
 		s.workers.stopWorker(a)
 	case monitor.KillWorkers:

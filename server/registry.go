@@ -82,6 +82,10 @@ func StartFrom(req *api.StartOperationRequest, now time.Time) *cells.StartOperat
 		ToCell: ident.CellName(req.GetToCell()), ToServer: ident.ServerName(req.GetToServer()), OnDeadline: cells.OnDeadline(req.GetOnDeadline()),
 		MaxParallel: int(req.GetMaxParallel()), Return: cells.Return(req.GetReturn()), Reason: req.GetReason(), By: req.GetBy(),
 	}
+	if req.Vcpu != nil {
+		id := ident.VCPU(min(req.GetVcpu(), 1<<16-1))
+		c.VCPU = &id
+	}
 	for kind, word := range opKinds {
 		if word == req.GetKind() {
 			c.Kind = kind

@@ -160,6 +160,12 @@ func (s *supervisor) sendPause(a monitor.SendPause) {
 	}
 }
 
+func (s *supervisor) sendHand(a monitor.SendHand) {
+	if w := s.worker(a.VM); w != nil {
+		w.post(func() { w.hand = &a.Hand })
+	}
+}
+
 // stopWorker asks a worker to end and kills it when it does not.
 func (s *supervisor) stopWorker(a monitor.StopWorker) {
 	w := s.worker(a.VM)

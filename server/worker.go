@@ -39,6 +39,7 @@ type worker struct {
 	protect *wire.WorkerProtect                 // protected by mu
 	swtch   *wire.WorkerSwitch                  // protected by mu
 	pause   *wire.WorkerPause                   // protected by mu
+	hand    *wire.WorkerHand                    // protected by mu
 	stop    *wire.WorkerStop                    // protected by mu
 	faults  *wire.WorkerFaults                  // protected by mu
 	sent    sentMarks                           // protected by mu; what this connection has carried
@@ -57,6 +58,7 @@ type sentMarks struct {
 	members *wire.WorkerMembers
 	protect *wire.WorkerProtect
 	swtch   *wire.WorkerSwitch
+	hand    *wire.WorkerHand
 	pause   *wire.WorkerPause
 	stop    *wire.WorkerStop
 	faults  *wire.WorkerFaults

@@ -26,6 +26,7 @@ const (
 	DeviceClock                         // milliseconds since the VM first started
 	DeviceExit                          // the guest ended the VM with a status
 	DeviceGeneric                       // anything else that parts ask each other
+	DeviceVCPU                          // a vCPU goes from one part to another
 	deviceKindEnd
 )
 

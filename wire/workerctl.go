@@ -114,6 +114,7 @@ type ToWorker struct {
 	Members *WorkerMembers `json:"members,omitempty"`
 	Protect *WorkerProtect `json:"protect,omitempty"`
 	Switch  *WorkerSwitch  `json:"switch,omitempty"`
+	Hand    *WorkerHand    `json:"hand,omitempty"`
 	Stop    *WorkerStop    `json:"stop,omitempty"`
 	Pause   *WorkerPause   `json:"pause,omitempty"`
 	PageMap *WorkerMapAsk  `json:"page_map,omitempty"`
@@ -183,6 +184,14 @@ type WorkerSwitch struct {
 	Seq uint64 `json:"seq"`
 }
 
+// WorkerHand asks home to hand a vCPU over from one part to another. Seq rises with each. Home answers with WorkerHanded.
+type WorkerHand struct {
+	Seq  uint64     `json:"seq"`
+	VCPU ident.VCPU `json:"vcpu"`
+	From ident.Part `json:"from"`
+	To   ident.Part `json:"to"`
+}
+
 // WorkerStop ends the worker: vCPUs stop, files are flushed, the process exits.
 type WorkerStop struct {
 	Reason string `json:"reason"`
@@ -224,6 +233,7 @@ type FromWorker struct {
 	Protected *WorkerProtected `json:"protected,omitempty"`
 	Restored  *WorkerRestored  `json:"restored,omitempty"`
 	Switched  *WorkerSwitched  `json:"switched,omitempty"`
+	Handed    *WorkerHanded    `json:"handed,omitempty"`
 	Stalled   *WorkerStalled   `json:"stalled,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
 	Disks     *WorkerDisks     `json:"disks,omitempty"`
@@ -304,6 +314,14 @@ type WorkerSwitched struct {
 	Seq        uint64       `json:"seq"`
 	Checkpoint uint64       `json:"checkpoint"`
 	CutMicros  ident.Micros `json:"cut_micros"` // from the first vCPU's stop until all standbys had it
+}
+
+// WorkerHanded is home's word that the hand-over of number Seq has ended: the vCPU runs at the target (Moved), or still where it was.
+type WorkerHanded struct {
+	Seq        uint64       `json:"seq"`
+	Moved      bool         `json:"moved"`
+	Why        string       `json:"why,omitempty"`         // it was not moved
+	DownMicros ident.Micros `json:"down_micros,omitempty"` // for so long the vCPU stood still
 }
 
 // WorkerRestored is the new home's word that the VM runs again, with the span of each stage since it was told.

@@ -108,13 +108,14 @@ const captureApart = 3
 
 // captureVCPUs adds the vCPUs' states to a share. The guard must hold them.
 func (w *Worker) captureVCPUs(s *share) error {
-	n := len(w.vcpus)
+	vcpus := w.residents()
+	n := len(vcpus)
 	origins, errs := make([][]byte, n), make([]error, n)
 	threads := max(1, min(runtime.NumCPU(), 8, n/captureApart))
 	var next atomic.Int64
 	work := func() {
 		for i := next.Add(1) - 1; i < int64(n); i = next.Add(1) - 1 {
-			origins[i], errs[i] = w.originOf(w.vcpus[i])
+			origins[i], errs[i] = w.originOf(vcpus[i])
 		}
 	}
 	var others sync.WaitGroup
@@ -123,7 +124,7 @@ func (w *Worker) captureVCPUs(s *share) error {
 	}
 	work()
 	others.Wait()
-	for i, v := range w.vcpus {
+	for i, v := range vcpus {
 		if errs[i] != nil {
 			return errs[i]
 		}

@@ -247,6 +247,8 @@ const cutAgain = 2 * time.Millisecond
 // cut has every member stop, capture its share and go on.
 func (l *loop) cut(history bool) (number uint64, cut outputCut, ok bool) {
 	r := l.r
+	r.w.hands.cutting.Lock() // no vCPU is on its way
+	defer r.w.hands.cutting.Unlock()
 	number, committed := r.w.checkpoints.begin()
 	flags := uint64(0)
 	if history {

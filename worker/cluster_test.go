@@ -41,12 +41,14 @@ type part struct {
 	cmd   *exec.Cmd
 	conn  net.Conn
 	ready wire.WorkerReady
+	vcpus []ident.VCPU // that begin there
 	ended chan wire.WorkerEnded
 	stats chan wire.WorkerStats
 	maps  chan wire.WorkerPageMap
 
 	protected chan wire.WorkerProtected
 	restored  chan wire.WorkerRestored
+	handed    chan wire.WorkerHanded
 	killed    bool
 }
 
@@ -109,8 +111,8 @@ func startPart(t *testing.T, spec wire.WorkerSpec) *part {
 	if err := os.WriteFile(filepath.Join(dir, wire.WorkerSpecFile), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &part{t: t, dir: dir, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000), maps: make(chan wire.WorkerPageMap, 100),
-		protected: make(chan wire.WorkerProtected, 100), restored: make(chan wire.WorkerRestored, 1)}
+	p := &part{t: t, dir: dir, vcpus: spec.LocalVCPUs, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000), maps: make(chan wire.WorkerPageMap, 100),
+		protected: make(chan wire.WorkerProtected, 100), restored: make(chan wire.WorkerRestored, 1), handed: make(chan wire.WorkerHanded, 1000)}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), workerDirVariable+"="+dir)
 	log, err := os.Create(filepath.Join(dir, wire.WorkerLogFile))
@@ -166,6 +168,8 @@ func (p *part) read(r *bufio.Reader) {
 			p.protected <- *m.Protected
 		case m.Restored != nil:
 			p.restored <- *m.Restored
+		case m.Handed != nil:
+			p.handed <- *m.Handed
 		case m.PageMap != nil:
 			p.maps <- *m.PageMap
 		case m.Stats != nil:

@@ -98,7 +98,7 @@ func (w *Worker) holdBegun() bool {
 		return false
 	}
 	life := w.guard.lifeNow.Load()
-	for _, v := range w.vcpus {
+	for _, v := range w.residents() {
 		if v.life != life {
 			w.guard.release()
 			return false

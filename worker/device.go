@@ -100,6 +100,10 @@ func (w *Worker) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceReques
 	r, err := decodeDeviceRequest(req.Payload)
 	h := w.home.Load()
 	switch {
+	case req.Kind == wire.DeviceVCPU && w.guard.mayAct():
+		w.handleVCPU(req)
+	case req.Kind == wire.DeviceVCPU:
+		req.Reply(wire.DeviceNotReady, nil)
 	case err != nil || req.Kind != wire.DeviceGeneric:
 		req.Reply(wire.DeviceBad, nil)
 	case h == nil:

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
@@ -61,4 +62,24 @@ func (w *Worker) hint(part ident.Part, reset bool) {
 func (w *Worker) fenced(on bool) {
 	w.log.Warn().Bool("on", on).Int64("lease_until_us", w.guard.leaseUntil.Load()).Int64("at_us", int64(bootMicros())).Msg("fence: the lease has lapsed, or is back")
 	w.control.send(wire.FromWorker{Fenced: &wire.WorkerFenced{On: on}})
+}
+
+// shutDown ends the vCPUs and closes the files. A vCPU that waits for a page can not be waited for: the end of the process takes it.
+func (w *Worker) shutDown() {
+	w.guard.stop()
+	w.cancel()
+	done := make(chan struct{})
+	go func() { w.running.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(200 * time.Millisecond):
+	}
+	if w.plane != nil && w.plane.timer != nil {
+		w.plane.close()
+	}
+	w.closeLinux()
+	if h := w.home.Load(); h != nil {
+		h.close()
+	}
+	w.control.listener.Close()
 }

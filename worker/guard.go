@@ -92,25 +92,27 @@ func (g *guard) leave() {
 // enter blocks until the vCPU may enter the guest, and returns the life that it enters; ok is false when the VM has ended. The fast path may
 // still return the former life when a restart is under way: restart waits until every thread has parked, so nothing comes of it.
 //
+// A vCPU that is called does not wait for its turn: it will not enter the guest, but stand aside.
+//
 // A pause holds who is in the present life. Who is still in the life that he is in now, which is none for one that has not begun, gets the next, so
 // that a VM which goes on elsewhere while it is paused is all there.
-func (g *guard) enter(in uint64) (life uint64, ok bool) {
+func (g *guard) enter(in uint64, called *atomic.Bool) (life uint64, ok bool) {
 	if g.open.Load() && g.leased() {
 		return g.lifeNow.Load(), true
 	}
-	return g.wait(false, in)
+	return g.wait(called, false, in)
 }
 
 // enterIdle is enter for a vCPU that idles: it needs no slot.
-func (g *guard) enterIdle(in uint64) (life uint64, ok bool) {
+func (g *guard) enterIdle(in uint64, called *atomic.Bool) (life uint64, ok bool) {
 	if g.open.Load() && g.leased() {
 		return g.lifeNow.Load(), true
 	}
-	return g.wait(true, in)
+	return g.wait(called, true, in)
 }
 
 // wait is enter's slow path.
-func (g *guard) wait(idle bool, in uint64) (life uint64, ok bool) {
+func (g *guard) wait(called *atomic.Bool, idle bool, in uint64) (life uint64, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
@@ -122,6 +124,8 @@ func (g *guard) wait(idle bool, in uint64) (life uint64, ok bool) {
 			return 0, false
 		}
 		switch {
+		case called.Load() && g.held == 0 && !g.restarting.Load():
+			return g.life, true
 		case !g.mayRun() || !g.leased(), g.paused && in == g.life:
 			g.slot.wait(&g.mu)
 		case g.slot.off && !idle:

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,7 +13,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	fences := make(chan bool, 16)
 	g := newGuard(func() { kicks <- struct{}{} }, noThreads, func(on bool) { fences <- on })
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(0); entered <- ok }()
+	go func() { _, ok := g.enter(0, new(atomic.Bool)); entered <- ok }()
 
 	g.start()
 	select {
@@ -35,7 +36,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	if on := <-fences; on {
 		t.Fatal("a renewed lease raised the fence again")
 	}
-	if _, ok := g.enter(0); !ok {
+	if _, ok := g.enter(0, new(atomic.Bool)); !ok {
 		t.Fatal("did not go on under a renewed lease")
 	}
 }
@@ -53,7 +54,7 @@ func TestGuardIgnoresAnOlderLease(t *testing.T) {
 func TestGuardStopEndsWaiters(t *testing.T) {
 	g := newGuard(func() {}, noThreads, func(bool) {})
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(0); entered <- ok }()
+	go func() { _, ok := g.enter(0, new(atomic.Bool)); entered <- ok }()
 	g.stop()
 	if <-entered {
 		t.Fatal("entered a stopped part")
@@ -66,7 +67,7 @@ func TestGuardPauseHolds(t *testing.T) {
 	g.start()
 	g.pause(true)
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(1); entered <- ok }()
+	go func() { _, ok := g.enter(1, new(atomic.Bool)); entered <- ok }()
 	select {
 	case <-entered:
 		t.Fatal("entered while paused")
@@ -92,7 +93,7 @@ func TestGuardHoldWaitsForEveryThread(t *testing.T) {
 	for range 2 {
 		go func() {
 			<-ready
-			life, _ := g.enter(1)
+			life, _ := g.enter(1, new(atomic.Bool))
 			lives <- life
 		}()
 	}

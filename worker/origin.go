@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 )
@@ -14,6 +15,7 @@ import (
 const (
 	originStart = 1
 	originState = 2
+	originMoved = 4 // as originState, with the time for which it still idles, in microseconds, 8 bytes, before the state
 )
 
 const startBytes = 7 * 8
@@ -54,8 +56,25 @@ func (v *vcpu) capture() ([]byte, error) {
 	return append(b, encoded...), nil
 }
 
+// captureMoving encodes a vCPU that goes to another part. It runs on the vCPU's thread.
+func (v *vcpu) captureMoving() ([]byte, error) {
+	origin, err := v.capture()
+	if err != nil {
+		return nil, err
+	}
+	left := uint64(0)
+	if !v.idleTill.IsZero() {
+		left = uint64(max(0, time.Until(v.idleTill).Microseconds()))
+	}
+	b := append(make([]byte, 0, len(origin)+8), originMoved)
+	b = append(b, origin[1:9]...)
+	b = binary.LittleEndian.AppendUint64(b, left)
+	return append(b, origin[9:]...), nil
+}
+
 // begin makes the vCPU what the origin says. It runs on the vCPU's thread.
 func (v *vcpu) begin(origin []byte) error {
+	v.idleTill, v.tsc = time.Time{}, 0
 	if len(origin) > 0 && origin[0] == originStart {
 		start, err := decodeStart(origin)
 		if err != nil {
@@ -63,12 +82,22 @@ func (v *vcpu) begin(origin []byte) error {
 		}
 		return v.start(start)
 	}
-	if len(origin) < 9 || origin[0] != originState {
+	head := 9
+	if len(origin) > 0 && origin[0] == originMoved {
+		head += 8
+	}
+	if len(origin) < head || origin[0] != originState && origin[0] != originMoved {
 		return fmt.Errorf("no origin of a vCPU: %d bytes", len(origin))
 	}
 	var state kvm.VCPUState
-	if err := state.UnmarshalBinary(origin[9:]); err != nil {
+	if err := state.UnmarshalBinary(origin[head:]); err != nil {
 		return err
+	}
+	if origin[0] == originMoved {
+		v.tsc, _ = state.TSC()
+		if left := binary.LittleEndian.Uint64(origin[9:]); left > 0 {
+			v.idleTill = time.Now().Add(time.Duration(left)*time.Microsecond - time.Duration(bootMicros()-v.at)*time.Microsecond)
+		}
 	}
 	if err := v.keepReset(); err != nil {
 		return err

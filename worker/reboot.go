@@ -46,6 +46,9 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	if h != nil {
 		h.resetDevices()
 	}
+	if err := w.placeVCPUs(m); err != nil {
+		return err
+	}
 	if err := w.cutter.reboot(m.Booted); err != nil {
 		return err
 	}

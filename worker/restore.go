@@ -106,7 +106,7 @@ func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
 func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 	w.cutter.setBooted(m.Booted)
 	w.bootedAt.Store(int64(bootMicros()))
-	if err := w.addVCPUs(m); err != nil {
+	if err := w.placeVCPUs(m); err != nil {
 		return err
 	}
 	if r != nil {
@@ -159,31 +159,11 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 	return w.plane.setMembers(m)
 }
 
-// addVCPUs makes the vCPUs that this part is to run and does not have yet.
-func (w *Worker) addVCPUs(m wire.WorkerMembers) error {
-	have := map[ident.VCPU]bool{}
-	for _, v := range w.vcpus {
-		have[v.cpu.ID()] = true
-	}
+// placeVCPUs begins a life with the vCPUs that the members of its epoch give this part.
+func (w *Worker) placeVCPUs(m wire.WorkerMembers) error {
 	for _, member := range m.Members {
-		if member.Part != w.spec.Part {
-			continue
-		}
-		var missing []ident.VCPU
-		for _, id := range member.VCPUs {
-			if !have[id] {
-				missing = append(missing, id)
-			}
-		}
-		more, err := w.makeVCPUs(missing)
-		if err != nil {
-			return err
-		}
-		w.vcpuMu.Lock()
-		w.vcpus = append(w.vcpus, more...)
-		w.vcpuMu.Unlock()
-		for _, v := range more {
-			w.launch(v)
+		if member.Part == w.spec.Part {
+			return w.place(member.VCPUs)
 		}
 	}
 	return nil

@@ -249,6 +249,13 @@ func (s *slicer) note() {
 	}
 }
 
+// changed says that vCPUs have come or gone.
+func (s *slicer) changed() {
+	if s.mode.Load() != uint32(wire.SliceFree) {
+		s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()})
+	}
+}
+
 // send tells serve; false means that its socket is full. If nobody listens there, nobody slices either.
 func (s *slicer) send(n wire.SliceNote) bool {
 	var buf [64]byte

@@ -10,10 +10,7 @@ import (
 // stats collects the counters that serve is told about once a second.
 func (w *Worker) stats() *wire.WorkerStats {
 	s := &wire.WorkerStats{At: bootMicros()}
-	w.vcpuMu.Lock()
-	vcpus := w.vcpus
-	w.vcpuMu.Unlock()
-	for _, v := range vcpus {
+	for _, v := range w.residents() {
 		s.VCPUExits += v.exits.Load()
 		s.RunMicros += ident.Micros(v.runMicros.Load())
 		s.IdleMicros += v.idled(s.At)

@@ -70,9 +70,11 @@ func (r *replicas) switchAsked(seq uint64) bool {
 // once the protection has changed or the VM has ended here.
 func (l *loop) switchover() bool {
 	r := l.r
+	r.w.hands.cutting.Lock() // no vCPU is on its way, nor will one be while the VM is frozen
 	number, committed := r.w.checkpoints.begin()
 	began, booted := time.Now(), uint64(r.w.bootedNow())
 	ok := r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaFreeze, number, committed, booted) })
+	r.w.hands.cutting.Unlock()
 	cut := l.h.cutHere(number)
 	ok = ok && r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaCut, number, uint64(l.members), 0) })
 	if !ok {

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ func enters(g *guard) <-chan struct{} {
 	go func() {
 		defer close(done)
 		defer g.leave()
-		g.enter(0)
+		g.enter(0, new(atomic.Bool))
 	}()
 	return done
 }
@@ -49,7 +50,7 @@ func TestTurn(t *testing.T) {
 		t.Fatal("a vCPU runs out of turn")
 	default:
 	}
-	if _, ok := g.enterIdle(0); !ok {
+	if _, ok := g.enterIdle(0, new(atomic.Bool)); !ok {
 		t.Fatal("an idle vCPU has to wait for its turn")
 	}
 	g.setTurn(true, nil)

@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 )
@@ -36,7 +34,8 @@ type vcpu struct {
 	idleFrom  atomic.Int64   // when it left the gang, 0 if it is in it
 	reset     *kvm.VCPUState // before its first instruction; its thread's
 	standing  bool           // counted as idle because the VM is paused; protected by the worker's vcpuMu
-	pinned    int            // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
+	handing
+	pinned int // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
 
 // errNewLife ends what a vCPU is doing because the VM goes back to a checkpoint.
@@ -56,23 +55,34 @@ func (w *Worker) kickAll() {
 }
 
 // runVCPU is a vCPU's thread. At the begin of each of the VM's lives it loads the vCPU's state, then runs the guest until the life ends.
-func (w *Worker) runVCPU(v *vcpu) {
-	defer w.running.Done()
-	defer w.guard.leave()
+func (w *Worker) runVCPU(v *vcpu, arriving bool) {
+	defer close(v.over)
 	v.cpu.Bind()
 	defer v.cpu.Unbind()
-	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) // below the threads that serve pages
+	lowerPriority()
+	if arriving {
+		w.arrive(v)
+	}
+	defer w.running.Done()
+	defer w.guard.leave()
 	for {
-		life, ok := w.guard.enter(v.life)
-		if !ok {
+		life, ok := w.guard.enter(v.life, &v.called)
+		if !ok || v.retired.Load() {
 			return
 		}
 		var err error
-		if life != v.life {
+		switch {
+		case life != v.life:
 			if err = w.loadVCPU(v, life); err == nil {
 				v.life = life
 			}
-		} else {
+		case v.called.Load():
+			if !w.standAside(v) {
+				return
+			}
+		case !v.idleTill.IsZero():
+			w.idle(v, time.Until(v.idleTill))
+		default:
 			err = w.runOnce(v)
 		}
 		switch {
@@ -153,12 +163,17 @@ func (w *Worker) handlePort(v *vcpu, exit kvm.Exit) error {
 // idle keeps the vCPU out of the guest for d, or until it is kicked: whoever kicks it wants it to look at the guard.
 func (w *Worker) idle(v *vcpu, d time.Duration) {
 	until, paused := time.Now().Add(d), w.guard.pausedFor()
+	v.idleTill = time.Time{}
 	if d >= leavesGang {
 		w.slices.idles(v, true)
 		defer w.slices.idles(v, false)
 	}
 	for {
-		if life, ok := w.guard.enterIdle(v.life); !ok || life != v.life {
+		if life, ok := w.guard.enterIdle(v.life, &v.called); !ok || life != v.life {
+			return
+		}
+		if v.called.Load() {
+			v.idleTill = until.Add(w.guard.pausedFor() - paused) // it goes on idling wherever it goes on
 			return
 		}
 		left := time.Until(until.Add(w.guard.pausedFor() - paused)) // it did not see the time of a pause pass

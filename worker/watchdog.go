@@ -92,14 +92,12 @@ func (d *watchdog) tick(s seen) (v verdict) {
 }
 
 // look collects what a tick sees.
-func (w *Worker) look() seen {
+func (w *Worker) look(vcpus []*vcpu) seen {
 	s := seen{leased: w.guard.leased()}
 	w.plane.mu.Lock()
 	w.plane.core.Wanted(func(page ident.PageNo) bool { s.wanted = append(s.wanted, page); return len(s.wanted) < 1000 })
 	w.plane.mu.Unlock()
-	w.vcpuMu.Lock()
-	defer w.vcpuMu.Unlock()
-	for _, v := range w.vcpus {
+	for _, v := range vcpus {
 		entry := uint64(0)
 		if v.inside.Load() {
 			entry = v.exits.Load() + 1
@@ -120,10 +118,8 @@ func (w *Worker) watchProgress() {
 		case <-w.ctx.Done():
 			return
 		}
-		v := d.tick(w.look())
-		w.vcpuMu.Lock()
-		vcpus := w.vcpus
-		w.vcpuMu.Unlock()
+		vcpus := w.residents()
+		v := d.tick(w.look(vcpus))
 		for _, i := range v.kick {
 			vcpus[i].cpu.Kick()
 		}

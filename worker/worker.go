@@ -42,9 +42,11 @@ type Worker struct {
 	home    atomic.Pointer[home] // nil unless this is the home part
 	vm      *kvm.VM
 	vcpuMu  sync.Mutex
-	vcpus   []*vcpu // appended to under vcpuMu, by the control connection's reader only
+	vcpus   []*vcpu // that this part runs; protected by vcpuMu
 	running sync.WaitGroup
 	slices  *slicer
+	holder  holder
+	hands   handovers
 	drill   drillFaults
 	cutter  cutter
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
@@ -95,6 +97,7 @@ func Run(dir string, log zerolog.Logger) error {
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	defer w.cancel()
 	w.guard = newGuard(w.kickAll, w.vcpuThreads, w.fenced)
+	w.hands.w = w
 	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + len(spec.LocalVCPUs) + 8)
 	if err := os.Chdir(dir); err != nil {
@@ -236,6 +239,9 @@ func (w *Worker) greetings() []wire.FromWorker {
 	if w.restored != nil {
 		all = append(all, wire.FromWorker{Restored: w.restored})
 	}
+	if e := w.hands.ended(); e != nil {
+		all = append(all, wire.FromWorker{Handed: e})
+	}
 	if w.switched != nil {
 		all = append(all, wire.FromWorker{Switched: w.switched})
 	}
@@ -265,6 +271,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		if w.replica != nil {
 			w.replica.askSwitch(m.Switch.Seq)
 		}
+	case m.Hand != nil:
+		w.hands.begin(*m.Hand)
 	case m.Pause != nil:
 		w.setPause(*m.Pause)
 	case m.Faults != nil:
@@ -333,7 +341,10 @@ func (w *Worker) begin(m wire.WorkerMembers) error {
 	}
 	w.cutter.setBooted(m.Booted)
 	w.bootedAt.Store(int64(bootMicros()))
-	for _, v := range w.vcpus {
+	if err := w.place(w.spec.LocalVCPUs); err != nil {
+		return err
+	}
+	for _, v := range w.residents() {
 		w.launch(v)
 	}
 	w.guard.start()
@@ -344,7 +355,8 @@ func (w *Worker) begin(m wire.WorkerMembers) error {
 func (w *Worker) launch(v *vcpu) {
 	w.running.Add(1)
 	w.guard.join()
-	go w.runVCPU(v)
+	v.over = make(chan struct{})
+	go w.runVCPU(v, false)
 }
 
 // watch waits for serve's stop, sending counters meanwhile. A worker whose serve never comes back ends by itself.
@@ -363,26 +375,6 @@ func (w *Worker) watch() {
 			w.control.send(wire.FromWorker{Stats: w.stats()})
 		}
 	}
-}
-
-// shutDown ends the vCPUs and closes the files. A vCPU that waits for a page can not be waited for: the end of the process takes it.
-func (w *Worker) shutDown() {
-	w.guard.stop()
-	w.cancel()
-	done := make(chan struct{})
-	go func() { w.running.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(200 * time.Millisecond):
-	}
-	if w.plane != nil && w.plane.timer != nil {
-		w.plane.close()
-	}
-	w.closeLinux()
-	if h := w.home.Load(); h != nil {
-		h.close()
-	}
-	w.control.listener.Close()
 }
 
 func isNoContents(err error) bool  { return errors.Is(err, uffd.ErrNoContents) }

@@ -37,6 +37,8 @@ type Step struct {
 	Tries      uint32 `json:"tries"`
 	Note       string `json:"note"`
 	Reason     string `json:"reason"`
+
+	VCPU *uint32 `json:"vcpu,omitempty"` // of kind vcpu
 }
 
 // OfOperation converts one operation.
@@ -59,7 +61,7 @@ func ofStep(s *api.OperationStep) Step {
 	return Step{
 		Kind: s.GetKind(), State: s.GetState(), VM: s.GetVm(), From: s.GetFrom(), To: s.GetTo(), Bytes: s.GetBytes(),
 		DownMicros: s.GetDownMicros(), Tries: s.GetTries(), Note: s.GetNote(),
-		Reason: s.GetReason(),
+		Reason: s.GetReason(), VCPU: s.Vcpu,
 	}
 }
 

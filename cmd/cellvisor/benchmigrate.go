@@ -13,8 +13,9 @@ func (a *app) benchMigrateCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "What a move costs: on the same server, in the same cell, to another cell",
-		Long: `Starts a cluster of two cells with two servers each on this machine and moves a running VM round and round. The pause is for how long it stands still; the
-total counts from the request to the end, the copying of its memory included. On the same server only a vCPU's thread goes to another CPU.`,
+		Long: `Starts a cluster of two cells with two servers each on this machine, has one vCPU of a running VM go to and fro between two servers, then moves a whole VM
+round and round. The pause is for how long the vCPU, or the VM, stands still; the total counts from the request to the end, of a VM with the copying of
+its memory. On the same server only a vCPU's thread goes to another CPU.`,
 		Example: "  cellvisor bench migrate\n  cellvisor bench migrate --rounds 30 --memory 256 -o json > migrate.json",
 		Args:    args(0, 0, ""),
 	}
@@ -33,7 +34,8 @@ func (a *app) printMigrate(r bench.MigrateReport) error {
 	for _, row := range []struct {
 		name string
 		f    bench.MoveFigure
-	}{{"same server", r.SameServer}, {"same cell", r.SameCell}, {"other cell", r.OtherCell}} {
+	}{{"vCPU, same server", r.SameServer}, {"vCPU, same cell", r.SameCell}, {"vCPU, other cell", r.OtherCell},
+		{"part, same cell", r.PartSameCell}, {"part, other cell", r.PartOtherCell}} {
 		lines = append(lines, []string{row.name, fmt.Sprintf("%.1f", row.f.PauseUs), fmt.Sprintf("%.1f", row.f.PauseP99Us), fmt.Sprintf("%.2f", row.f.TotalMillis), fmt.Sprint(row.f.Samples)})
 	}
 	a.table(lines)

@@ -144,7 +144,14 @@ func (a *app) printSteps(o *api.Operation) {
 		if us := s.GetDownMicros(); us > 0 {
 			down = fmt.Sprintf("%.1fms", float64(us)/1000)
 		}
-		lines = append(lines, []string{fmt.Sprint(i + 1), s.GetVm(), s.GetKind(), s.GetFrom(), dash(s.GetTo()), human(s.GetBytes()), s.GetState(), down, s.GetNote()})
+		what := s.GetKind()
+		if s.Vcpu != nil {
+			what = fmt.Sprintf("vCPU %d", s.GetVcpu())
+			if us := s.GetDownMicros(); us > 0 {
+				down = fmt.Sprintf("%dus", us)
+			}
+		}
+		lines = append(lines, []string{fmt.Sprint(i + 1), s.GetVm(), what, s.GetFrom(), dash(s.GetTo()), human(s.GetBytes()), s.GetState(), down, s.GetNote()})
 	}
 	a.table(lines)
 }

@@ -1,0 +1,161 @@
+package cells
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Hand is a vCPU on its way from one part of its VM to another. Home's worker carries it out (see package gang/handover); the registry follows what home
+// has decided.
+//
+//	(none) --step begins--> Hand --home: it is the target's, VCPUs follow / it stays--> (none)
+//	                          \---a new life of the guest, which begins with the registry's placement--> (none)
+type Hand struct {
+	Op   OpID       `json:"op"`
+	Step int        `json:"step"`
+	Seq  uint64     `json:"seq"`
+	VCPU ident.VCPU `json:"vcpu"`
+	From ident.Part `json:"from"`
+	To   ident.Part `json:"to"`
+}
+
+// VCPUHanded is home's word on a hand-over that has ended.
+type VCPUHanded struct {
+	VM          ident.VMID        `json:"vm"`
+	Part        ident.Part        `json:"part"`
+	Server      ident.ServerID    `json:"server"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+	Seq         uint64            `json:"seq"`
+	Moved       bool              `json:"moved"`
+	Why         string            `json:"why,omitempty"`
+	DownMicros  ident.Micros      `json:"down_micros,omitempty"`
+}
+
+// holder returns the part that has a vCPU, or nil.
+func (v *VM) holder(id ident.VCPU) *VMPart {
+	for i := range v.Parts {
+		if p := &v.Parts[i]; !p.Gone && !p.Standby && slices.Contains(p.VCPUs, id) {
+			return p
+		}
+	}
+	return nil
+}
+
+// planVCPU plans that one vCPU goes to another part of its VM.
+func planVCPU(st *State, c *StartOperation, op *Operation) (*Operation, *Fault) {
+	vm, id := st.VMNamed(c.VM), *c.VCPU
+	op.Subject = fmt.Sprintf("vCPU %d of vm %s", id, c.VM)
+	from := vm.holder(id)
+	switch {
+	case vm.Spec.Linux != nil:
+		return nil, faultf(CodeInvalid, "vm %s: a Linux guest's vCPUs move with their server's part only: leave --vcpu out", c.VM)
+	case int(id) >= vm.Spec.VCPUs:
+		return nil, faultf(CodeInvalid, "vm %s has no vCPU %d: it has %d, numbered from 0", c.VM, id, vm.Spec.VCPUs)
+	case vm.Paused:
+		return nil, faultf(CodeConflict, "vm %s is paused: `vm resume %s` first", c.VM, c.VM)
+	case from == nil:
+		return nil, faultf(CodeConflict, "vm %s: vCPU %d is gone, with the server that it was on", c.VM, id)
+	case len(c.Cells)+len(c.Servers) > 0:
+		return nil, faultf(CodeInvalid, "vm %s: --vcpu says what moves: leave --from out", c.VM)
+	case op.To.Server == from.Server || op.To.Cell != "" && op.To.Cell == from.Cell:
+		return nil, faultf(CodeConflict, "vm %s: vCPU %d is on %s already", c.VM, id, from.ServerName)
+	case op.To == Destination{}:
+		return nil, faultf(CodeInvalid, "vm %s: name the server or the cell that vCPU %d is to go to", c.VM, id)
+	}
+	to, fault := st.partFor(vm, id, op.To)
+	if fault != nil {
+		return nil, fault
+	}
+	op.Steps = []OpStep{{Kind: StepVCPU, State: StepWaiting, VM: vm.ID, Name: vm.Spec.Name, VCPU: id, From: from.Server, FromName: from.ServerName,
+		To: to.Server, ToName: to.ServerName, Reason: clip(c.Reason, 256)}}
+	return op, nil
+}
+
+// partFor chooses the part that a vCPU goes to: of those at the destination the one with most slots left.
+func (s *State) partFor(vm *VM, id ident.VCPU, to Destination) (*VMPart, *Fault) {
+	var best *VMPart
+	var refused *Fault
+	for i := range vm.Parts {
+		p := &vm.Parts[i]
+		if p.Gone || p.Standby || to.Server != 0 && p.Server != to.Server || to.Cell != "" && p.Cell != to.Cell {
+			continue
+		}
+		switch sv := s.Server(p.Server); {
+		case sv == nil || sv.State != ServerLive:
+			refused = faultf(CodeConflict, "vm %s: server %s is not live", vm.Spec.Name, p.ServerName)
+		case sv.Cordoned:
+			refused = faultf(CodeConflict, "vm %s: server %s is cordoned: `server uncordon %s` lets work on again", vm.Spec.Name, p.ServerName, p.ServerName)
+		case len(p.VCPUs)+1 > sv.Slots:
+			refused = faultf(CodeNoCapacity, "vm %s: server %s has %d slots and runs %d of its vCPUs already; one more would share a slot with a sibling",
+				vm.Spec.Name, p.ServerName, sv.Slots, len(p.VCPUs))
+		case best == nil || sv.Slots-len(p.VCPUs) > s.Server(best.Server).Slots-len(best.VCPUs):
+			best = p
+		}
+	}
+	switch {
+	case best != nil:
+		return best, nil
+	case refused != nil:
+		return nil, refused
+	}
+	return nil, faultf(CodeConflict, "vm %s has no part there, it runs on %s: a single vCPU goes between servers that hold a part of its vm", vm.Spec.Name, partNames(vm))
+}
+
+// beginHand begins a step that hands a vCPU over; its note says why not.
+func (f *FSM) beginHand(op *Operation, i int, vm *VM) {
+	s := &op.Steps[i]
+	from := vm.holder(s.VCPU)
+	to, fault := f.state.partFor(vm, s.VCPU, Destination{Server: s.To})
+	switch {
+	case from == nil || from.Server != s.From:
+		s.State, s.Note = StepFailed, "it is no longer there"
+	case vm.Paused:
+		s.Note = "the vm is paused"
+	case fault != nil:
+		s.State, s.Note = op.givenUp(), fault.Text
+	default:
+		vm.HandSeq++
+		vm.Hand = &Hand{Op: op.ID, Step: i, Seq: vm.HandSeq, VCPU: s.VCPU, From: from.Part, To: to.Part}
+		s.State, s.Note = StepSwitching, ""
+	}
+}
+
+// vcpuHanded takes home's word.
+func (f *FSM) vcpuHanded(c *VCPUHanded) *Fault {
+	vm, p, fault := f.part(c.VM, c.Part, c.Server, c.Incarnation)
+	if fault != nil {
+		return fault
+	}
+	h := vm.Hand
+	if h == nil || h.Seq != c.Seq || p.Part != vm.Home {
+		return faultf(CodeConflict, "vm %s: hand-over %d is not what is awaited", vm.Spec.Name, c.Seq)
+	}
+	vm.Hand = nil
+	s := f.step(h.Op, h.Step)
+	if !c.Moved {
+		if s != nil && !s.State.over() {
+			s.State, s.Note = f.state.Operation(h.Op).givenUp(), clip(c.Why, 256)
+		}
+		return nil
+	}
+	if from := vm.holder(h.VCPU); from != nil {
+		from.VCPUs = slices.DeleteFunc(from.VCPUs, func(id ident.VCPU) bool { return id == h.VCPU })
+		from.Idle = min(from.Idle, len(from.VCPUs))
+	}
+	for i := range vm.Parts {
+		if to := &vm.Parts[i]; to.Part == h.To {
+			to.VCPUs = append(to.VCPUs, h.VCPU)
+			slices.Sort(to.VCPUs)
+			f.emit(Event{Kind: EventVCPUMoved, Subject: "vm " + vm.Spec.Name,
+				Text:   fmt.Sprintf("vCPU %d of vm %s runs on %s: it stood still for %d us", h.VCPU, vm.Spec.Name, to.ServerName, c.DownMicros),
+				Fields: map[string]string{"operation": fmt.Sprint(h.Op), "vcpu": fmt.Sprint(h.VCPU), "to": string(to.ServerName), "down_us": fmt.Sprint(int64(c.DownMicros))}})
+		}
+	}
+	vm.MovedMs = f.now.UnixMs
+	if s != nil && !s.State.over() {
+		s.State, s.Down = StepDone, c.DownMicros
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package cells
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// handWorld has a VM of two vCPUs, one on server 1 of cell a, one on server 2 of cell b.
+func handWorld(t *testing.T) (*moveWorld, *VM) {
+	w := newMoveWorld(t)
+	w.do(Command{CreateVM: &CreateVM{Spec: VMSpec{Name: "m", Builtin: "count", VCPUs: 2, MemoryBytes: ident.MiB}, Secret: strings.Repeat("0", 64)}})
+	return w, w.settle("m")
+}
+
+func (w *moveWorld) migrateVCPU(id ident.VCPU, c StartOperation) *Fault {
+	c.Kind, c.VM, c.VCPU = OpMigrate, "m", &id
+	return w.try(Command{StartOperation: &c})
+}
+
+func (w *moveWorld) handed(seq uint64, moved bool) *Fault {
+	vm := w.f.state.VMNamed("m")
+	home := w.home(vm)
+	return w.try(Command{VCPUHanded: &VCPUHanded{VM: vm.ID, Part: home.Part, Server: home.Server, Incarnation: home.Incarnation, Seq: seq, Moved: moved, Why: "no", DownMicros: 300}})
+}
+
+func placed(vm *VM) (out [][]ident.VCPU) {
+	for _, p := range vm.Parts {
+		out = append(out, p.VCPUs)
+	}
+	return out
+}
+
+func TestTheRegistryFollowsAHandOver(t *testing.T) {
+	w, _ := handWorld(t)
+	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault != nil {
+		t.Fatal(fault)
+	}
+	vm := w.f.state.VMNamed("m")
+	if vm.Hand == nil || vm.Hand.VCPU != 0 || vm.Hand.From != 0 || vm.Hand.To != 1 {
+		t.Fatalf("hand-over %+v", vm.Hand)
+	}
+	if fault := w.migrateVCPU(1, StartOperation{ToCell: "a"}); fault == nil || fault.Code != CodeConflict {
+		t.Errorf("a second one meanwhile: %v", fault)
+	}
+	if fault := w.handed(vm.Hand.Seq+1, true); fault == nil {
+		t.Error("home's word on another hand-over was taken")
+	}
+	epoch := vm.Epoch
+	if fault := w.handed(vm.Hand.Seq, true); fault != nil {
+		t.Fatal(fault)
+	}
+	vm = w.f.state.VMNamed("m")
+	op := w.f.state.Operations[0]
+	if p := placed(vm); len(p[0]) != 0 || !slices.Equal(p[1], []ident.VCPU{0, 1}) || vm.Epoch != epoch || op.State != OpDone || op.Steps[0].Down != 300 {
+		t.Errorf("parts %v, epoch %d after %d, operation %+v", p, vm.Epoch, epoch, op)
+	}
+	if fault := w.handed(vm.HandSeq, true); fault == nil {
+		t.Error("said again, it was taken again")
+	}
+	if fault := w.migrateVCPU(1, StartOperation{ToCell: "a"}); fault != nil {
+		t.Errorf("to a part without vCPUs: %v", fault)
+	}
+}
+
+func TestAHandOverThatComesToNothingChangesNothing(t *testing.T) {
+	w, _ := handWorld(t)
+	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault != nil {
+		t.Fatal(fault)
+	}
+	if fault := w.handed(1, false); fault != nil {
+		t.Fatal(fault)
+	}
+	vm, op := w.f.state.VMNamed("m"), w.f.state.Operations[0]
+	if p := placed(vm); len(p[0]) != 1 || len(p[1]) != 1 || vm.Hand != nil || op.State != OpFailed || !strings.Contains(op.Note, "no") {
+		t.Errorf("parts %v, operation %+v", p, op)
+	}
+}
+
+// A new life of the guest begins with the registry's placement: what home says later of a hand-over of the former one is refused.
+func TestANewLifeEndsAHandOver(t *testing.T) {
+	w, _ := handWorld(t)
+	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault != nil {
+		t.Fatal(fault)
+	}
+	w.do(Command{ResetVM: &ResetVM{Name: "m"}})
+	if fault := w.handed(1, true); fault == nil {
+		t.Error("home's word on a hand-over of a former life was taken")
+	}
+	vm, op := w.f.state.VMNamed("m"), w.f.state.Operations[0]
+	if p := placed(vm); len(p[0]) != 1 || vm.Hand != nil || op.State != OpFailed {
+		t.Errorf("parts %v, operation %+v", p, op)
+	}
+}
+
+func TestHandOversThatMakeNoSenseAreRefused(t *testing.T) {
+	w, _ := handWorld(t)
+	for _, c := range []struct {
+		vcpu ident.VCPU
+		op   StartOperation
+		text string
+	}{
+		{2, StartOperation{ToServer: "b-1"}, "it has 2, numbered from 0"},
+		{0, StartOperation{}, "name the server or the cell"},
+		{0, StartOperation{ToServer: "a-1"}, "is on a-1 already"},
+		{0, StartOperation{ToServer: "b-2"}, "has no part there"},
+		{0, StartOperation{ToCell: "b", Servers: []ident.ServerName{"a-1"}}, "leave --from out"},
+	} {
+		if fault := w.migrateVCPU(c.vcpu, c.op); fault == nil || !strings.Contains(fault.Text, c.text) {
+			t.Errorf("vCPU %d, %+v: %v", c.vcpu, c.op, fault)
+		}
+	}
+	w.f.state.Server(2).Slots = 1
+	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault == nil || fault.Code != CodeNoCapacity || !strings.Contains(fault.Text, "has 1 slots and runs 1") {
+		t.Errorf("without a slot: %v", fault)
+	}
+	w.do(Command{Cordon: &Cordon{Server: "b-1", On: true}})
+	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault == nil || !strings.Contains(fault.Text, "cordoned") {
+		t.Errorf("to a cordoned server: %v", fault)
+	}
+}

@@ -184,14 +184,6 @@ type WorkerSwitch struct {
 	Seq uint64 `json:"seq"`
 }
 
-// WorkerHand asks home to hand a vCPU over from one part to another. Seq rises with each. Home answers with WorkerHanded.
-type WorkerHand struct {
-	Seq  uint64     `json:"seq"`
-	VCPU ident.VCPU `json:"vcpu"`
-	From ident.Part `json:"from"`
-	To   ident.Part `json:"to"`
-}
-
 // WorkerStop ends the worker: vCPUs stop, files are flushed, the process exits.
 type WorkerStop struct {
 	Reason string `json:"reason"`
@@ -314,14 +306,6 @@ type WorkerSwitched struct {
 	Seq        uint64       `json:"seq"`
 	Checkpoint uint64       `json:"checkpoint"`
 	CutMicros  ident.Micros `json:"cut_micros"` // from the first vCPU's stop until all standbys had it
-}
-
-// WorkerHanded is home's word that the hand-over of number Seq has ended: the vCPU runs at the target (Moved), or still where it was.
-type WorkerHanded struct {
-	Seq        uint64       `json:"seq"`
-	Moved      bool         `json:"moved"`
-	Why        string       `json:"why,omitempty"`         // it was not moved
-	DownMicros ident.Micros `json:"down_micros,omitempty"` // for so long the vCPU stood still
 }
 
 // WorkerRestored is the new home's word that the VM runs again, with the span of each stage since it was told.

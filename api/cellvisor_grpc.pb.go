@@ -49,6 +49,9 @@ const (
 	Cellvisor_ProtectVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ProtectVM"
 	Cellvisor_ResetVM_FullMethodName         = "/cellvisor.v1.Cellvisor/ResetVM"
 	Cellvisor_PauseVM_FullMethodName         = "/cellvisor.v1.Cellvisor/PauseVM"
+	Cellvisor_SaveVM_FullMethodName          = "/cellvisor.v1.Cellvisor/SaveVM"
+	Cellvisor_RestoreVM_FullMethodName       = "/cellvisor.v1.Cellvisor/RestoreVM"
+	Cellvisor_PartState_FullMethodName       = "/cellvisor.v1.Cellvisor/PartState"
 	Cellvisor_RemoveVM_FullMethodName        = "/cellvisor.v1.Cellvisor/RemoveVM"
 	Cellvisor_Cordon_FullMethodName          = "/cellvisor.v1.Cellvisor/Cordon"
 	Cellvisor_StartOperation_FullMethodName  = "/cellvisor.v1.Cellvisor/StartOperation"
@@ -106,6 +109,15 @@ type CellvisorClient interface {
 	ResetVM(ctx context.Context, in *ResetVMRequest, opts ...grpc.CallOption) (*ResetVMResponse, error)
 	// PauseVM lets the guest of a running VM stand still, or go on. It answers when it does everywhere. The guest does not see the time pass.
 	PauseVM(ctx context.Context, in *PauseVMRequest, opts ...grpc.CallOption) (*PauseVMResponse, error)
+	// SaveVM sends the state of a running VM, which stands still meanwhile, as a file. The caller asks for it with the first message, stores what it is
+	// sent, and says with a second one that it has it all: then the VM is stopped, and the last answer carries it. A call that breaks off
+	// before lets the VM go on. FAILED_PRECONDITION while it is moved, recovered or saved.
+	SaveVM(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SaveVMRequest, SaveVMResponse], error)
+	// RestoreVM makes a VM that goes on from what SaveVM sent: the first message says how, the following ones carry the file in order. Nothing is
+	// made unless all of it has arrived and is right. It answers when the VM is registered and placed (state STARTING).
+	RestoreVM(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreVMRequest, RestoreVMResponse], error)
+	// PartState sends what a part here has of a VM that is being saved. Servers ask each other.
+	PartState(ctx context.Context, in *PartStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PartStateResponse], error)
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(ctx context.Context, in *RemoveVMRequest, opts ...grpc.CallOption) (*RemoveVMResponse, error)
 	// Cordon keeps new VM parts off servers, or lets them on again.
@@ -291,6 +303,51 @@ func (c *cellvisorClient) PauseVM(ctx context.Context, in *PauseVMRequest, opts 
 	return out, nil
 }
 
+func (c *cellvisorClient) SaveVM(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SaveVMRequest, SaveVMResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[2], Cellvisor_SaveVM_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SaveVMRequest, SaveVMResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_SaveVMClient = grpc.BidiStreamingClient[SaveVMRequest, SaveVMResponse]
+
+func (c *cellvisorClient) RestoreVM(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreVMRequest, RestoreVMResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[3], Cellvisor_RestoreVM_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RestoreVMRequest, RestoreVMResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_RestoreVMClient = grpc.ClientStreamingClient[RestoreVMRequest, RestoreVMResponse]
+
+func (c *cellvisorClient) PartState(ctx context.Context, in *PartStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PartStateResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[4], Cellvisor_PartState_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PartStateRequest, PartStateResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_PartStateClient = grpc.ServerStreamingClient[PartStateResponse]
+
 func (c *cellvisorClient) RemoveVM(ctx context.Context, in *RemoveVMRequest, opts ...grpc.CallOption) (*RemoveVMResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RemoveVMResponse)
@@ -373,7 +430,7 @@ func (c *cellvisorClient) SafeToStop(ctx context.Context, in *SafeToStopRequest,
 
 func (c *cellvisorClient) ConsoleVM(ctx context.Context, in *ConsoleVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleVMResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[2], Cellvisor_ConsoleVM_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[5], Cellvisor_ConsoleVM_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -402,7 +459,7 @@ func (c *cellvisorClient) TypeVM(ctx context.Context, in *TypeVMRequest, opts ..
 
 func (c *cellvisorClient) OutputVM(ctx context.Context, in *OutputVMRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OutputVMResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[3], Cellvisor_OutputVM_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[6], Cellvisor_OutputVM_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -421,7 +478,7 @@ type Cellvisor_OutputVMClient = grpc.ServerStreamingClient[OutputVMResponse]
 
 func (c *cellvisorClient) Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[4], Cellvisor_Events_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[7], Cellvisor_Events_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -440,7 +497,7 @@ type Cellvisor_EventsClient = grpc.ServerStreamingClient[EventsResponse]
 
 func (c *cellvisorClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[5], Cellvisor_Watch_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[8], Cellvisor_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -509,7 +566,7 @@ func (c *cellvisorClient) Slices(ctx context.Context, in *SlicesRequest, opts ..
 
 func (c *cellvisorClient) AuditLog(ctx context.Context, in *AuditLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditLogResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[6], Cellvisor_AuditLog_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[9], Cellvisor_AuditLog_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -528,7 +585,7 @@ type Cellvisor_AuditLogClient = grpc.ServerStreamingClient[AuditLogResponse]
 
 func (c *cellvisorClient) GetBlob(ctx context.Context, in *GetBlobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetBlobResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[7], Cellvisor_GetBlob_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Cellvisor_ServiceDesc.Streams[10], Cellvisor_GetBlob_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -625,6 +682,15 @@ type CellvisorServer interface {
 	ResetVM(context.Context, *ResetVMRequest) (*ResetVMResponse, error)
 	// PauseVM lets the guest of a running VM stand still, or go on. It answers when it does everywhere. The guest does not see the time pass.
 	PauseVM(context.Context, *PauseVMRequest) (*PauseVMResponse, error)
+	// SaveVM sends the state of a running VM, which stands still meanwhile, as a file. The caller asks for it with the first message, stores what it is
+	// sent, and says with a second one that it has it all: then the VM is stopped, and the last answer carries it. A call that breaks off
+	// before lets the VM go on. FAILED_PRECONDITION while it is moved, recovered or saved.
+	SaveVM(grpc.BidiStreamingServer[SaveVMRequest, SaveVMResponse]) error
+	// RestoreVM makes a VM that goes on from what SaveVM sent: the first message says how, the following ones carry the file in order. Nothing is
+	// made unless all of it has arrived and is right. It answers when the VM is registered and placed (state STARTING).
+	RestoreVM(grpc.ClientStreamingServer[RestoreVMRequest, RestoreVMResponse]) error
+	// PartState sends what a part here has of a VM that is being saved. Servers ask each other.
+	PartState(*PartStateRequest, grpc.ServerStreamingServer[PartStateResponse]) error
 	// RemoveVM forgets an ended VM with its console and output. With force, a VM that has not ended is stopped first.
 	RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error)
 	// Cordon keeps new VM parts off servers, or lets them on again.
@@ -720,6 +786,15 @@ func (UnimplementedCellvisorServer) ResetVM(context.Context, *ResetVMRequest) (*
 }
 func (UnimplementedCellvisorServer) PauseVM(context.Context, *PauseVMRequest) (*PauseVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PauseVM not implemented")
+}
+func (UnimplementedCellvisorServer) SaveVM(grpc.BidiStreamingServer[SaveVMRequest, SaveVMResponse]) error {
+	return status.Error(codes.Unimplemented, "method SaveVM not implemented")
+}
+func (UnimplementedCellvisorServer) RestoreVM(grpc.ClientStreamingServer[RestoreVMRequest, RestoreVMResponse]) error {
+	return status.Error(codes.Unimplemented, "method RestoreVM not implemented")
+}
+func (UnimplementedCellvisorServer) PartState(*PartStateRequest, grpc.ServerStreamingServer[PartStateResponse]) error {
+	return status.Error(codes.Unimplemented, "method PartState not implemented")
 }
 func (UnimplementedCellvisorServer) RemoveVM(context.Context, *RemoveVMRequest) (*RemoveVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveVM not implemented")
@@ -996,6 +1071,31 @@ func _Cellvisor_PauseVM_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Cellvisor_SaveVM_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CellvisorServer).SaveVM(&grpc.GenericServerStream[SaveVMRequest, SaveVMResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_SaveVMServer = grpc.BidiStreamingServer[SaveVMRequest, SaveVMResponse]
+
+func _Cellvisor_RestoreVM_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CellvisorServer).RestoreVM(&grpc.GenericServerStream[RestoreVMRequest, RestoreVMResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_RestoreVMServer = grpc.ClientStreamingServer[RestoreVMRequest, RestoreVMResponse]
+
+func _Cellvisor_PartState_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PartStateRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CellvisorServer).PartState(m, &grpc.GenericServerStream[PartStateRequest, PartStateResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cellvisor_PartStateServer = grpc.ServerStreamingServer[PartStateResponse]
 
 func _Cellvisor_RemoveVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RemoveVMRequest)
@@ -1534,6 +1634,22 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WaitVM",
 			Handler:       _Cellvisor_WaitVM_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "SaveVM",
+			Handler:       _Cellvisor_SaveVM_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "RestoreVM",
+			Handler:       _Cellvisor_RestoreVM_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "PartState",
+			Handler:       _Cellvisor_PartState_Handler,
 			ServerStreams: true,
 		},
 		{

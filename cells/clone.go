@@ -35,6 +35,11 @@ func (v *VM) clone() VM {
 		l.Nets = slices.Clone(l.Nets)
 		out.Spec.Linux = &l
 	}
+	if v.Spec.Saved != nil {
+		s := *v.Spec.Saved
+		s.Disks = slices.Clone(s.Disks)
+		out.Spec.Saved = &s
+	}
 	out.Spec.Disks = slices.Clone(v.Spec.Disks)
 	out.Parts = slices.Clone(v.Parts)
 	if v.Move != nil {

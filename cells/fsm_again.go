@@ -81,7 +81,7 @@ func (f *FSM) startAgain(vm *VM) {
 	vm.Parts, vm.Home = parts, parts[0].Part
 	f.attachDisks(vm, f.state.Applied)
 	vm.ProtectSeq++
-	vm.Paused, vm.Saving = false, Saving{}
+	vm.Paused, vm.Saving, vm.Spec.Saved = false, Saving{}, nil
 	vm.PauseSeq++
 	vm.SafeSeq, vm.Restored, vm.Resumed, vm.Move = 0, false, false, nil
 	f.emit(Event{Kind: EventVMStartedAgain, Subject: "vm " + vm.Spec.Name,

@@ -86,6 +86,9 @@ func (s *VMSpec) Files() []string {
 	if s.PayloadSHA256 != "" {
 		out = append(out, s.PayloadSHA256)
 	}
+	if s.Saved != nil {
+		out = append(out, s.Saved.SHA256)
+	}
 	if s.Linux != nil && s.Linux.InitrdSHA256 != "" {
 		out = append(out, s.Linux.InitrdSHA256)
 	}

@@ -135,6 +135,8 @@ type VMSpec struct {
 
 	Disks []DiskSpec `json:"disks,omitempty"`
 
+	Saved *SavedSpec `json:"saved,omitempty"` // the guest goes on from a saved VM; a later boot is from the image
+
 	// Options are settings for tests and measurements, passed to the workers as they are.
 	Options map[string]string `json:"options,omitempty"`
 }

@@ -140,11 +140,16 @@ func (b *Blobs) Put(r io.Reader, limit ident.Bytes) (string, error) {
 // Create begins a new blob of at most limit bytes (MaxBlobBytes if that is lower). The caller ends it with Commit, or with Abort, which
 // after Commit does nothing.
 func (b *Blobs) Create(limit ident.Bytes) (*BlobWriter, error) {
+	return b.CreateLarge(min(limit, MaxBlobBytes))
+}
+
+// CreateLarge is Create without a limit of the store's own: for saved VMs.
+func (b *Blobs) CreateLarge(limit ident.Bytes) (*BlobWriter, error) {
 	f, err := os.CreateTemp(b.dir, tempPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("store payload: %w", err)
 	}
-	return &BlobWriter{blobs: b, f: f, sum: sha256.New(), left: min(limit, MaxBlobBytes)}, nil
+	return &BlobWriter{blobs: b, f: f, sum: sha256.New(), left: limit}, nil
 }
 
 // BlobWriter receives the bytes of one blob. It belongs to one goroutine.
@@ -205,3 +210,6 @@ func (w *BlobWriter) Abort() {
 		_ = os.Remove(w.f.Name())
 	}
 }
+
+// Sum is the SHA-256, in hex, of what was written so far.
+func (w *BlobWriter) Sum() string { return hex.EncodeToString(w.sum.Sum(nil)) }

@@ -233,6 +233,8 @@ type Payload struct {
 	Server      ident.ServerID
 	Initrd      string // SHA-256, "" for none
 	InitrdBytes ident.Bytes
+	Saved       string // SHA-256 of the saved VM that the guest goes on from, "" for none
+	SavedBytes  ident.Bytes
 }
 
 // SendMembers passes the members to a worker: the first time it starts the VM.

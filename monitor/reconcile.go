@@ -315,6 +315,9 @@ func (c *Core) tendEnded(w *worker) {
 
 func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 	payload := Payload{SHA256: vm.Spec.PayloadSHA256, Bytes: vm.Spec.PayloadBytes, Server: vm.Spec.PayloadServer}
+	if s := vm.Spec.Saved; s != nil && vm.State == cells.VMStarting && vm.Home == p.Part {
+		payload.Saved, payload.SavedBytes = s.SHA256, s.Bytes
+	}
 	var linux *wire.WorkerLinux
 	if l := vm.Spec.Linux; l != nil {
 		linux = &wire.WorkerLinux{Cmdline: l.Cmdline, CPU: l.CPU}

@@ -37,8 +37,8 @@ var access = map[string]level{
 	"ListOperations": mayLook, "GetOperation": mayLook, "SafeToStop": mayLook, "ConsoleVM": mayLook, "OutputVM": mayLook, "Events": mayLook,
 	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "ListDisks": mayLook, "Slices": mayLook,
 	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "RemoveDisk": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
-	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "PauseVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
-	"GetBlob": mayPeer, "DebugDump": mayPeer, "AuditLog": mayPeer,
+	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "PauseVM": mayAct, "SaveVM": mayAct, "RestoreVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
+	"GetBlob": mayPeer, "PartState": mayPeer, "DebugDump": mayPeer, "AuditLog": mayPeer,
 	// gRPC's reflection service: what calls there are.
 	"ServerReflectionInfo": mayLook,
 }

@@ -28,11 +28,16 @@ const fetchPatience = 30 * time.Second
 const connectPatience = 10 * time.Second
 
 // guestFiles are the paths of the files that a guest is started from, "" for none.
-type guestFiles struct{ payload, initrd string }
+type guestFiles struct{ payload, initrd, saved string }
 
 // prepareFiles brings the guest's files here if this part needs them and does not have them. A Linux guest may be started again at any of its
 // parts; a payload is loaded once, at home.
 func (s *Server) prepareFiles(ctx context.Context, a monitor.StartWorker) (files guestFiles, err error) {
+	if a.Payload.Saved != "" {
+		if files.saved, err = s.haveFile(ctx, monitor.Payload{SHA256: a.Payload.Saved, Bytes: a.Payload.SavedBytes, Server: a.Payload.Server}); err != nil {
+			return files, err
+		}
+	}
 	if a.Payload.SHA256 == "" || a.Spec.Linux == nil && !s.isHome(a) {
 		return files, nil
 	}
@@ -109,7 +114,7 @@ func (s *Server) fetchFrom(ctx context.Context, sv *cells.Server, p monitor.Payl
 	if err != nil {
 		return err
 	}
-	w, err := s.store.Blobs().Create(p.Bytes)
+	w, err := s.store.Blobs().CreateLarge(p.Bytes)
 	if err != nil {
 		return err
 	}

@@ -129,6 +129,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	if files.payload != "" {
 		spec.PayloadPath = files.payload
 	}
+	spec.SavedPath = files.saved
 	if spec.Linux != nil {
 		l := *spec.Linux
 		l.InitrdPath = files.initrd

@@ -15,6 +15,7 @@ const (
 	WorkerLogFile     = "worker.log"  // the worker's own log
 	WorkerPagingFile  = "paging"      // unlinked as soon as it is open
 	WorkerHandSocket  = "hand.sock"   // a jailed worker takes connections to its peers here, see WorkerDial
+	WorkerSaveSocket  = "save.sock"   // what a part has of its VM, which stands still, is read here, see WorkerSaveAsk
 )
 
 // WorkerSpec is what a worker is told once, at its start.
@@ -48,6 +49,8 @@ type WorkerSpec struct {
 
 	Disks   []WorkerDisk `json:"disks,omitempty"`
 	DiskDir string       `json:"disk_dir,omitempty"` // where this server keeps its copies of disks, one directory each
+
+	SavedPath string `json:"saved_path,omitempty"` // of a saved VM that the guest is loaded from at first, instead of its image; home only
 }
 
 // WorkerLinux is what a Linux kernel, the payload file, is started with.
@@ -188,6 +191,13 @@ type WorkerSwitch struct {
 type WorkerStop struct {
 	Reason string `json:"reason"`
 	Final  bool   `json:"final,omitempty"` // the VM has ended for good with this part as its home: output that is held back leaves
+}
+
+// WorkerSaveAsk is what serve says at WorkerSaveSocket: the part is to write what it has of the VM, which stands still since change Seq of its pauses, as
+// a stream of SaveRecords. Whole: the part is home, and has all but other parts' vCPUs.
+type WorkerSaveAsk struct {
+	Seq   uint64 `json:"seq"`
+	Whole bool   `json:"whole"`
 }
 
 // WorkerPause stops (On) or continues the vCPUs of this part.

@@ -82,4 +82,5 @@ func (w *Worker) shutDown() {
 		h.close()
 	}
 	w.control.listener.Close()
+	w.saver.listener.Close()
 }

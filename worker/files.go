@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellvisor/cellvisor/vmm/probe"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -17,6 +18,7 @@ import (
 type files struct {
 	dir  string
 	held map[string]*os.File
+	cpu  string // the host's processor, which a saved VM must find again
 }
 
 // holdAll opens what the part may need once it runs.
@@ -26,7 +28,8 @@ func (w *Worker) holdAll() error {
 			return err
 		}
 	}
-	paths := []string{w.spec.PayloadPath}
+	w.files.cpu = probe.CPUModel()
+	paths := []string{w.spec.PayloadPath, w.spec.SavedPath}
 	if w.spec.Linux != nil {
 		paths = append(paths, w.spec.Linux.InitrdPath)
 	}

@@ -11,6 +11,13 @@ import (
 
 // load writes the guest's image into memory, which home does once, and lets the vCPUs of all parts begin.
 func (w *Worker) load() {
+	if w.spec.SavedPath != "" && !w.fromSaved {
+		w.fromSaved = true // a later boot is from the image
+		if err := w.loadSaved(); err != nil && !errors.Is(err, errNewLife) {
+			w.fail(fmt.Errorf("restore the saved VM: %w", err))
+		}
+		return
+	}
 	if w.linux != nil {
 		if err := w.loadLinux(); err != nil {
 			w.fail(fmt.Errorf("load Linux: %w", err))

@@ -52,6 +52,7 @@ type Worker struct {
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
 	replica *replicas
 	pauses  pauses
+	saver   *saver
 	linux   *linuxGuest // nil unless the guest is a Linux machine
 	pager   *ram.Pager  // nil: this part may hold all of the guest's memory
 	limits  limits
@@ -76,6 +77,7 @@ type Worker struct {
 	restored   *wire.WorkerRestored  // protected by mu
 	taken      *replica              // that this part took over with; the control connection's reader's
 	switched   *wire.WorkerSwitched  // protected by mu
+	fromSaved  bool                  // the guest was loaded from a saved VM; of the thread that loads
 	opened     bool                  // protected by mu; the disks, as home
 }
 
@@ -110,6 +112,9 @@ func Run(dir string, log zerolog.Logger) error {
 	if w.control, err = listenControl(w.log, w.greetings, w.handleControl); err != nil {
 		return err
 	}
+	if w.saver, err = listenSave(w); err != nil {
+		return err
+	}
 	w.control.alone = func() {
 		w.slices.letGo()
 		w.usher.serveGone()
@@ -128,6 +133,7 @@ func Run(dir string, log zerolog.Logger) error {
 		return err // not a word to anyone: nothing may run here
 	}
 	go w.control.serve()
+	go w.saver.serve()
 	if w.plane != nil {
 		go w.watchProgress()
 	}

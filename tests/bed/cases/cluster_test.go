@@ -231,7 +231,8 @@ func TestUpNet612(t *testing.T) {
 	modules := []string{"failover", "net_failover", "virtio_net"}
 	c.must(c.linuxArgs("listener", "6.12", `
 ip link set lo up; ip link set eth0 up; ip addr add 10.0.0.1/24 dev eth0 || echo BAD card
-echo UP; nc -l -p 4000 >/tmp/got </dev/null; echo GOT $(stat -c %s /tmp/got) $(md5sum </tmp/got)
+mkfifo /tmp/quiet; sleep 9999 >/tmp/quiet & # nc ends what it sends when its input does, and the other side all then
+echo UP; nc -l -p 4000 >/tmp/got </tmp/quiet; echo GOT $(stat -c %s /tmp/got) $(md5sum </tmp/got)
 poweroff -f`, modules, "--span", "a", "--net", "switch=lan")...)
 	c.must(c.linuxArgs("talker", "6.12", `
 ip link set lo up; ip link set eth0 up; ip addr add 10.0.0.2/24 dev eth0 || echo BAD card

@@ -32,6 +32,7 @@ type ImageConfig struct {
 	Discard bool     // what cannot be trusted is given up: the copy is brought into step with another one. All of it is read and verified
 	Resize  bool     // one that is there gets Bytes
 	Open    OpenFile // nil: real files
+	Files   *Files   // instead of opening any: what OpenFiles has opened. The image has them from here on
 }
 
 // Image is one copy of a guest disk: raw blocks, a checksum for each, and a journal, so that a batch of writes is there as a whole or not at all.
@@ -59,6 +60,7 @@ type Image struct {
 	seq      uint64
 	synced   uint64
 	failed   error
+	linked   bool // data is somebody's file, elsewhere
 	rebuilt  bool
 	damaged  int
 }
@@ -67,9 +69,6 @@ type Image struct {
 func OpenImage(dir string, c ImageConfig) (*Image, error) {
 	if c.Open == nil {
 		c.Open = openOSFile
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open disk: %w", err)
 	}
 	m := &Image{dir: dir, newer: map[uint64]placed{}}
 	if err := m.open(c); err != nil {
@@ -80,20 +79,8 @@ func OpenImage(dir string, c ImageConfig) (*Image, error) {
 }
 
 func (m *Image) open(c ImageConfig) error {
-	path := filepath.Join(m.dir, "image")
-	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		if err := m.create(path, c); err != nil {
-			return err
-		}
-	}
-	var err error
-	if m.data, err = c.Open(path, os.O_RDWR); err != nil {
-		return err
-	}
-	if m.sumsFile, err = c.Open(filepath.Join(m.dir, "sums"), os.O_RDWR|os.O_CREATE); err != nil {
-		return err
-	}
-	if m.journal, err = c.Open(filepath.Join(m.dir, "journal"), os.O_RDWR|os.O_CREATE); err != nil {
+	err := m.openFiles(c)
+	if err != nil {
 		return err
 	}
 	size, err := m.data.Size()
@@ -107,13 +94,46 @@ func (m *Image) open(c ImageConfig) error {
 	if m.bytes == 0 {
 		return fmt.Errorf("the image has %d bytes: too small for a disk", size)
 	}
-	if err := m.loadSums(path, c); err != nil {
+	if err := m.loadSums(c); err != nil {
 		return err
 	}
 	return m.replay(c)
 }
 
-func (m *Image) create(path string, c ImageConfig) error {
+func (m *Image) openFiles(c ImageConfig) (err error) {
+	if f := c.Files; f != nil {
+		m.data, m.sumsFile, m.journal, m.linked = osFile{f.Image}, osFile{f.Sums}, osFile{f.Journal}, f.Linked
+		return nil
+	}
+	if m.linked, err = prepare(m.dir, c); err != nil {
+		return err
+	}
+	if m.data, err = c.Open(filepath.Join(m.dir, "image"), os.O_RDWR); err != nil {
+		return err
+	}
+	if m.sumsFile, err = c.Open(filepath.Join(m.dir, "sums"), os.O_RDWR|os.O_CREATE); err != nil {
+		return err
+	}
+	m.journal, err = c.Open(filepath.Join(m.dir, "journal"), os.O_RDWR|os.O_CREATE)
+	return err
+}
+
+// prepare sees to it that there is an image in dir to open, and tells whether it is a link.
+func prepare(dir string, c ImageConfig) (linked bool, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return false, err
+	}
+	path := filepath.Join(dir, "image")
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		if err := create(path, c); err != nil {
+			return false, err
+		}
+	}
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode()&os.ModeSymlink != 0, err
+}
+
+func create(path string, c ImageConfig) error {
 	if c.Source != "" {
 		if _, err := os.Stat(c.Source); err == nil {
 			return os.Symlink(c.Source, path)
@@ -330,8 +350,8 @@ func (m *Image) Close() error {
 	if err == nil {
 		err = m.apply()
 	}
-	if info, serr := os.Stat(filepath.Join(m.dir, "image")); err == nil && serr == nil {
-		m.head.modified = info.ModTime().UnixNano()
+	if at, ok := m.modified(); err == nil && ok {
+		m.head.modified = at
 		err = m.writeHeader()
 	}
 	if m.failed == nil {

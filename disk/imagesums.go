@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 )
 
@@ -44,7 +45,7 @@ func decodeImageHeader(b []byte) (imageHeader, bool) {
 }
 
 // loadSums reads the checksums, or computes them for an image that is new here or was changed from outside.
-func (m *Image) loadSums(path string, c ImageConfig) error {
+func (m *Image) loadSums(c ImageConfig) error {
 	head := make([]byte, BlockBytes)
 	if err := readFull(m.sumsFile, head, 0); err != nil {
 		return err
@@ -61,7 +62,7 @@ func (m *Image) loadSums(path string, c ImageConfig) error {
 		return fmt.Errorf("%w: the header of its checksums", ErrDamaged)
 	}
 	m.sums = make([]uint32, m.Blocks())
-	if !okA && !okB || m.head.bytes != uint64(m.bytes) || m.changedOutside(path) {
+	if !okA && !okB || m.head.bytes != uint64(m.bytes) || m.changedOutside() {
 		return m.rebuild(nil)
 	}
 	raw := make([]byte, 4*len(m.sums))
@@ -78,12 +79,30 @@ func (m *Image) loadSums(path string, c ImageConfig) error {
 }
 
 // changedOutside tells whether a linked image, which its owner may use between two runs, is not what it was when it was closed.
-func (m *Image) changedOutside(path string) bool {
-	if link, err := os.Lstat(path); err != nil || link.Mode()&os.ModeSymlink == 0 || m.head.modified == 0 {
+func (m *Image) changedOutside() bool {
+	if !m.linked || m.head.modified == 0 {
 		return false
 	}
-	info, err := os.Stat(path)
-	return err == nil && info.ModTime().UnixNano() != m.head.modified
+	at, ok := m.modified()
+	return ok && at != m.head.modified
+}
+
+// modified is when the image's file last changed, in nanoseconds; false if that is not to be known.
+func (m *Image) modified() (int64, bool) {
+	f, ok := m.data.(osFile)
+	if !ok {
+		info, err := os.Stat(filepath.Join(m.dir, "image"))
+		return modTime(info, err)
+	}
+	info, err := f.Stat()
+	return modTime(info, err)
+}
+
+func modTime(info os.FileInfo, err error) (int64, bool) {
+	if err != nil {
+		return 0, false
+	}
+	return info.ModTime().UnixNano(), true
 }
 
 // rebuild computes all checksums from the image's contents, and compares them with those that are known. What a journal of before holds counts no

@@ -10,8 +10,8 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// workerDisks is what the worker on a server is told about its VM's disks.
-func workerDisks(st *cells.State, vm *cells.VM, server ident.ServerID) []wire.WorkerDisk {
+// DisksOf is what the worker on a server is told about its VM's disks.
+func DisksOf(st *cells.State, vm *cells.VM, server ident.ServerID) []wire.WorkerDisk {
 	var out []wire.WorkerDisk
 	for _, want := range vm.Spec.Disks {
 		d := st.Disk(want.Name)

@@ -331,7 +331,7 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 			ClusterID: c.cfg.ClusterID, Server: c.cfg.Server, ServerName: c.cfg.Info.Name, Cell: c.cfg.Info.Cell, Incarnation: c.incarnation,
 			VM: vm.ID, Name: vm.Spec.Name, Part: p.Part, VCPUs: vm.Spec.VCPUs, LocalVCPUs: slices.Clone(p.VCPUs), MemoryBytes: vm.Spec.MemoryBytes, Standby: p.Standby,
 			Builtin: vm.Spec.Builtin, Args: vm.Spec.Args, OnLossTouch: vm.Spec.OnLoss == cells.OnLossTouch, Secret: vm.Secret,
-			Options: maps.Clone(vm.Spec.Options), Linux: linux, Disks: workerDisks(c.rep.State(), vm, p.Server),
+			Options: maps.Clone(vm.Spec.Options), Linux: linux, Disks: DisksOf(c.rep.State(), vm, p.Server),
 		},
 		Created: vm.Created,
 		Payload: payload,

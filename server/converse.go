@@ -182,6 +182,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		w.hearTook(m.Took)
 	case m.Dial != nil:
 		s.dialFor(w, *m.Dial)
+	case m.OpenDisk != nil:
+		s.openFor(w, *m.OpenDisk)
 	case m.Stats != nil:
 		s.heardStats(w, m.Stats)
 	case m.PageMap != nil:

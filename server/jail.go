@@ -12,9 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -51,10 +53,7 @@ func (s *supervisor) openToWorkers(bell string) error {
 
 // secure tells a worker how its traffic and the worker itself are protected.
 func (s *supervisor) secure(spec *wire.WorkerSpec) {
-	spec.Seal = s.seal
-	if len(spec.Disks) == 0 { // images are opened when their use begins, which a jailed worker could not
-		spec.Jail = s.jail
-	}
+	spec.Seal, spec.Jail = s.seal, s.jail
 }
 
 // giveDir makes a worker's directory its own, so that it can go on from there when it is no longer root.
@@ -89,8 +88,8 @@ const (
 
 var errForeign = errors.New("that is no part of this VM")
 
-// dialFor makes a connection that a jailed worker asks for, if it is to another part of its VM, and hands it over.
-func (s *supervisor) dialFor(w *worker, d wire.WorkerDial) {
+// fetch does what a jailed worker asks for, unless it asks for too much at once.
+func (s *supervisor) fetch(w *worker, do func(ctx context.Context)) {
 	select {
 	case w.dials <- struct{}{}:
 	default:
@@ -101,6 +100,13 @@ func (s *supervisor) dialFor(w *worker, d wire.WorkerDial) {
 		defer func() { <-w.dials }()
 		ctx, cancel := context.WithTimeout(w.ctx, dialPatience)
 		defer cancel()
+		do(ctx)
+	})
+}
+
+// dialFor makes a connection that a jailed worker asks for, if it is to another part of its VM, and hands it over.
+func (s *supervisor) dialFor(w *worker, d wire.WorkerDial) {
+	s.fetch(w, func(ctx context.Context) {
 		conn, err := net.Conn(nil), errForeign
 		if s.mayDial(w.vm, d.Addr) {
 			conn, err = link.DialPages(ctx, d.Addr)
@@ -111,27 +117,85 @@ func (s *supervisor) dialFor(w *worker, d wire.WorkerDial) {
 		if conn != nil {
 			defer conn.Close() // the worker has its own
 		}
-		if err := handOver(ctx, w, d.ID, conn, err); err != nil && ctx.Err() == nil {
-			s.log.Debug().Err(err).Uint64("vm", uint64(w.vm)).Msg("a connection could not be handed over")
+		var files []*os.File
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			var file *os.File
+			if file, err = tcp.File(); err == nil {
+				defer file.Close()
+				files = append(files, file)
+			}
 		}
+		s.handOver(ctx, w, d.ID, nil, files, err)
 	})
 }
 
-// handOver sends a connection, or why there is none, to the worker.
-func handOver(ctx context.Context, w *worker, id uint64, conn net.Conn, why error) error {
-	msg := binary.LittleEndian.AppendUint64(nil, id)
+// diskOf returns what a VM's worker here is told about one of its disks.
+func (s *Server) diskOf(vm ident.VMID, name string) (wire.WorkerDisk, bool) {
+	st := s.board.now().state
+	if v := st.VM(vm); v != nil {
+		for _, d := range monitor.DisksOf(st, v, s.store.Identity().Server) {
+			if d.Name == name {
+				return d, true
+			}
+		}
+	}
+	return wire.WorkerDisk{}, false
+}
+
+// maxDiskBytes is the largest copy that is made for a worker.
+const maxDiskBytes = 1 << 44
+
+var errNoDisk = errors.New("that is no disk of this VM")
+
+// openFor opens the files of a disk that a jailed worker asks for, if it is one of its VM's, and hands them over.
+func (s *supervisor) openFor(w *worker, o wire.WorkerOpenDisk) {
+	s.fetch(w, func(ctx context.Context) {
+		d, ok := s.diskOf(w.vm, o.Disk)
+		if !ok || o.Bytes > maxDiskBytes {
+			s.counts.refusedDials.Add(1)
+			s.log.Warn().Uint64("vm", uint64(w.vm)).Str("disk", o.Disk).Msg("a worker wants to open what is no disk of its VM")
+			s.handOver(ctx, w, o.ID, nil, nil, errNoDisk)
+			return
+		}
+		c := disk.ImageConfig{Bytes: int64(o.Bytes)}
+		if o.Link {
+			c.Source = d.Source
+		}
+		f, err := disk.OpenFiles(filepath.Join(s.diskDir(), d.Dir), c)
+		if err != nil {
+			s.handOver(ctx, w, o.ID, nil, nil, err)
+			return
+		}
+		defer f.Close()
+		note := []byte{0}
+		if f.Linked {
+			note[0] = 1
+		}
+		s.handOver(ctx, w, o.ID, note, []*os.File{f.Image, f.Sums, f.Journal}, nil)
+	})
+}
+
+// handOver sends descriptors, or why there are none, to the worker.
+func (s *supervisor) handOver(ctx context.Context, w *worker, id uint64, note []byte, files []*os.File, why error) {
+	msg := append(binary.LittleEndian.AppendUint64(nil, id), note...)
 	var rights []byte
 	if why != nil {
-		msg = append(msg, why.Error()...)
+		msg = append(msg[:8], why.Error()...)
 		msg = msg[:min(len(msg), 8+256)]
-	} else if tcp, ok := conn.(*net.TCPConn); ok {
-		file, err := tcp.File()
-		if err != nil {
-			return err
+	} else {
+		var fds []int
+		for _, f := range files {
+			fds = append(fds, int(f.Fd()))
 		}
-		defer file.Close()
-		rights = unix.UnixRights(int(file.Fd()))
+		rights = unix.UnixRights(fds...)
 	}
+	err := s.send(ctx, w, msg, rights)
+	if err != nil && ctx.Err() == nil {
+		s.log.Debug().Err(err).Uint64("vm", uint64(w.vm)).Msg("what a worker asked for could not be handed over")
+	}
+}
+
+func (s *supervisor) send(ctx context.Context, w *worker, msg, rights []byte) error {
 	p := w.process()
 	if p == nil {
 		return errGone

@@ -118,7 +118,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.workers, err = newSupervisor(filepath.Join(s.cfg.DataDir, "workers"), s.workerCommand(), s.cfg.Listen.Pages, s.log); err != nil {
 		return err
 	}
-	s.workers.seal, s.workers.mayDial = s.cfg.PageEncryption, s.isPart
+	s.workers.seal, s.workers.mayDial, s.workers.diskOf = s.cfg.PageEncryption, s.isPart, s.diskOf
 	if err := s.planJail(); err != nil {
 		return err
 	}

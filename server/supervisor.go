@@ -50,6 +50,7 @@ type supervisor struct {
 	listenHost string
 	jail       *wire.WorkerJail // nil: workers are not confined
 	mayDial    func(vm ident.VMID, addr string) bool
+	diskOf     func(vm ident.VMID, name string) (wire.WorkerDisk, bool)
 	seal       bool                                                                     // page traffic is encrypted
 	idleSleep  bool                                                                     // see wire.WorkerSpec
 	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here

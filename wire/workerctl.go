@@ -242,6 +242,7 @@ type FromWorker struct {
 	PageMap   *WorkerPageMap   `json:"page_map,omitempty"`
 	Took      *WorkerTook      `json:"took,omitempty"`
 	Dial      *WorkerDial      `json:"dial,omitempty"`
+	OpenDisk  *WorkerOpenDisk  `json:"open_disk,omitempty"`
 	Paused    *WorkerPaused    `json:"paused,omitempty"`
 }
 
@@ -251,6 +252,15 @@ type FromWorker struct {
 type WorkerDial struct {
 	ID   uint64 `json:"id"`
 	Addr string `json:"addr"` // page or replica plane of a part of this VM
+}
+
+// WorkerOpenDisk asks serve for the files of a copy of one of the VM's disks, which a jailed worker cannot open. They come as a connection does, with
+// three descriptors (image, sums, journal), and behind the number a byte that is 1 if the image is a link to somebody's file.
+type WorkerOpenDisk struct {
+	ID    uint64      `json:"id"`
+	Disk  string      `json:"disk"`            // its name
+	Bytes ident.Bytes `json:"bytes,omitempty"` // of a new copy; 0: it must be there
+	Link  bool        `json:"link,omitempty"`  // a new copy is a link to the disk's source
 }
 
 // WorkerJail says how a worker is confined once it is set up.

@@ -30,7 +30,7 @@ func (w *Worker) addDevices(h *home) error {
 	if !w.hasDevices() || h.board != nil {
 		return nil
 	}
-	disks, err := openDisks(w.spec.DiskDir, w.spec.Disks)
+	disks, err := openDisks(w.openImage, w.spec.Disks)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (w *Worker) restoreDevices(h *home, r *replica) error {
 	var err error
 	disks := r.disks
 	if r.disks = nil; disks == nil { // it was taken over before, and not all members came: nothing has been written since
-		if disks, err = openDisks(w.spec.DiskDir, w.spec.Disks); err != nil {
+		if disks, err = openDisks(w.openImage, w.spec.Disks); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/cellvisor/cellvisor/disk"
@@ -105,16 +104,16 @@ func (c *diskCopy) until(do func() error) bool {
 
 // standbyDisks are a standby's copies. They belong to the standby's mu.
 type standbyDisks struct {
-	dir     string
-	specs   []wire.WorkerDisk
-	images  []*disk.Image // by disk; nil until home has told its size
-	brought []map[uint64]struct{}
-	pending [][]disk.Write // of the checkpoint that is being applied
-	say     func(wire.WorkerDisks)
+	openImage openImage
+	specs     []wire.WorkerDisk
+	images    []*disk.Image // by disk; nil until home has told its size
+	brought   []map[uint64]struct{}
+	pending   [][]disk.Write // of the checkpoint that is being applied
+	say       func(wire.WorkerDisks)
 }
 
-func newStandbyDisks(dir string, specs []wire.WorkerDisk, say func(wire.WorkerDisks)) standbyDisks {
-	d := standbyDisks{dir: dir, say: say, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
+func newStandbyDisks(open openImage, specs []wire.WorkerDisk, say func(wire.WorkerDisks)) standbyDisks {
+	d := standbyDisks{openImage: open, say: say, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
 	for range specs {
 		d.brought = append(d.brought, map[uint64]struct{}{})
 	}
@@ -151,7 +150,7 @@ func (d *standbyDisks) open(index int, size int64) (*disk.Image, error) {
 		return nil, fmt.Errorf("%w: disk of %d bytes", errBadShare, size)
 	}
 	spec := d.specs[index]
-	image, err := disk.OpenImage(filepath.Join(d.dir, spec.Dir), disk.ImageConfig{Bytes: size, Discard: true, Resize: true})
+	image, err := d.openImage(spec, disk.ImageConfig{Bytes: size, Discard: true, Resize: true})
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package worker
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -43,11 +42,14 @@ const (
 	waitingSlow = 5 * time.Millisecond
 )
 
-// openDisks opens the disks of a VM in the server's directory of disks, and makes those that are new.
-func openDisks(dir string, specs []wire.WorkerDisk) (*disks, error) {
+// openImage opens the copy of a disk.
+type openImage func(wire.WorkerDisk, disk.ImageConfig) (*disk.Image, error)
+
+// openDisks opens the disks of a VM, and makes those that are new.
+func openDisks(open openImage, specs []wire.WorkerDisk) (*disks, error) {
 	d := &disks{}
 	for _, spec := range specs {
-		image, err := openHomeDisk(dir, spec)
+		image, err := openHomeDisk(open, spec)
 		if err != nil {
 			return nil, errors.Join(err, d.close())
 		}
@@ -58,12 +60,12 @@ func openDisks(dir string, specs []wire.WorkerDisk) (*disks, error) {
 
 // openHomeDisk opens the copy that the guest is to use. One that is older than what the cluster knows is refused, and so is one that should be there
 // and is not: an old or empty disk in its place would be a silent loss.
-func openHomeDisk(dir string, spec wire.WorkerDisk) (*disk.Image, error) {
+func openHomeDisk(open openImage, spec wire.WorkerDisk) (*disk.Image, error) {
 	c := disk.ImageConfig{Bytes: int64(spec.Bytes), Source: spec.Source}
 	if spec.Confirmed > 0 {
 		c.Bytes, c.Source = 0, ""
 	}
-	image, err := disk.OpenImage(filepath.Join(dir, spec.Dir), c)
+	image, err := open(spec, c)
 	if err != nil {
 		return nil, err
 	}

@@ -2,9 +2,13 @@ package worker
 
 import (
 	"fmt"
+	"path/filepath"
 
+	"github.com/cellvisor/cellvisor/disk"
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/vmm/uffd"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // spareFaultFDs is how many userfaultfds a jailed worker keeps for what it may have to watch: its memory, once the VM has other parts, and before
@@ -28,8 +32,21 @@ func (w *Worker) enterJail() error {
 		w.plane.spares = append(w.plane.spares, spare)
 	}
 	go w.usher.serve()
+	w.jailed.Store(true)
 	if err := jail.Enter(&jail.Owner{UID: j.UID, GID: j.GID}, w.usesSwitch()); err != nil {
 		return fmt.Errorf("%w; `jail = \"off\"` in the block security of the server's configuration does without", err)
 	}
 	return nil
+}
+
+// openImage opens the copy of a disk here, or makes it: with files that serve hands over, once the worker is jailed.
+func (w *Worker) openImage(spec wire.WorkerDisk, c disk.ImageConfig) (*disk.Image, error) {
+	if w.jailed.Load() {
+		files, err := w.usher.openDisk(w.ctx, wire.WorkerOpenDisk{Disk: spec.Name, Bytes: ident.Bytes(c.Bytes), Link: c.Source != ""})
+		if err != nil {
+			return nil, err
+		}
+		c.Files = files
+	}
+	return disk.OpenImage(filepath.Join(w.spec.DiskDir, spec.Dir), c)
 }

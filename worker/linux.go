@@ -194,7 +194,7 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 	if err := board.AddEntropy(); err != nil {
 		return err
 	}
-	disks, err := openDisks(w.spec.DiskDir, w.spec.Disks)
+	disks, err := openDisks(w.openImage, w.spec.Disks)
 	if err != nil {
 		return err
 	}

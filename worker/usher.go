@@ -8,16 +8,20 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// usher gets a jailed worker its connections to the VM's other parts: it asks serve, which knows who they are, and takes the connection in.
+// usher gets a jailed worker its connections to the VM's other parts, and the files of its disks: it asks serve, which knows what the VM has, and
+// takes them in.
 //
 //	dial ──WorkerDial──▶ serve ──connects, checks──▶ hand.sock ──descriptor──▶ dial returns
+//	openDisk ──WorkerOpenDisk──▶ serve ──opens, checks──▶ hand.sock ──descriptors──▶ openDisk returns
 type usher struct {
 	log      zerolog.Logger
 	listener *net.UnixListener
@@ -30,8 +34,15 @@ type usher struct {
 
 // handed is serve's answer.
 type handed struct {
-	conn net.Conn
-	err  error
+	files []*os.File
+	note  []byte // what it says beside
+	err   error
+}
+
+func (h handed) close() {
+	for _, f := range h.files {
+		f.Close()
+	}
 }
 
 var errNoServe = errors.New("no serve is there to connect for this worker")
@@ -57,24 +68,64 @@ func (u *usher) dialer() func(context.Context, string) (net.Conn, error) {
 }
 
 func (u *usher) dial(ctx context.Context, addr string) (net.Conn, error) {
+	h, err := u.get(ctx, func(id uint64) wire.FromWorker { return wire.FromWorker{Dial: &wire.WorkerDial{ID: id, Addr: addr}} })
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	defer h.close() // FileConn makes a descriptor of its own
+	if len(h.files) != 1 {
+		return nil, fmt.Errorf("connect to %s: serve handed over %d descriptors", addr, len(h.files))
+	}
+	return net.FileConn(h.files[0])
+}
+
+// diskPatience is for how long a worker waits for a serve to open a disk: one that was killed is back by then, or the lease has lapsed.
+const diskPatience = 10 * time.Second
+
+// openDisk gets the files of a copy of a disk.
+func (u *usher) openDisk(ctx context.Context, ask wire.WorkerOpenDisk) (*disk.Files, error) {
+	ctx, cancel := context.WithTimeout(ctx, diskPatience)
+	defer cancel()
+	for {
+		h, err := u.get(ctx, func(id uint64) wire.FromWorker {
+			ask.ID = id
+			return wire.FromWorker{OpenDisk: &ask}
+		})
+		switch {
+		case err == nil && len(h.files) == 3 && len(h.note) == 1:
+			return &disk.Files{Image: h.files[0], Sums: h.files[1], Journal: h.files[2], Linked: h.note[0] == 1}, nil
+		case err == nil:
+			h.close()
+			return nil, fmt.Errorf("open disk %s: serve handed over %d descriptors", ask.Disk, len(h.files))
+		case !errors.Is(err, errNoServe):
+			return nil, fmt.Errorf("open disk %s: %w", ask.Disk, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("open disk %s: %w", ask.Disk, err)
+		case <-time.After(replicaBackoff):
+		}
+	}
+}
+
+// get asks serve for something and waits for it.
+func (u *usher) get(ctx context.Context, ask func(id uint64) wire.FromWorker) (handed, error) {
 	answer := make(chan handed, 1)
 	u.mu.Lock()
 	u.last++
 	id := u.last
 	u.waiting[id] = answer
 	u.mu.Unlock()
-	if !u.ask(wire.FromWorker{Dial: &wire.WorkerDial{ID: id, Addr: addr}}) {
+	if !u.ask(ask(id)) {
 		u.answer(id, handed{err: errNoServe})
 	}
 	select {
 	case h := <-answer:
-		return h.conn, h.err
+		return h, h.err
 	case <-ctx.Done():
-		u.answer(id, handed{})            // nobody else answers from here on
-		if h := <-answer; h.conn != nil { // but somebody may have
-			h.conn.Close()
-		}
-		return nil, fmt.Errorf("serve has not connected to %s: %w", addr, ctx.Err())
+		u.answer(id, handed{}) // nobody else answers from here on
+		(<-answer).close()     // but somebody may have
+		return handed{}, fmt.Errorf("serve has not answered: %w", ctx.Err())
 	}
 }
 
@@ -137,29 +188,21 @@ func (u *usher) take(conn *net.UnixConn) error {
 			}
 		}
 	}
-	var file *os.File
+	var h handed
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)
-		if file == nil {
-			file = os.NewFile(uintptr(fd), "peer")
-			continue
-		}
-		unix.Close(fd)
-	}
-	if file != nil {
-		defer file.Close() // FileConn makes a descriptor of its own
+		h.files = append(h.files, os.NewFile(uintptr(fd), "handed over"))
 	}
 	if n < 8 {
+		h.close()
 		return fmt.Errorf("a message of %d bytes", n)
 	}
-	id, h := binary.LittleEndian.Uint64(buf), handed{}
-	if file == nil {
-		h.err = fmt.Errorf("serve cannot connect: %s", buf[8:n])
-	} else if h.conn, err = net.FileConn(file); err != nil {
-		h.err = err
+	id := binary.LittleEndian.Uint64(buf)
+	if h.note = buf[8:n]; len(h.files) == 0 {
+		h.err = fmt.Errorf("serve cannot: %s", h.note)
 	}
-	if !u.answer(id, h) && h.conn != nil {
-		h.conn.Close()
+	if !u.answer(id, h) {
+		h.close()
 	}
 	return nil
 }

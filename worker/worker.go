@@ -36,6 +36,7 @@ type Worker struct {
 	files   files
 	taps    map[string]*heldTAP // opened before the jail, by interface
 	usher   *usher              // nil: this worker connects by itself
+	jailed  atomic.Bool         // and opens nothing by itself any more
 	control *control
 	guard   *guard
 	plane   *plane
@@ -178,7 +179,7 @@ func (w *Worker) setUp() error {
 		return err
 	}
 	if w.spec.Standby {
-		s, err := newStandby(&w.files, memory, newStandbyDisks(w.spec.DiskDir, w.spec.Disks, func(d wire.WorkerDisks) { w.control.send(wire.FromWorker{Disks: &d}) }))
+		s, err := newStandby(&w.files, memory, newStandbyDisks(w.openImage, w.spec.Disks, func(d wire.WorkerDisks) { w.control.send(wire.FromWorker{Disks: &d}) }))
 		if err != nil {
 			return err
 		}
@@ -322,6 +323,7 @@ func (w *Worker) takeMembers(m wire.WorkerMembers) {
 	default:
 		w.members.Store(&m)
 		err = w.begin(m)
+		go w.commitCrime()
 	}
 	if err != nil {
 		w.fail(err)

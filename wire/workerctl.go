@@ -246,29 +246,6 @@ type FromWorker struct {
 	Paused    *WorkerPaused    `json:"paused,omitempty"`
 }
 
-// WorkerDial asks serve for a connection to another part of the VM, which a jailed worker cannot make. Serve connects to WorkerHandSocket, sends
-// one message, the number of the request as eight bytes, little endian, with the connection's descriptor or, behind the number, why there is
-// none, and hangs up.
-type WorkerDial struct {
-	ID   uint64 `json:"id"`
-	Addr string `json:"addr"` // page or replica plane of a part of this VM
-}
-
-// WorkerOpenDisk asks serve for the files of a copy of one of the VM's disks, which a jailed worker cannot open. They come as a connection does, with
-// three descriptors (image, sums, journal), and behind the number a byte that is 1 if the image is a link to somebody's file.
-type WorkerOpenDisk struct {
-	ID    uint64      `json:"id"`
-	Disk  string      `json:"disk"`            // its name
-	Bytes ident.Bytes `json:"bytes,omitempty"` // of a new copy; 0: it must be there
-	Link  bool        `json:"link,omitempty"`  // a new copy is a link to the disk's source
-}
-
-// WorkerJail says how a worker is confined once it is set up.
-type WorkerJail struct {
-	UID uint32 `json:"uid"` // whom it becomes if it is root
-	GID uint32 `json:"gid"`
-}
-
 // WorkerReady is the first message on each connection: who the worker is, where its page plane listens, and the epoch it runs under
 // (0 before the first WorkerMembers).
 type WorkerReady struct {

@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills-sim fuzz lint fmt generate payloads install man deb pictures clean
+.PHONY: drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ sim: build ## Run the simulator over SEEDS=1..2000, and check that every planted
 
 drills-sim: build ## Run every ready drill on the simulator over DRILL_SEEDS=1..1000
 	for d in $$($(BIN) drill ls -o name); do $(BIN) drill run $$d --sim --seeds $(DRILL_SEEDS) || exit 1; done
+
+drills: build ## Run every ready drill on a real cluster of its own
+	for d in $$($(BIN) drill ls -o name); do $(BIN) drill run $$d --up --quiet --patience 4 || exit 1; done
 
 fuzz: ## Run every fuzz target for FUZZTIME=30s
 	@set -e; for pkg in $$($(GO) list ./...); do \

@@ -11,6 +11,10 @@
 //
 // An act is two entries: asked, before it begins, and done, with its result. If the first cannot be written, the act does not take place.
 //
+// A log that has grown to its share of the space that it may take goes on in a new file: the old one is kept beside it under the number of its first
+// entry, and the new one begins with an entry that tells the end of the old one, so that the chain runs through all files. The oldest are removed
+// when the space is used up; what is left verifies from there on.
+//
 // Invariants: what Append returned without an error is on disk; entries are numbered from 1 without a gap.
 package audit
 
@@ -41,6 +45,7 @@ const (
 	Done    Kind = "done"    // it has ended
 	Refused Kind = "refused" // somebody asked for what they may not do
 	Witness Kind = "witness" // another server told the head of its log
+	GoesOn  Kind = "goes-on" // the log goes on in a new file; Head is its end in the file before
 )
 
 // Entry is one entry of a log.
@@ -56,7 +61,7 @@ type Entry struct {
 	What   string          `json:"what,omitempty"`   // the API's call
 	Args   json.RawMessage `json:"args,omitempty"`   // of the call
 	Result string          `json:"result,omitempty"` // "ok", or why not
-	Head   *Head           `json:"head,omitempty"`   // of Witness
+	Head   *Head           `json:"head,omitempty"`   // of Witness and GoesOn
 }
 
 // Head is the end of a log.
@@ -76,6 +81,7 @@ const (
 type Log struct {
 	path   string
 	server string
+	most   int64 // bytes of one file
 
 	mu   sync.Mutex
 	file *os.File        // protected by mu; nil once closed
@@ -87,9 +93,9 @@ type Log struct {
 func HeadFile(path string) string { return path + ".head" }
 
 // Open continues the log at path, or begins one. One that does not verify is put aside, and the new one says so in its first entry, as does
-// the error, which wraps ErrBroken and comes with a log that works.
-func Open(path, server string, now time.Time) (*Log, error) {
-	l := &Log{path: path, server: server, head: Head{Server: server}, seen: map[string]Head{}}
+// the error, which wraps ErrBroken and comes with a log that works. The log takes about mostBytes at most.
+func Open(path, server string, now time.Time, mostBytes int64) (*Log, error) {
+	l := &Log{path: path, server: server, most: max(mostBytes/fileShare, minFileBytes), head: Head{Server: server}, seen: map[string]Head{}}
 	if err := dropTorn(path); err != nil {
 		return nil, err
 	}
@@ -105,11 +111,13 @@ func Open(path, server string, now time.Time) (*Log, error) {
 		if !errors.Is(broken, ErrBroken) {
 			return nil, broken
 		}
-		aside := fmt.Sprintf("%s.broken-%d", path, now.Unix())
-		if err := os.Rename(path, aside); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
+		suffix := fmt.Sprintf(".broken-%d", now.Unix())
+		for _, file := range append(olderFiles(path), path) {
+			if err := os.Rename(file, file+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return nil, err
+			}
 		}
-		first.Result = fmt.Sprintf("the log before this did not verify, it is kept in %s: %v", filepath.Base(aside), broken)
+		first.Result = fmt.Sprintf("the log before this did not verify, it is kept in %s: %v", filepath.Base(path)+suffix, broken)
 	} else if report != nil {
 		l.head.Seq, l.head.Hash = report.Head.Seq, report.Head.Hash
 		for _, e := range report.Entries {
@@ -145,6 +153,11 @@ func dropTorn(path string) error {
 func (l *Log) Append(e Entry) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.append(e)
+}
+
+// append requires mu.
+func (l *Log) append(e Entry) (uint64, error) {
 	if l.file == nil {
 		return 0, errors.New("audit: the log is closed")
 	}
@@ -159,17 +172,20 @@ func (l *Log) Append(e Entry) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("audit: %w", err)
 	}
+	if e.Kind != GoesOn {
+		if err := l.makeRoom(int64(len(text)), e.At); err != nil {
+			return 0, fmt.Errorf("audit: %w", err)
+		}
+		if e.Seq != l.head.Seq+1 { // a new file has begun
+			e.Seq = l.head.Seq + 1
+			if text, err = json.Marshal(e); err != nil {
+				return 0, fmt.Errorf("audit: %w", err)
+			}
+		}
+	}
 	hash := chain(l.head.Hash, text)
 	line := append(append([]byte(hash+" "), text...), '\n')
-	at, err := l.file.Seek(0, io.SeekEnd)
-	if err != nil {
-		return 0, fmt.Errorf("audit: %w", err)
-	}
-	if _, err = l.file.Write(line); err == nil {
-		err = l.file.Sync()
-	}
-	if err != nil {
-		_ = l.file.Truncate(at) // half a line would break the chain
+	if err := writeWhole(l.file, line); err != nil {
 		return 0, fmt.Errorf("audit: %w", err)
 	}
 	l.head.Seq, l.head.Hash = e.Seq, hash
@@ -243,12 +259,16 @@ func broken(line int, format string, args ...any) error {
 type Report struct {
 	Entries []Entry
 	Head    Head
-	hashes  []string // by number - 1
+	before  Head     // the end of what was before the first entry
+	hashes  []string // by number - before.Seq - 1
 }
 
-// VerifyFile reads the log at path and checks it, and its head if there is one.
+// First is the number of the first entry: later than 1 if older files were removed to save space.
+func (r *Report) First() uint64 { return r.before.Seq + 1 }
+
+// VerifyFile reads the log at path, older files included, and checks it, and its head if there is one.
 func VerifyFile(path string) (*Report, error) {
-	f, err := os.Open(path)
+	f, err := openAll(path)
 	if err != nil {
 		return nil, err
 	}
@@ -272,12 +292,15 @@ func Verify(r io.Reader, head *Head) (*Report, error) {
 	lines.Buffer(make([]byte, 0, 4096), maxLineBytes)
 	for n := 1; lines.Scan(); n++ {
 		hash, text, ok := strings.Cut(lines.Text(), " ")
+		if n == 1 && ok {
+			out.startAt([]byte(text))
+		}
 		if !ok || hash != chain(out.Head.Hash, []byte(text)) {
 			return nil, broken(n, "it was changed, or a line before it was changed, removed or inserted")
 		}
 		var e Entry
-		if err := json.Unmarshal([]byte(text), &e); err != nil || e.Seq != uint64(n) || n > 1 && e.Server != out.Head.Server {
-			return nil, broken(n, "it is not entry %d of this log", n)
+		if err := json.Unmarshal([]byte(text), &e); err != nil || e.Seq != out.Head.Seq+1 || n > 1 && e.Server != out.Head.Server {
+			return nil, broken(n, "it is not entry %d of this log", out.Head.Seq+1)
 		}
 		out.Entries, out.hashes = append(out.Entries, e), append(out.hashes, hash)
 		out.Head = Head{Server: e.Server, Seq: e.Seq, Hash: hash}
@@ -296,10 +319,13 @@ func Verify(r io.Reader, head *Head) (*Report, error) {
 
 // Holds tells whether a log contains the entry that somebody has seen as its head.
 func (r *Report) Holds(h Head) error {
-	if h.Seq > uint64(len(r.hashes)) {
-		return fmt.Errorf("%w: it was cut off: it has %d entries, it once had %d", ErrBroken, len(r.hashes), h.Seq)
+	if h.Seq > r.Head.Seq {
+		return fmt.Errorf("%w: it was cut off: it has %d entries, it once had %d", ErrBroken, r.Head.Seq, h.Seq)
 	}
-	if h.Seq > 0 && r.hashes[h.Seq-1] != h.Hash {
+	if h.Seq < r.before.Seq {
+		return nil // it was removed to save space
+	}
+	if h.Seq == r.before.Seq && h.Seq > 0 && r.before.Hash != h.Hash || h.Seq > r.before.Seq && r.hashes[h.Seq-r.before.Seq-1] != h.Hash {
 		return fmt.Errorf("%w: it was rewritten: entry %d is another than it once was", ErrBroken, h.Seq)
 	}
 	return nil

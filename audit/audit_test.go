@@ -16,7 +16,7 @@ var then = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 
 func open(t *testing.T, path, server string) *Log {
 	t.Helper()
-	l, err := Open(path, server, then)
+	l, err := Open(path, server, then, DefaultMostBytes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestBrokenLogIsPutAside(t *testing.T) {
 		if err := spoil(path); err != nil {
 			t.Fatal(err)
 		}
-		again, err := Open(path, "a-1", then)
+		again, err := Open(path, "a-1", then, DefaultMostBytes)
 		if !errors.Is(err, ErrBroken) || again == nil {
 			t.Fatalf("%s: %v", what, err)
 		}

@@ -109,10 +109,11 @@ type Server struct {
 	Secret      []byte      // contents of SecretFile without surrounding white space
 	Nice        int         // of the serve process; failing to set it is no error
 
-	TLS            TLS    // who this server is to others; empty: nobody can tell (refused unless all addresses are loopback)
-	PageEncryption bool   // of page traffic between workers
-	Jail           bool   // workers may do only what workers do
-	WorkerUser     string // whom workers run as, if serve is root; empty: DefaultWorkerUser
+	TLS            TLS         // who this server is to others; empty: nobody can tell (refused unless all addresses are loopback)
+	PageEncryption bool        // of page traffic between workers
+	Jail           bool        // workers may do only what workers do
+	WorkerUser     string      // whom workers run as, if serve is root; empty: DefaultWorkerUser
+	AuditBytes     ident.Bytes // that the audit log may take; 0: the default
 
 	Listen  Listen
 	Initial []Peer   // the servers that the cluster begins with, this one included, by rising ID; empty if it joins

@@ -171,7 +171,7 @@ func TestFormatRoundTrip(t *testing.T) {
 	want.Health.Rules[0].Limit = 7
 	want.Health.Rules = append(want.Health.Rules, health.Rule{Name: "fans", Measure: "fan", Kind: health.Level, Limit: 2, Span: 5 * ident.Second, Act: health.Drain})
 	want.TLS = TLS{CA: "/t/ca.crt", Cert: "/t/a-1.crt", Key: "/t/a-1.key"}
-	want.PageEncryption, want.Jail, want.WorkerUser = false, false, "kvm-workers"
+	want.PageEncryption, want.Jail, want.WorkerUser, want.AuditBytes = false, false, "kvm-workers", 64*ident.MiB
 	got, err := Parse("/etc/cv/server.hcl", Format(want))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, Format(want))

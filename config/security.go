@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+
+	"github.com/cellvisor/cellvisor/ident"
 )
 
 // tls reads the block "tls", and refuses to do without one beyond the loopback interface, or with an API on TCP.
@@ -31,10 +33,30 @@ func (p *parser) security(top *block, s *Server) {
 	if c == nil {
 		return
 	}
-	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user"}, nil)
+	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user", "audit_max"}, nil)
 	s.PageEncryption = p.onOff(b, "page_encryption")
 	s.Jail = p.onOff(b, "jail")
 	s.WorkerUser, _ = b.str("worker_user", "")
+	s.AuditBytes = p.auditMax(b)
+}
+
+// leastAudit is less than what an audit log could make use of.
+const leastAudit = ident.MiB
+
+// auditMax reads the space for the audit log.
+func (p *parser) auditMax(b *block) ident.Bytes {
+	text, at := b.str("audit_max", "")
+	if text == "" {
+		return 0
+	}
+	n, err := ParseSize(text)
+	switch {
+	case err != nil:
+		p.say(at, "audit_max: "+err.Error())
+	case n < leastAudit:
+		p.say(at, fmt.Sprintf("audit_max %s is less than %s", n, leastAudit))
+	}
+	return n
 }
 
 // onOff reads a switch that is on unless it says otherwise.

@@ -141,6 +141,26 @@ func TestHostileClientsOfTheAPI(t *testing.T) {
 		}
 	}
 	garbage(t, s.cfg.Listen.APITCP)
+
+	// What was good when it connected is looked at again.
+	if _, err := authority.Revoke("alice", "", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := operator.API().StopVM(s.ctx(), &api.StopVMRequest{Name: "none"}); err == nil || status.Code(err) == codes.NotFound {
+		t.Errorf("a revoked operator's stop: %v", err)
+	}
+	taken, err := trust.Load(authority.Files("alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cl, err := s.dialTCP(taken.ClientTLS()); err == nil {
+		cl.Close()
+		t.Error("a revoked operator has come in")
+	}
+	eventually(t, "revoked ones are counted", func() bool {
+		r, err := s.client.DebugCounters(s.ctx(), &api.DebugCountersRequest{})
+		return err == nil && r.Counters["api.revoked"] >= 1 && r.Counters["api.ended"] >= 1
+	})
 	eventually(t, "strangers are counted", func() bool {
 		r, err := s.client.DebugCounters(s.ctx(), &api.DebugCountersRequest{})
 		return err == nil && r.Counters["api.strangers"] >= 4 && r.Counters["api.denied"] >= 4

@@ -1,12 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"path/filepath"
 	"sync/atomic"
@@ -45,7 +45,7 @@ type auditor struct {
 // openAudit continues the log in the data directory. One that was tampered with is put aside, loudly.
 func (s *Server) openAudit() error {
 	p := filepath.Join(s.cfg.DataDir, auditFile)
-	l, err := audit.Open(p, string(s.cfg.Name), time.Now())
+	l, err := audit.Open(p, string(s.cfg.Name), time.Now(), cmp.Or(int64(s.cfg.AuditBytes), audit.DefaultMostBytes))
 	if l == nil {
 		return fmt.Errorf("audit log %s: %w", p, err)
 	}
@@ -61,9 +61,16 @@ func (a *auditor) begin(who caller, fullMethod string, req any) (uint64, error) 
 	seq, err := a.log.Append(audit.Entry{At: time.Now(), Kind: audit.Asked, Who: who.name, Via: who.via, From: who.from,
 		What: path.Base(fullMethod), Args: argsOf(req)})
 	if err != nil {
-		return 0, status.Errorf(codes.Unavailable, "not done, since it cannot be recorded: %v", err)
+		return 0, status.Errorf(codes.Unavailable, "not done, since it cannot be recorded in this server's audit log: %v; make room in its data directory, or ask another server", err)
 	}
 	return seq, nil
+}
+
+// healed records that what was broken by request is whole again by itself.
+func (a *auditor) healed(server ident.ServerName) {
+	_, _ = a.log.Append(audit.Entry{At: time.Now(), Kind: audit.Asked, Who: "server " + string(server), What: "SetFaults",
+		Result: "the lease of its faults ran out: they are healed"})
+	a.acted.Add(1)
 }
 
 // end records how an act ended.
@@ -204,8 +211,7 @@ func (v *service) AuditLog(req *api.AuditLogRequest, stream grpc.ServerStreaming
 		}
 		return relay(from, stream.Send)
 	}
-	head := v.s.audit.log.Head() // first: what is read below then holds at least this
-	f, err := os.Open(v.s.audit.path)
+	f, head, err := v.s.audit.log.Read()
 	if err != nil {
 		return status.Errorf(codes.Internal, "audit log: %v", err)
 	}

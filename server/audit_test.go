@@ -8,6 +8,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/audit"
+	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/trust"
 )
 
@@ -103,4 +104,44 @@ func TestActsAreRecorded(t *testing.T) {
 	if wrong := audit.CrossCheck(map[string]*audit.Report{"a-1": forged, "b-1": w}); len(wrong) == 0 {
 		t.Error("a log that was removed is not missed")
 	}
+}
+
+// A drill says every second what is to stay broken: the log has the first time and the end, not what lies between.
+func TestRenewalsAreNoActs(t *testing.T) {
+	c := newClusterWith(t, 1, func(cfg *config.Server) { cfg.Drills = true })
+	c.awaitLive(1, c.servers...)
+	a := c.servers[0]
+	set := func(lease uint32, faults ...*api.Fault) {
+		t.Helper()
+		if _, err := a.client.SetFaults(a.ctx(), &api.SetFaultsRequest{Set: true, Faults: faults, LeaseMs: lease}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recorded := func() (asked, healed int) {
+		r, err := audit.VerifyFile(filepath.Join(a.cfg.DataDir, auditFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range r.Entries {
+			if e.What == "SetFaults" && strings.Contains(e.Result, "healed") {
+				healed++
+			} else if e.What == "SetFaults" {
+				asked++
+			}
+		}
+		return asked, healed
+	}
+	wedge := &api.Fault{Kind: api.FaultKind_FAULT_KIND_WEDGE, LastsMs: 1}
+	for range 5 {
+		set(60_000, wedge)
+	}
+	if _, err := a.client.SetFaults(a.ctx(), &api.SetFaultsRequest{}); err != nil {
+		t.Error(err)
+	}
+	set(0)
+	if asked, healed := recorded(); asked != 2 || healed != 0 {
+		t.Errorf("%d acts, %d healed", asked, healed)
+	}
+	set(1, wedge)
+	eventually(t, "the end of the lease is recorded", func() bool { _, healed := recorded(); return healed == 1 })
 }

@@ -64,9 +64,23 @@ func (f *faults) set(list []*api.Fault, lease time.Duration, seed uint64) {
 		f.lease.Stop()
 	}
 	if len(next) > 0 {
-		f.lease = time.AfterFunc(lease, func() { f.set(nil, 0, 0) })
+		f.lease = time.AfterFunc(lease, func() {
+			f.set(nil, 0, 0)
+			f.s.audit.healed(f.s.cfg.Name)
+		})
 	}
 	f.apply(now, lease, changed)
+}
+
+// says tells whether a request changes nothing: it only asks, or says again what is in force, as a drill does every second. Such a one is no act.
+func (f *faults) says(req any) bool {
+	r, ok := req.(*api.SetFaultsRequest)
+	if !ok || !r.GetSet() {
+		return ok
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.active) > 0 && r.GetSeed() == f.seed && slices.EqualFunc(f.active, r.GetFaults(), func(a activeFault, b *api.Fault) bool { return proto.Equal(a.Fault, b) })
 }
 
 // apply carries out what is in force; what has not changed goes on undisturbed. The caller holds mu.

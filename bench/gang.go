@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cellvisor/cellvisor/api"
@@ -129,7 +128,7 @@ func (g *gangBench) with(ctx context.Context, sched config.Sched, f func(*cluste
 func (g *gangBench) calibrate(ctx context.Context, c *cluster) error {
 	curves, err := runLocks(ctx, c, calibrate, "first")
 	if err == nil {
-		g.increments = max(calibrate, int(curves[0].perSecond(curves[0].end()))*g.set.Seconds)
+		g.increments = max(calibrate, int(throughput(curves))*g.set.Seconds)
 	}
 	return err
 }
@@ -203,85 +202,4 @@ func lockSpec(name string, increments int, span ...string) *api.VMSpec {
 	return &api.VMSpec{
 		Name: name, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: strconv.Itoa(increments), Vcpus: gangVCPUs, MemoryBytes: uint64(gangMemory), Span: span,
 	}
-}
-
-// runLocks runs VMs side by side to their end and returns how far each was when.
-func runLocks(ctx context.Context, c *cluster, increments int, names ...string) ([]curve, error) {
-	ctx, cancel := context.WithTimeout(ctx, runPatience)
-	defer cancel()
-	var vms []*api.VM
-	for _, name := range names {
-		v, err := c.start(ctx, lockSpec(name, increments))
-		if err != nil {
-			return nil, err
-		}
-		vms = append(vms, v)
-	}
-	var out []curve
-	for _, v := range vms {
-		v, err := c.client.Wait(ctx, v.GetName(), v.GetId(), api.WaitVMRequest_UNTIL_ENDED, nil)
-		if err != nil {
-			return nil, err
-		}
-		text := c.console(ctx, v)
-		if v.GetState() != api.VMState_VM_STATE_EXITED || v.GetExitStatus() != 0 {
-			return nil, fmt.Errorf("VM %s is %s, status %d: %s\n%s", v.GetName(), v.GetState().Word(), v.GetExitStatus(), v.GetReason(), text)
-		}
-		k := readCurve(text)
-		if len(k) == 0 {
-			return nil, fmt.Errorf("VM %s printed no progress:\n%s", v.GetName(), text)
-		}
-		out = append(out, k)
-	}
-	for _, v := range vms {
-		if err := c.remove(ctx, v.GetName()); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// curve is how many increments each vCPU had made after how many milliseconds, as the guest printed it.
-type curve []progress
-
-type progress struct{ increments, millis float64 }
-
-// readCurve finds lines such as "lock: 1000 of 10000, 84 ms".
-func readCurve(text string) curve {
-	var c curve
-	for line := range strings.Lines(text) {
-		var n, of, ms int
-		if k, _ := fmt.Sscanf(line, "lock: %d of %d, %d ms", &n, &of, &ms); k == 3 && ms > 0 {
-			c = append(c, progress{float64(n), float64(ms)})
-		}
-	}
-	return c
-}
-
-func (c curve) end() float64 { return c[len(c)-1].millis }
-
-// perSecond is the mean throughput up to a time, interpolated between lines.
-func (c curve) perSecond(millis float64) float64 {
-	before := progress{}
-	for _, p := range c {
-		if p.millis >= millis {
-			part := (millis - before.millis) / (p.millis - before.millis)
-			return (before.increments + part*(p.increments-before.increments)) / millis * 1000
-		}
-		before = p
-	}
-	return before.increments / before.millis * 1000
-}
-
-// throughput sums up the curves for the time that all ran.
-func throughput(curves []curve) float64 {
-	end := curves[0].end()
-	for _, c := range curves {
-		end = min(end, c.end())
-	}
-	sum := 0.0
-	for _, c := range curves {
-		sum += c.perSecond(end)
-	}
-	return round3(sum)
 }

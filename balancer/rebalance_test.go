@@ -166,21 +166,6 @@ func TestLoadTreeProperties(t *testing.T) {
 	})
 }
 
-// The paper acts on a difference of more than one vCPU.
-func TestPaperDifferenceOfMoreThanOne(t *testing.T) {
-	for _, c := range []struct{ left, right, moves int }{{2, 1, 0}, {2, 0, 1}, {3, 2, 0}, {5, 1, 2}, {4, 4, 0}} {
-		servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: c.left, MemoryBytes: ident.GiB},
-			{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, UsedVCPUs: c.right, MemoryBytes: ident.GiB}}
-		var vms []Running
-		for i := range c.left {
-			vms = append(vms, Running{VM: ident.VMID(i + 1), Parts: []RunningPart{{1, 1, ident.MiB, 0}}})
-		}
-		if plan := Rebalance(servers, vms, 10); len(plan) != c.moves {
-			t.Errorf("%d and %d vCPUs: %d moves, want %d: %+v", c.left, c.right, len(plan), c.moves, plan)
-		}
-	}
-}
-
 func TestSwapWhereNoMoveHelps(t *testing.T) {
 	servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 6, MemoryBytes: ident.GiB},
 		{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 4, MemoryBytes: ident.GiB}}

@@ -35,6 +35,9 @@ type Config struct {
 	Start  ident.Micros // any time that is later with each start of this server: slices are numbered from it
 	Host   bool         // leave everything to the host's scheduler
 	Canary string       // a planted bug, for the simulator
+
+	// Distance is how far slots of this server are from each other: the nearer the smaller. nil: all alike.
+	Distance [][]uint8
 }
 
 // Server is a live server of the view.

@@ -243,3 +243,24 @@ func TestHostServerFreesItsDomain(t *testing.T) {
 		}
 	}
 }
+
+// A part that needs more slots gets those nearest to what it has, and a part that lost its slots the nearest to them.
+func TestSlotsAreTakenNearestFirst(t *testing.T) {
+	// Slots 0 and 2 share a cache, so do 1 and 3.
+	distance := [][]uint8{{0, 3, 1, 3}, {3, 0, 3, 1}, {1, 3, 0, 3}, {3, 1, 3, 0}}
+	p := part{vcpus: 2, busy: 2}
+	p.assign([]bool{false, false, false, false}, distance)
+	if !slices.Equal(p.slots, []uint16{0, 2}) {
+		t.Errorf("a gang of two got %v, which share no cache", p.slots)
+	}
+	p = part{vcpus: 1, busy: 1, slots: []uint16{1}}
+	p.assign([]bool{false, true, false, false}, distance)
+	if !slices.Equal(p.slots, []uint16{3}) {
+		t.Errorf("a vCPU that was on slot 1 got %v", p.slots)
+	}
+	p = part{vcpus: 2, busy: 2}
+	p.assign([]bool{true, false, false, false}, nil)
+	if !slices.Equal(p.slots, []uint16{1, 2}) {
+		t.Errorf("where all are alike: %v", p.slots)
+	}
+}

@@ -133,7 +133,7 @@ func (c *Core) takeSlice(now ident.Micros, s *wire.GangSlice) {
 		p := &m.parts[i]
 		mode, moved := wire.SliceHold, false
 		if running(p) {
-			mode, moved = wire.SliceRun, p.assign(used)
+			mode, moved = wire.SliceRun, p.assign(used, c.cfg.Distance)
 		}
 		if mode != p.mode || moved || now >= p.ordered+orderRenew {
 			c.order(now, p, mode, s.Start)
@@ -162,9 +162,10 @@ func (c *Core) keptSlots(running func(*part) bool) []bool {
 	return used
 }
 
-// assign gives the part slots that are free, its former ones if it can, and tells whether they are others than before. If there are too few,
+// assign gives the part slots that are free, its former ones if it can, else those nearest to them and to each other, where what it has in caches and
+// memory is nearest too. It tells whether they are others than before. If there are too few,
 // which is so only while the conductor's numbers are older than ours, its vCPUs share what there is.
-func (p *part) assign(used []bool) (moved bool) {
+func (p *part) assign(used []bool, distance [][]uint8) (moved bool) {
 	if p.mode == wire.SliceRun && len(p.slots) == p.want() {
 		return false
 	}
@@ -181,12 +182,38 @@ func (p *part) assign(used []bool) (moved bool) {
 	for _, s := range p.slots {
 		take(int(s))
 	}
-	for s := range used {
+	near := append(slices.Clone(own), p.slots...)
+	for len(own) < p.want() {
+		s := nearest(used, near, distance)
+		if s < 0 {
+			break
+		}
 		take(s)
+		near = append(near, uint16(s))
 	}
 	moved = !slices.Equal(own, p.slots)
 	p.slots = own
 	return moved
+}
+
+// nearest returns the free slot with the least distance to those in near, the first of several, or -1.
+func nearest(used []bool, near []uint16, distance [][]uint8) int {
+	best, least := -1, 0
+	for s := range used {
+		if used[s] {
+			continue
+		}
+		sum := 0
+		for _, n := range near {
+			if s < len(distance) && int(n) < len(distance[s]) {
+				sum += int(distance[s][n])
+			}
+		}
+		if best < 0 || sum < least {
+			best, least = s, sum
+		}
+	}
+	return best
 }
 
 // memberTick sends the report that is due, and lets go when the conductor has been silent for too long.

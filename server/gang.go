@@ -64,7 +64,7 @@ const gangInbox = 1024
 func startGangs(s *Server) (*gangs, error) {
 	id := s.store.Identity().Server
 	g := &gangs{
-		core:  gang.New(gang.Config{Self: id, Start: bootMicros(), Host: s.cfg.Sched == config.SchedHost}),
+		core:  gang.New(gang.Config{Self: id, Start: bootMicros(), Host: s.cfg.Sched == config.SchedHost, Distance: slotDistances("/sys", slotCPUs(s.cfg))}),
 		inbox: make(chan gang.Event, gangInbox), query: make(chan chan gangStats), done: make(chan struct{}),
 		self: id, log: s.log, cpus: slotCPUs(s.cfg), dir: -1, out: -1, now: s.board.now,
 	}

@@ -1,0 +1,153 @@
+package balancer
+
+import (
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/cellvisor/cellvisor/ident"
+)
+
+// Each test is one claim of Cellular Disco's balancers (Govil, Teodosiu, Huang, Rosenblum: Cellular Disco, SOSP 1999, section 4) that the code follows, in
+// our words above it.
+
+// The periodic balancer acts on a difference of more than one vCPU, not on less.
+func TestPaperDifferenceOfMoreThanOne(t *testing.T) {
+	for _, c := range []struct{ left, right, moves int }{{2, 1, 0}, {2, 0, 1}, {3, 2, 0}, {5, 1, 2}, {4, 4, 0}} {
+		servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: c.left, MemoryBytes: ident.GiB},
+			{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, UsedVCPUs: c.right, MemoryBytes: ident.GiB}}
+		var vms []Running
+		for i := range c.left {
+			vms = append(vms, Running{VM: ident.VMID(i + 1), Parts: []RunningPart{{1, 1, ident.MiB, 0}}})
+		}
+		if plan := Rebalance(servers, vms, 10); len(plan) != c.moves {
+			t.Errorf("%d and %d vCPUs: %d moves, want %d: %+v", c.left, c.right, len(plan), c.moves, plan)
+		}
+	}
+}
+
+// Where the loads differ and no single move helps, two trade places.
+func TestPaperSwaps(t *testing.T) {
+	servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 5, MemoryBytes: ident.GiB},
+		{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 3, MemoryBytes: ident.GiB}}
+	vms := []Running{{VM: 1, Parts: []RunningPart{{1, 3, ident.MiB, 0}}}, {VM: 2, Parts: []RunningPart{{1, 2, ident.MiB, 0}}}, {VM: 3, Parts: []RunningPart{{2, 1, ident.MiB, 0}}},
+		{VM: 4, Parts: []RunningPart{{2, 2, ident.MiB, 0}}}}
+	plan := Rebalance(servers, vms, 10)
+	sum := 5
+	for _, p := range plan {
+		sum += p.WithVCPUs - p.VCPUs
+	}
+	if len(plan) == 0 || sum != 4 {
+		t.Errorf("%+v", plan)
+	}
+}
+
+// A vCPU does not go where a sibling of it runs: a gang that shares a CPU cannot run at once.
+func TestPaperNotBesideASibling(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		servers, vms := drawCluster(rt)
+		on := map[ident.VMID][]ident.ServerID{}
+		for _, vm := range vms {
+			for _, p := range vm.Parts {
+				on[vm.VM] = append(on[vm.VM], p.Server)
+			}
+		}
+		move := func(vm ident.VMID, from, to ident.ServerID) {
+			if slices.Contains(on[vm], to) {
+				rt.Fatalf("VM %d goes from %d to %d, where a sibling runs", vm, from, to)
+			}
+			on[vm] = append(slices.DeleteFunc(on[vm], func(s ident.ServerID) bool { return s == from }), to)
+		}
+		for _, m := range Rebalance(slices.Clone(servers), vms, 100) {
+			move(m.VM, m.From, m.To)
+			if m.With != 0 {
+				move(m.With, m.To, m.From)
+			}
+		}
+	})
+}
+
+// Balancing does not split a VM over more cells than it lies in: it would depend on all of them.
+func TestPaperVMsAreNotSplitOverMoreCells(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		servers, vms := drawCluster(rt)
+		cell := func(id ident.ServerID) ident.CellName { return servers[id-1].Cell }
+		on := map[ident.VMID]map[ident.ServerID]bool{}
+		cells := func(vm ident.VMID) int {
+			seen := map[ident.CellName]bool{}
+			for s := range on[vm] {
+				seen[cell(s)] = true
+			}
+			return len(seen)
+		}
+		for _, vm := range vms {
+			on[vm.VM] = map[ident.ServerID]bool{}
+			for _, p := range vm.Parts {
+				on[vm.VM][p.Server] = true
+			}
+		}
+		for _, m := range Rebalance(slices.Clone(servers), vms, 100) {
+			before, with := cells(m.VM), 0
+			if m.With != 0 {
+				with = cells(m.With)
+				delete(on[m.With], m.To)
+				on[m.With][m.From] = true
+			}
+			delete(on[m.VM], m.From)
+			on[m.VM][m.To] = true
+			if cells(m.VM) > before || m.With != 0 && cells(m.With) > with {
+				rt.Fatalf("%+v spreads a VM over more cells", m)
+			}
+		}
+	})
+}
+
+// An idle CPU looks for work nearby first and further away then, within its cell only, and takes a vCPU only if its whole gang can run.
+func TestPaperIdleBalancerStealsNearestWithinTheCell(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		servers, vms := drawCluster(rt)
+		var spares []Spare
+		for _, s := range servers {
+			spares = append(spares, Spare{Server: s, FreeSlots: max(0, s.Slots-s.UsedVCPUs), Distance: rapid.IntRange(0, 3).Draw(rt, "distance")})
+		}
+		var waiting []Waiting
+		for i, vm := range vms {
+			waiting = append(waiting, Waiting{Running: vm, Since: ident.Micros(i)})
+		}
+		self := servers[rapid.IntRange(0, len(servers)-1).Draw(rt, "self")].ID
+		m, ok := Steal(self, spares, waiting)
+		if !ok {
+			return
+		}
+		here, from := find(spares, self), find(spares, m.From)
+		if m.To != self || from.Cell != here.Cell || m.VCPUs > here.FreeSlots {
+			rt.Fatalf("%+v for a server of cell %s with %d slots free", m, here.Cell, here.FreeSlots)
+		}
+		for _, p := range vms[m.VM-1].Parts {
+			if p.Server != m.From && find(spares, p.Server).FreeSlots < p.VCPUs {
+				rt.Fatalf("%+v: on server %d the gang still waits", m, p.Server)
+			}
+		}
+		nearer := slices.DeleteFunc(slices.Clone(spares), func(s Spare) bool { return s.ID != self && s.Distance >= from.Distance })
+		if n, ok := Steal(self, nearer, waiting); ok && find(spares, n.From).Distance < from.Distance {
+			rt.Fatalf("took from %d at distance %d, though %d is nearer", m.From, from.Distance, n.From)
+		}
+	})
+}
+
+// The load tree holds the sum of what lies below each node, so no server is ever asked.
+func TestPaperTheLoadTreeHoldsSums(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		servers, _ := drawCluster(rt)
+		want := 0
+		for _, s := range servers {
+			if s.Open && s.Slots > 0 {
+				want += s.UsedVCPUs
+			}
+		}
+		if tree := NewLoadTree(servers); len(tree.order) > 0 && tree.nodes[1].vcpus != want {
+			rt.Fatalf("the root has %d vCPUs, the servers have %d", tree.nodes[1].vcpus, want)
+		}
+	})
+}

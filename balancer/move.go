@@ -17,6 +17,8 @@ type MoveRequest struct {
 	Cell        ident.CellName   // that the target is to be in, "": any
 }
 
+const partAlready = " runs a part of it already"
+
 // PlaceMove returns the server that takes parts of a running VM over: one in a cell that the VM depends on anyway before others; then the least
 // loaded. Cells with its replicas come last, so that these go on protecting it; among them the server that holds one comes first, since nothing has
 // to be copied there.
@@ -36,7 +38,7 @@ func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
 		holds := slices.Contains(req.Standbys, s.ID)
 		switch {
 		case slices.Contains(req.Members, s.ID):
-			whyNot = append(whyNot, string(s.Name)+" runs a part of it already")
+			whyNot = append(whyNot, string(s.Name)+partAlready)
 		case req.VCPUs > s.Slots:
 			whyNot = append(whyNot, refuse(nil, "%s has %d slots for %d vCPUs", s.Name, s.Slots, req.VCPUs).Error())
 		case !holds && req.MemoryBytes > s.free():
@@ -62,5 +64,9 @@ func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
 	if len(whyNot) == 0 {
 		return 0, refuse(ErrNoCapacity, "no server that may take it is live and not cordoned")
 	}
-	return 0, refuse(ErrNoCapacity, "no server can take its %d vCPUs and %s: %s", req.VCPUs, req.MemoryBytes, strings.Join(whyNot, ", "))
+	hint := ""
+	if !slices.ContainsFunc(whyNot, func(w string) bool { return !strings.HasSuffix(w, partAlready) }) {
+		hint = "; parts of one vm are not merged: add a server, or stop the vm"
+	}
+	return 0, refuse(ErrNoCapacity, "no server can take its %d vCPUs and %s: %s%s", req.VCPUs, req.MemoryBytes, strings.Join(whyNot, ", "), hint)
 }

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -32,6 +33,15 @@ func (c *Credentials) Still(s tls.ConnectionState) error {
 		return refusal("that of %s expired at %s", id, leaf.NotAfter.Format(time.RFC3339))
 	}
 	return nil
+}
+
+// Trusted says why others would refuse the holder's own certificate: its authority is not among those that are trusted, or it was revoked.
+func (c *Credentials) Trusted() error {
+	cert, trusted, _ := c.now()
+	if _, err := verify(cert.Leaf, trusted, x509.ExtKeyUsageAny, c.clock()); err != nil {
+		return err
+	}
+	return c.Still(tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert.Leaf}})
 }
 
 // watch looks at a connection's certificate again now and then, from its first use on.

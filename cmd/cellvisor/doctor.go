@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,20 +13,21 @@ import (
 )
 
 func (a *app) doctorCmd() *cobra.Command {
-	var memory string
+	var memory, file string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check whether this machine can run VMs, with a fix for each finding",
 		Long: `Tries everything that a server needs of this machine and says for each finding what to do. Exit code 0 if VMs can run here, 1 if not; a warning
-costs speed or size only.`,
-		Example: "  cellvisor doctor\n  cellvisor doctor --memory 16GiB -o json",
+costs speed or size only. It looks at the jail of workers and at certificates too: those of the server whose configuration --config names, else of
+/etc/cellvisor/server.hcl, else of the local cluster.`,
+		Example: "  cellvisor doctor\n  cellvisor doctor --config /etc/cellvisor/server.hcl\n  cellvisor doctor --memory 16GiB -o json",
 		Args:    args(0, 0, ""),
 		RunE: a.does(func(context.Context, []string) error {
 			size, err := config.ParseSize(memory)
 			if err != nil {
 				return usagef("--memory: %w", err)
 			}
-			checks := probe.All(size)
+			checks := append(probe.All(size), a.securityChecks(file, time.Now())...)
 			if err := a.printChecks(checks); err != nil {
 				return err
 			}
@@ -35,6 +37,7 @@ costs speed or size only.`,
 			return nil
 		}),
 	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration of a server, whose certificate is looked at")
 	cmd.Flags().StringVar(&memory, "memory", "0", "memory that this machine shall give to guests")
 	return cmd
 }

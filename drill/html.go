@@ -98,6 +98,12 @@ func (rep *Report) drawing() chart {
 		last = m.LabelX
 		c.Marks = append(c.Marks, m)
 	}
+	// Numbers that were pushed beyond the right edge push the others back.
+	room := float64(chartWidth - minMarkGap/2)
+	for i := len(c.Marks) - 1; i >= 0; i-- {
+		c.Marks[i].LabelX = min(c.Marks[i].LabelX, room)
+		room = c.Marks[i].LabelX - minMarkGap
+	}
 	step := tickStep(end)
 	for at := int64(0); at <= end; at += step {
 		c.Ticks = append(c.Ticks, tick{X: x(at), Text: fmt.Sprintf("%g s", float64(at)/1000)})
@@ -137,7 +143,7 @@ const pageText = `<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--rule); }
-th { color: var(--faint); font-weight: normal; } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { color: var(--faint); font-weight: normal; } th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 1%; padding-right: 1.2rem; }
 .verdict, .ok { padding: .1rem .5rem; border-radius: .25rem; color: #fff; } .passed, .w-ok { background: var(--good); } .failed, .error, .w-failed { background: var(--bad); } .aborted { background: var(--wait); }
 .why, .instead { color: var(--bad); } svg { width: 100%; height: auto; font: 11px system-ui, sans-serif; }
 svg text { fill: var(--ink); } svg text.in { fill: #fff; } .good { fill: var(--good); } .bad { fill: var(--bad); } .wait { fill: var(--wait); } .done { fill: var(--done); }
@@ -157,29 +163,29 @@ code { font-size: .9em; }
 {{end}}</svg>
 <p>Red line: a fault. Dashed: its undoing. Dotted: an expectation. The numbers are those of the steps.</p>
 <h2>Expectations</h2>
-<table><tr><th>at</th><th></th><th>what</th><th>took</th><th>within</th></tr>
+<table><tr><th class="n">at</th><th></th><th>what</th><th class="n">took</th><th class="n">within</th></tr>
 {{range .Expectations}}<tr><td class="n">{{seconds .AtMs}}</td><td><span class="ok w-{{lower (word .OK)}}">{{word .OK}}</span></td><td>{{.Name}} <small>{{.Where}}</small>{{if not .OK}}<br><span class="instead">instead: {{.Instead}}</span>{{end}}</td><td class="n">{{.TookMs}} ms</td><td class="n">{{seconds .WithinMs}}</td></tr>
 {{end}}</table>
 {{if .Invariants}}<h2>Throughout</h2>
-<table><tr><th>from</th><th></th><th>what</th><th>looks</th></tr>
+<table><tr><th class="n">from</th><th></th><th>what</th><th class="n">looks</th></tr>
 {{range .Invariants}}<tr><td class="n">{{seconds .FromMs}}</td><td><span class="ok w-{{lower (word .OK)}}">{{word .OK}}</span></td><td>{{.Name}} <small>{{.Where}}</small>{{if not .OK}}<br><span class="instead">broke after {{seconds .BrokenMs}}; instead: {{.Instead}}</span>{{end}}</td><td class="n">{{.Checks}}</td></tr>
 {{end}}</table>{{end}}
 <h2>Recovery, by stages</h2>
-{{if .Recoveries}}<table><tr><th>at</th><th>epoch</th><th>who</th><th>stages</th></tr>
+{{if .Recoveries}}<table><tr><th class="n">at</th><th class="n">epoch</th><th>who</th><th>stages</th></tr>
 {{range .Recoveries}}<tr><td class="n">{{seconds .AtMs}}</td><td class="n">{{.Epoch}}</td><td>{{.Subject}}</td><td>{{stages .Stages}}</td></tr>
 {{end}}</table>{{else}}<p>No recovery took place.</p>{{end}}
 <h2>VMs</h2>
-<table><tr><th>VM</th><th>records</th><th>longest silence</th><th>lost</th></tr>
+<table><tr><th>VM</th><th class="n">records</th><th class="n">longest silence</th><th>lost</th></tr>
 {{$lost := .Lost}}{{range .Outputs}}{{$vm := .VM}}<tr><td>{{.VM}}</td><td class="n">{{.Records}}</td><td class="n">{{seconds .LongestGapMs}}</td><td>{{range $lost}}{{if eq .VM $vm}}at {{seconds .AtMs}}: {{.Reason}}{{end}}{{end}}</td></tr>
 {{end}}</table>
 <h2>Healing <span class="ok w-{{lower (word .Healing.OK)}}">{{word .Healing.OK}}</span></h2>
 <p>{{range .Healing.Actions}}{{.}}. {{end}}{{.Healing.Problem}} {{seconds .Healing.TookMs}}.</p>
 <h2>Steps</h2>
-<table><tr><th></th><th>at</th><th></th><th></th></tr>
+<table><tr><th></th><th class="n">at</th><th></th><th></th></tr>
 {{range $i, $s := .Steps}}<tr><td class="n">{{inc $i}}</td><td class="n">{{seconds $s.AtMs}}</td><td>{{$s.Kind}}</td><td>{{$s.Text}}</td></tr>
 {{end}}</table>
 <h2>Events of the cluster</h2>
-<table><tr><th>at</th><th>epoch</th><th>type</th><th>message</th></tr>
+<table><tr><th class="n">at</th><th class="n">epoch</th><th>type</th><th>message</th></tr>
 {{range .Events}}<tr><td class="n">{{seconds .AtMs}}</td><td class="n">{{.Epoch}}</td><td>{{.Type}}</td><td>{{.Message}}</td></tr>
 {{end}}</table>
 </body></html>

@@ -140,15 +140,19 @@ func (c *chaos) until(patience time.Duration, what string, ok func(context.Conte
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		err := ok(ctx)
 		if err == nil {
 			return
 		}
+		if last == nil || ctx.Err() == nil { // that time is up says nothing
+			last = err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			c.t.Fatalf("%s: not within %v: %v", what, patience, err)
+			c.t.Fatalf("%s: not within %v: %v", what, patience, last)
 		}
 	}
 }

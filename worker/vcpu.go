@@ -103,7 +103,12 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 // runOnce lets the guest run to its next exit, and acts on that.
 func (w *Worker) runOnce(v *vcpu) error {
 	if w.drill.due() {
-		return errors.New("guest failed: made to crash by a drill")
+		err := errors.New("guest failed: made to crash by a drill")
+		if w.linux != nil { // as one does that resets its machine after a panic
+			w.crash(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
+			return nil
+		}
+		return err
 	}
 	began := time.Now()
 	v.inside.Store(true)

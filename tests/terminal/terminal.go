@@ -70,9 +70,9 @@ func (t *Terminal) Resize(width, height int) error {
 	return err
 }
 
-// Screen is the text on the screen, Painted the same with its escape sequences for colours.
+// Screen is the text on the screen, Painted the same with its escape sequences for colours and with the spaces at the ends of lines.
 func (t *Terminal) Screen() (string, error)  { return t.Tmux("capture-pane", "-p") }
-func (t *Terminal) Painted() (string, error) { return t.Tmux("capture-pane", "-p", "-e") }
+func (t *Terminal) Painted() (string, error) { return t.Tmux("capture-pane", "-p", "-e", "-N") }
 
 // lookEvery is the time between two looks at the screen.
 const lookEvery = 20 * time.Millisecond

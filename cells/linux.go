@@ -116,8 +116,6 @@ func checkLinux(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: processor model %q is not known: use %s", spec.Name, clip(l.CPU, 32), strings.Join(CPUModels, ", "))
 	case spec.Args != "":
 		return faultf(CodeInvalid, "vm %s: a Linux guest has a command line, not arguments", spec.Name)
-	case len(spec.Span) > 1:
-		return faultf(CodeInvalid, "vm %s: a Linux guest lives on one server: let it span one cell at most", spec.Name)
 	case spec.Protect == ProtectReplica:
 		return faultf(CodeInvalid, "vm %s: a Linux guest cannot be protected", spec.Name)
 	}

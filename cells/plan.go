@@ -193,6 +193,10 @@ func (p *planner) members(vm *VM, servers []ident.ServerID, to Destination) {
 		if part.Standby || part.Gone || !slices.Contains(servers, part.Server) {
 			continue
 		}
+		if vm.Spec.Linux != nil && len(vm.Members()) > 1 {
+			p.blocked = append(p.blocked, fmt.Sprintf("vm %s: a Linux guest over several servers does not move yet: stop it, or let it end", vm.Spec.Name))
+			continue
+		}
 		if p.hooks.Mover == nil {
 			p.blocked = append(p.blocked, "vm "+vm.Spec.Name+": nothing can be moved here")
 			continue

@@ -30,15 +30,15 @@ const connectPatience = 10 * time.Second
 // guestFiles are the paths of the files that a guest is started from, "" for none.
 type guestFiles struct{ payload, initrd, saved string }
 
-// prepareFiles brings the guest's files here if this part needs them and does not have them. A Linux guest may be started again at any of its
-// parts; a payload is loaded once, at home.
+// prepareFiles brings the guest's files here if this part needs them and does not have them. A Linux guest may be started again wherever it
+// moves to; otherwise home loads what the guest is started from.
 func (s *Server) prepareFiles(ctx context.Context, a monitor.StartWorker) (files guestFiles, err error) {
 	if a.Payload.Saved != "" {
 		if files.saved, err = s.haveFile(ctx, monitor.Payload{SHA256: a.Payload.Saved, Bytes: a.Payload.SavedBytes, Server: a.Payload.Server}); err != nil {
 			return files, err
 		}
 	}
-	if a.Payload.SHA256 == "" || a.Spec.Linux == nil && !s.isHome(a) {
+	if a.Payload.SHA256 == "" || !(a.Spec.Linux != nil && a.Spec.Standby) && !s.isHome(a) {
 		return files, nil
 	}
 	if files.payload, err = s.haveFile(ctx, a.Payload); err != nil || a.Payload.Initrd == "" {

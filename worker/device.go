@@ -50,7 +50,7 @@ func (w *Worker) request(v *vcpu, r deviceRequest) (uint64, error) {
 // loadVCPU gives a vCPU the state that it begins its life with, which home knows.
 func (w *Worker) loadVCPU(v *vcpu, life uint64) error {
 	if w.linux != nil {
-		return w.beginLinux(v)
+		return w.beginLinux(v, life)
 	}
 	var origin []byte
 	var err error
@@ -96,7 +96,7 @@ func (w *Worker) askHome(life uint64, r deviceRequest, silent *atomic.Bool) ([]b
 }
 
 // HandleDevice implements link.PagesHandler: a vCPU of another part wants something of the devices here.
-func (w *Worker) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceRequest) {
+func (w *Worker) HandleDevice(from ident.Part, _ ident.Epoch, req link.DeviceRequest) {
 	r, err := decodeDeviceRequest(req.Payload)
 	h := w.home.Load()
 	switch {
@@ -106,6 +106,12 @@ func (w *Worker) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceReques
 		req.Reply(wire.DeviceNotReady, nil)
 	case err != nil || req.Kind != wire.DeviceGeneric:
 		req.Reply(wire.DeviceBad, nil)
+	case r.op == opCounter:
+		w.replyCounter(req)
+	case r.op == opNotes && !w.guard.mayAct():
+		req.Reply(wire.DeviceNotReady, nil)
+	case r.op == opNotes:
+		w.replyNotes(from, r, req)
 	case h == nil:
 		req.Reply(wire.DeviceNotHome, nil)
 	case !w.guard.mayAct():

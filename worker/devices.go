@@ -243,6 +243,9 @@ func (h *home) access(r deviceRequest) (uint64, error) {
 	h.mu.Lock()
 	answer, done, err := h.known(r)
 	board := h.board
+	if h.machine != nil {
+		board = h.machine()
+	}
 	h.mu.Unlock()
 	if done || err != nil {
 		return answer, err

@@ -41,7 +41,7 @@ func (w *Worker) holdAll() error {
 			return err
 		}
 	}
-	if w.spec.Jail != nil && w.spec.Linux != nil {
+	if w.spec.Jail != nil && w.spec.Linux != nil && (w.spec.Standby || len(w.spec.LocalVCPUs) == w.spec.VCPUs || w.spec.Part == homeOfSpanned) {
 		return w.holdTAPs()
 	}
 	return nil

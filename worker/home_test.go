@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/cellvisor/cellvisor/vmm/kvm"
@@ -86,7 +87,7 @@ func TestHomeClockNeverGoesBack(t *testing.T) {
 func TestDeviceRequestRoundTrip(t *testing.T) {
 	want := deviceRequest{vcpu: 513, op: opRecord, seq: 1 << 40, value: 0xdeadbeef}
 	got, err := decodeDeviceRequest(want.encode(nil))
-	if err != nil || got != want {
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 	if _, err := decodeDeviceRequest(make([]byte, deviceRequestBytes-1)); err == nil {
@@ -109,7 +110,7 @@ func TestDeviceRequestCodec(t *testing.T) {
 		{op: opAccess, access: machine.Access{Addr: 0xcfc, Size: 4, Port: true}},
 	} {
 		got, err := decodeDeviceRequest(r.encode(nil))
-		if err != nil || got != r {
+		if err != nil || !reflect.DeepEqual(got, r) {
 			t.Errorf("%+v came back as %+v, %v", r, got, err)
 		}
 		if _, err := decodeDeviceRequest(append(r.encode(nil), 0)); err == nil {
@@ -126,7 +127,7 @@ func FuzzDeviceRequest(f *testing.F) {
 	f.Add(deviceRequest{op: opAccess, access: machine.Access{Addr: 0xcfc, Size: 4, Port: true}}.encode(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if r, err := decodeDeviceRequest(b); err == nil {
-			if again, err := decodeDeviceRequest(r.encode(nil)); err != nil || again != r {
+			if again, err := decodeDeviceRequest(r.encode(nil)); err != nil || !reflect.DeepEqual(again, r) {
 				t.Fatalf("%+v came back as %+v, %v", r, again, err)
 			}
 		}

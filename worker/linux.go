@@ -17,7 +17,7 @@ import (
 )
 
 // linuxGuest is what a worker has when its guest is a Linux machine: vCPUs with local APICs, and a board of devices whose serial port is the
-// VM's console. It is a VM of one part.
+// VM's console. What a machine over several parts has besides is in span.
 //
 //	loading ──setLoaded──► running ──power off──► ended
 //	   ▲                      └──reset, triple fault──► halted ──the registry's word: a new boot─┐
@@ -26,6 +26,7 @@ type linuxGuest struct {
 	system *kvm.System
 	fresh  []*machine.Processor // each vCPU before it ever ran
 	ports  *vswitch.Listener    // nil without a card on the built-in switch
+	span   *spanned             // nil unless the machine lies on several servers
 
 	mu    sync.Mutex     // protects everything below
 	board *machine.Board // nil before the image is first loaded
@@ -46,7 +47,7 @@ func (w *Worker) physicalSize() (ident.Bytes, error) {
 // setUpLinux makes the processors of a Linux machine.
 func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
 	if len(w.spec.LocalVCPUs) < w.spec.VCPUs && !w.spec.Standby {
-		return errors.New("a Linux guest lives on one server: give it no --span")
+		return w.setUpSpanned(system, memory)
 	}
 	if w.spec.Standby && w.spec.MemoryBytes > linux.LowEnd {
 		return fmt.Errorf("a Linux guest of more than %s does not move yet", ident.Bytes(linux.LowEnd))
@@ -111,7 +112,11 @@ func (w *Worker) loadLinux() error {
 	if err := w.pauses.bootedAnew(w); err != nil {
 		return err
 	}
-	w.home.Load().setLoaded(make([][]byte, w.spec.VCPUs))
+	origins, err := w.linuxOrigins()
+	if err != nil {
+		return err
+	}
+	w.home.Load().setLoaded(origins)
 	return nil
 }
 
@@ -136,6 +141,12 @@ func (w *Worker) makeBoard() error {
 // freshProcessors makes all vCPUs what they were before they ever ran.
 func (w *Worker) freshProcessors() error {
 	for i, v := range w.vcpus {
+		if v.seat != nil {
+			if err := v.seat.Reset(); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := v.cpu.Complete(); err != nil {
 			return err
 		}
@@ -208,20 +219,27 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 }
 
 func (w *Worker) signalLinux(addr uint64, data uint32) {
+	if w.isSpanned() {
+		w.linux.span.interrupts.Signal(addr, data)
+		return
+	}
 	if _, err := w.vm.SignalMSI(addr, data); err != nil {
 		w.fail(err)
 	}
 }
 
 // beginLinux is called by a vCPU at the begin of each of its lives.
-func (w *Worker) beginLinux(v *vcpu) error {
+func (w *Worker) beginLinux(v *vcpu, life uint64) error {
+	if !w.atHome() {
+		return w.beginFar(v, life)
+	}
 	_, err := w.home.Load().origin(w.ctx, v.cpu.ID()) // waits for the image
 	return err
 }
 
 // handleLinux acts on one exit of a Linux machine's vCPU.
 func (w *Worker) handleLinux(v *vcpu, exit kvm.Exit) error {
-	known, err := machine.Dispatch(v.cpu, exit, w.linux.devices())
+	known, err := machine.Dispatch(v.cpu, exit, w.accessor(v))
 	switch {
 	case err != nil:
 		return err
@@ -258,6 +276,9 @@ func (w *Worker) typeLinux(m wire.WorkerTyped) {
 func (w *Worker) closeLinux() {
 	if w.linux == nil {
 		return
+	}
+	if w.isSpanned() {
+		w.linux.span.interrupts.Close()
 	}
 	if err := w.linux.closeNet(); err != nil {
 		w.log.Warn().Err(err).Msg("close network")

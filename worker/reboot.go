@@ -42,6 +42,7 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	w.members.Store(&m)
 	if w.linux != nil {
 		w.linux.restDevices()
+		w.linux.restSpan()
 	}
 	if h != nil {
 		h.resetDevices()

@@ -18,6 +18,8 @@ const (
 	opExit                        // value: the guest's status
 	opOrigin                      // waits until the image is loaded; answer: the vCPU's origin
 	opAccess                      // access: a port or memory access to the PCI bus; answer: what was read
+	opNotes                       // seq: of the first; notes: interrupts for vCPUs of the receiver, which need not be home
+	opCounter                     // answer: the guest's time stamp counter at home, now
 )
 
 // deviceRequest is one such operation of one vCPU. Seq rises with each request of a vCPU, from 1, so that one repeated after a broken
@@ -29,6 +31,7 @@ type deviceRequest struct {
 	value uint32
 
 	access machine.Access // of opAccess, behind the rest
+	notes  []byte         // of opNotes, behind the rest
 }
 
 const deviceRequestBytes = 16
@@ -40,6 +43,9 @@ func (r deviceRequest) encode(b []byte) []byte {
 	b = append(b, byte(r.op), 0)
 	if r.op == opAccess {
 		b = r.access.Append(b)
+	}
+	if r.op == opNotes {
+		b = append(b, r.notes...)
 	}
 	return b
 }
@@ -57,6 +63,8 @@ func decodeDeviceRequest(b []byte) (deviceRequest, error) {
 	var err error
 	if rest := b[deviceRequestBytes:]; r.op == opAccess {
 		r.access, err = machine.ParseAccess(rest)
+	} else if r.op == opNotes {
+		r.notes = rest
 	} else if len(rest) > 0 {
 		err = fmt.Errorf("device request with %d bytes too many", len(rest))
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 )
 
 // Ports of the payload ABI, version 1.
@@ -22,6 +23,7 @@ const (
 // vcpu is one virtual CPU that runs on this part.
 type vcpu struct {
 	cpu       *kvm.VCPU
+	seat      *machine.Seat // with its local APIC; nil unless it is of a Linux machine over several parts
 	life      uint64        // the life that it is in; its thread's
 	deviceSeq uint64        // of its last device request; its thread's, or whoever holds the guard
 	wake      chan struct{} // ends an idle early: the vCPU was kicked
@@ -109,6 +111,9 @@ func (w *Worker) runOnce(v *vcpu) error {
 			return nil
 		}
 		return err
+	}
+	if v.seat != nil {
+		return w.runSeat(v)
 	}
 	began := time.Now()
 	v.inside.Store(true)

@@ -49,8 +49,6 @@ func (l *linuxFlags) check(f *runFlags) error {
 		return usagef("--payload and --kernel are two guests: give one")
 	case f.args != "":
 		return usagef("--args is for payloads: a kernel takes --cmdline")
-	case len(f.span) > 1:
-		return usagef("--span: a Linux guest lives on one server, so name one cell at most")
 	case f.protect != "none":
 		return usagef("--protect: a Linux guest cannot be protected yet")
 	case len(l.cmdline) > cells.MaxCmdlineBytes:

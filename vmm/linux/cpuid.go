@@ -91,7 +91,7 @@ func shape(e *CPUIDEntry, model Model, t Topology) bool {
 		e.Eax = max(e.Eax, 0xb)
 	case 0x1:
 		e.Ebx = e.Ebx&0x0000ffff | n<<16 | id<<24
-		e.Ecx = e.Ecx&^(ecx1Monitor|ecx1OSXSAVE) | ecx1X2APIC | ecx1Hypervisor
+		e.Ecx = e.Ecx&^(ecx1Monitor|ecx1OSXSAVE|ecx1TSCDeadline) | ecx1X2APIC | ecx1Hypervisor
 		e.Edx &^= edx1HTT
 		if t.TSCDeadline {
 			e.Ecx |= ecx1TSCDeadline

@@ -133,11 +133,15 @@ func setMemory(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) error {
 
 // NewVCPU makes a vCPU of a Linux machine, with its CPUID.
 func NewVCPU(system *kvm.System, vm *kvm.VM, id ident.VCPU, vcpus int, model linux.Model) (*kvm.VCPU, error) {
-	cpuid, err := linux.CPUID(system.SupportedCPUID(), model, linux.Topology{VCPU: int(id), VCPUs: vcpus, TSCDeadline: system.HasTSCDeadline()})
+	return newVCPU(system, vm, model, linux.Topology{VCPU: int(id), VCPUs: vcpus, TSCDeadline: system.HasTSCDeadline()})
+}
+
+func newVCPU(system *kvm.System, vm *kvm.VM, model linux.Model, t linux.Topology) (*kvm.VCPU, error) {
+	cpuid, err := linux.CPUID(system.SupportedCPUID(), model, t)
 	if err != nil {
 		return nil, err
 	}
-	cpu, err := vm.CreateVCPU(id)
+	cpu, err := vm.CreateVCPU(ident.VCPU(t.VCPU))
 	if err != nil {
 		return nil, err
 	}

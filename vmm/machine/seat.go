@@ -237,3 +237,8 @@ func SetUpSpanned(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) error {
 	}
 	return setMemory(vm, memory, ramAddr)
 }
+
+// NewSpannedVCPU makes a vCPU for a seat, with its CPUID.
+func NewSpannedVCPU(system *kvm.System, vm *kvm.VM, id ident.VCPU, vcpus int, model linux.Model) (*kvm.VCPU, error) {
+	return newVCPU(system, vm, model, linux.Topology{VCPU: int(id), VCPUs: vcpus})
+}

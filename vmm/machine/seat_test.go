@@ -71,7 +71,7 @@ func (p *testParts) addPart(system *kvm.System, memory *ram.RAM, id ident.VCPU, 
 	if err := SetUpSpanned(vm, memory.Size(), memory.GuestAddr()); err != nil {
 		p.t.Fatal(err)
 	}
-	cpu, err := NewVCPU(system, vm, id, vcpus, linux.ModelHost)
+	cpu, err := NewSpannedVCPU(system, vm, id, vcpus, linux.ModelHost)
 	if err != nil {
 		p.t.Fatal(err)
 	}

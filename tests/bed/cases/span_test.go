@@ -23,7 +23,7 @@ poweroff -f`
 // TestUpSpan612 runs one Linux on servers of two cells: its processors in two processes, its memory and its interrupts between them.
 func TestUpSpan612(t *testing.T) {
 	long(t)
-	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages", "--slow", "20")
+	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages")
 	c.must(c.linuxArgs("wide", "6.12", spanScript, nil, "--vcpus", "2", "--span", "a,b", "--option", "window=10ms", "--cmdline", baseCmdline+" ignore_loglevel earlyprintk=ttyS0")...)
 	c.ended("wide", "CPUS 2 2 CLOCK tsc", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1), "FORKED 100", "PONG")
 	if out := c.must("vm", "show", "wide", "-o", "json"); !strings.Contains(out, `"exit_status": 0`) || !strings.Contains(out, `"state": "exited"`) {

@@ -34,6 +34,8 @@ const (
 	ecx1Hypervisor  = 1 << 31
 	edx1HTT         = 1 << 28
 
+	edx87InvariantTSC = 1 << 8
+
 	ebx7BMI1 = 1 << 3
 	ebx7AVX2 = 1 << 5
 	ebx7BMI2 = 1 << 8
@@ -49,6 +51,7 @@ const (
 type Topology struct {
 	VCPU, VCPUs int
 	TSCDeadline bool // local APIC timers can be armed by the time stamp counter
+	ConstantTSC bool // the time stamp counter is announced as constant, whatever KVM says
 }
 
 // CPUID makes what one vCPU shows of itself from what KVM supports on this host. All vCPUs are cores of one package; a vCPU's APIC ID is its number.
@@ -117,6 +120,10 @@ func shape(e *CPUIDEntry, model Model, t Topology) bool {
 	case 0x80000001:
 		if model == ModelV2 {
 			e.Ecx &= ecx81V2
+		}
+	case 0x80000007:
+		if t.ConstantTSC {
+			e.Edx |= edx87InvariantTSC
 		}
 	case 0x80000008:
 		e.Ecx = uint32(bits.Len(uint(n-1)))<<12 | n - 1

@@ -238,7 +238,8 @@ func SetUpSpanned(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) error {
 	return setMemory(vm, memory, ramAddr)
 }
 
-// NewSpannedVCPU makes a vCPU for a seat, with its CPUID.
+// NewSpannedVCPU makes a vCPU for a seat, with its CPUID. A machine over several servers stands on a constant counter, so it announces one: a
+// kernel that is not told so measures each processor by watching the ticks of another's clock.
 func NewSpannedVCPU(system *kvm.System, vm *kvm.VM, id ident.VCPU, vcpus int, model linux.Model) (*kvm.VCPU, error) {
-	return newVCPU(system, vm, model, linux.Topology{VCPU: int(id), VCPUs: vcpus})
+	return newVCPU(system, vm, model, linux.Topology{VCPU: int(id), VCPUs: vcpus, ConstantTSC: true})
 }

@@ -1,6 +1,8 @@
 package cases
 
 import (
+	"context"
+	"os"
 	"strings"
 	"testing"
 )
@@ -24,7 +26,16 @@ poweroff -f`
 func TestUpSpan612(t *testing.T) {
 	long(t)
 	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages")
-	c.must(c.linuxArgs("wide", "6.12", spanScript, nil, "--vcpus", "2", "--span", "a,b", "--option", "window=10ms", "--cmdline", baseCmdline+" ignore_loglevel earlyprintk=ttyS0")...)
+	c.must(c.linuxArgs("wide", "6.12", spanScript, nil, "--vcpus", "2", "--span", "a,b", "--option", "window=3ms", "--cmdline", baseCmdline+" ignore_loglevel tsc=reliable nowatchdog")...)
+	if os.Getenv("CELLVISOR_BED_ECHO") != "" {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		show := c.command(ctx, "", "vm", "console", "wide", "--attach", "--offset", "0", "--until", "THE END", "--timeout", clusterLimit.String())
+		show.Stdout = os.Stdout
+		if err := show.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	c.ended("wide", "CPUS 2 2 CLOCK tsc", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1), "FORKED 100", "PONG")
 	if out := c.must("vm", "show", "wide", "-o", "json"); !strings.Contains(out, `"exit_status": 0`) || !strings.Contains(out, `"state": "exited"`) {
 		t.Errorf("it ended so:\n%s", out)

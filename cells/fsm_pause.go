@@ -118,6 +118,8 @@ func (f *FSM) saveVM(c *SaveVM) *Fault {
 		return faultf(CodeConflict, "vm %s is being recovered: save it when it runs again", vm.Spec.Name)
 	case vm.Move != nil:
 		return faultf(CodeConflict, "vm %s is being moved: save it when it has arrived", vm.Spec.Name)
+	case vm.Spec.Linux != nil && len(vm.Members()) > 1:
+		return faultf(CodeConflict, "vm %s: a Linux guest over several servers cannot be saved yet", vm.Spec.Name)
 	case vm.Saving.Token != "":
 		return faultf(CodeConflict, "vm %s is being saved already", vm.Spec.Name)
 	case c.Token == "" || len(c.Token) > 64 || len(c.Boot) > 64:

@@ -7,7 +7,7 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 )
 
-// A Linux guest may lie on several servers; it does not leave them.
+// A Linux guest may lie on several servers; it does not leave them, nor go into a file.
 func TestLinuxOverSeveralServersStays(t *testing.T) {
 	w := newMoveWorld(t)
 	spec := VMSpec{Name: "wide", VCPUs: 2, MemoryBytes: 2 * ident.MiB, Span: []ident.CellName{"a", "b"}, Protect: ProtectNone,
@@ -20,5 +20,9 @@ func TestLinuxOverSeveralServersStays(t *testing.T) {
 		if fault := w.try(Command{StartOperation: &op}); fault == nil || !strings.Contains(fault.Text, "does not move yet") {
 			t.Errorf("%s: %v", op.Kind, fault)
 		}
+	}
+	save := SaveVM{VM: w.f.state.VMNamed("wide").ID, Token: "t", Boot: "boot"}
+	if fault := w.try(Command{SaveVM: &save}); fault == nil || !strings.Contains(fault.Text, "cannot be saved yet") {
+		t.Errorf("save: %v", fault)
 	}
 }

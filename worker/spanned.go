@@ -104,7 +104,7 @@ func (w *Worker) rest(v *vcpu) {
 	defer timer.Stop()
 	left := timer.C
 	for {
-		if life, ok := w.guard.enterIdle(v.life); !ok || life != v.life || v.seat.Ready() || w.drill.wanted.Load() {
+		if life, ok := w.guard.enterIdle(v.life, &v.called); !ok || life != v.life || v.seat.Ready() || w.drill.wanted.Load() {
 			return
 		}
 		select {

@@ -35,6 +35,7 @@ func (p *part) step(ev handover.Event) {
 		case e.Committed != nil:
 			p.w.Tracef("home commits %d", e.Committed.Seq)
 			p.w.owner[e.Committed.VCPU] = e.Committed.To
+			p.w.vcpus[e.Committed.VCPU].lost = p.w.parts[e.Committed.To].dead // home may not have heard of it yet: then the vCPU goes with it
 		case e.Over.Moved:
 			p.w.Tracef("hand-over %d is over", e.Over.Seq)
 			p.w.where[e.Over.VCPU] = e.Over.To

@@ -15,6 +15,10 @@ const (
 	pageCost ident.Micros = 5
 
 	paceWeight = 4 // a cut's weight in the moving average is 1/paceWeight
+
+	// outlier is how many times the average a cut counts as at most. On a busy host one cut in a hundred waits many milliseconds for a CPU; that says
+	// nothing about the next, and output would wait for the following ones ten times as long. What stays expensive is believed after a few cuts.
+	outlier = 4
 )
 
 // Pace knows what the checkpoints of one VM cost of late.
@@ -29,6 +33,7 @@ func (p *Pace) Cut(pause ident.Micros, pages uint64) {
 		p.cost = cost
 		return
 	}
+	cost = min(cost, outlier*p.cost)
 	p.cost = max(1, p.cost+(cost-p.cost)/paceWeight)
 }
 

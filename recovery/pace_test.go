@@ -33,7 +33,7 @@ func TestPace(t *testing.T) {
 // One slow cut does not slow down all: the pace comes back.
 func TestPaceComesBack(t *testing.T) {
 	var p Pace
-	p.Cut(500, 0)
+	p.Cut(1500, 0)
 	p.Cut(40_000, 0)
 	if p.Every() <= CutEveryMin {
 		t.Error("a slow cut was not noticed")
@@ -68,4 +68,22 @@ func TestPaceStaysWithinBounds(t *testing.T) {
 			t.Fatalf("cuts that cost %d us are made every %d us", cost, e)
 		}
 	})
+}
+
+func TestOneSlowCutDoesNotMakeOutputWait(t *testing.T) {
+	var p Pace
+	for range 20 {
+		p.Cut(ident.Millisecond, 0)
+	}
+	usual := p.Every()
+	p.Cut(100*ident.Millisecond, 0)
+	if got := p.Every(); got > 2*usual {
+		t.Errorf("after one cut of 100 ms the next comes after %v us, usually after %v", got, usual)
+	}
+	for range 6 {
+		p.Cut(100*ident.Millisecond, 0)
+	}
+	if got := p.Every(); got != CutEveryMax {
+		t.Errorf("after seven such cuts the next comes after %v us, want %v", got, CutEveryMax)
+	}
 }

@@ -23,6 +23,8 @@ func (s *supervisor) addStats(out map[string]uint64) {
 			out["checkpoints.take_micros_sum"] += uint64(c.TakeMicrosSum)
 			out["checkpoints.stop_p99_micros"] = max(out["checkpoints.stop_p99_micros"], uint64(c.StopP99))
 			out["checkpoints.take_p99_micros"] = max(out["checkpoints.take_p99_micros"], uint64(c.TakeP99))
+			out["checkpoints.pages_on_disk_sum"] += c.PagesOnDisk
+			out["checkpoints.pages_left_to_disks"] += c.PagesLeft
 			out["checkpoints.share_bytes_sum"] += c.ShareBytesSum
 			out["disks.read_bytes"] += c.DiskReadBytes
 			out["disks.cached_bytes"] += c.DiskCachedBytes

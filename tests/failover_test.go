@@ -38,6 +38,7 @@ type failover struct {
 	span          []string // nil: a, b
 	vcpus         uint32   // 0: 2
 	disks         []*api.Disk
+	crashesFreely bool // the guest's crashes in a row do not end the VM
 
 	kinds  []string
 	took   map[string][]time.Duration // by kind of fault: from the fault to the first new record
@@ -132,6 +133,9 @@ func (f *failover) run() {
 		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: cmp.Or(f.protect, "replica")}
 	if spec.Span == nil {
 		spec.Span = []string{"a", "b"}
+	}
+	if f.crashesFreely {
+		spec.CrashLimit = new(uint32)
 	}
 	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec); return err })
 	f.reader = newReader(f.t.Context(), f.client, failoverVM)

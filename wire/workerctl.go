@@ -373,6 +373,8 @@ type WorkerStats struct {
 	PagesChanged    uint64       `json:"pages_changed,omitempty"`
 	PagesZero       uint64       `json:"pages_zero,omitempty"`
 	PagesSame       uint64       `json:"pages_same,omitempty"`
+	PagesOnDisk     uint64       `json:"pages_on_disk,omitempty"`
+	PagesLeft       uint64       `json:"pages_left,omitempty"`      // at a standby: that it leaves to its copies of the disks now
 	ShareBytesSum   uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
 
 	Paging *WorkerPaging `json:"paging,omitempty"`

@@ -20,6 +20,7 @@ import (
 type arena struct {
 	buf   []byte
 	pages []ident.PageNo // rising; page i's contents are at buf[i*PageSize]
+	disk  []onDisk       // of these, what equals a disk block as of this cut; rising
 	users atomic.Int32   // 0: free
 
 	number, seq uint64      // of the cut that filled it, and of the protection it was made under
@@ -42,7 +43,7 @@ func (c *cutter) take(n int) (*arena, error) {
 			a.users.Store(0)
 			return nil, err
 		}
-		a.pages = a.pages[:0]
+		a.pages, a.disk = a.pages[:0], a.disk[:0]
 		return a, nil
 	}
 	a := &arena{}
@@ -134,8 +135,8 @@ func (w *Worker) captureVCPUs(s *share) error {
 }
 
 // capture copies the pages that this part holds to an arena and empties the set. A page that is not here was given away: whoever has it
-// captures it. It requires the cutter's mu.
-func (w *Worker) capture(number, seq uint64) (*arena, error) {
+// captures it. byDisk: pages that equal disk blocks are noted, for the standbys have those blocks. It requires the cutter's mu.
+func (w *Worker) capture(number, seq uint64, byDisk bool) (*arena, error) {
 	c, p := &w.cutter, w.plane
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -151,6 +152,9 @@ func (w *Worker) capture(number, seq uint64) (*arena, error) {
 	}
 	a.number, a.seq, a.booted = number, seq, c.bootedNow()
 	a.pages = append(a.pages, c.found...)
+	if byDisk {
+		a.disk = p.cache.onDisk(a.disk, a.pages)
+	}
 	if err := a.fill(p.ram); err != nil {
 		a.done()
 		return nil, err

@@ -198,7 +198,7 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 			c.dirty.add(page)
 		}
 	}
-	a, err := w.capture(number, seq)
+	a, err := w.capture(number, seq, w.replica.followsDisks(history))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -242,6 +242,7 @@ func (c *cutter) pack(s *share, a, before *arena) {
 	c.sent.zero += n.zero
 	c.sent.changed += n.changed
 	c.sent.same += n.same
+	c.sent.onDisk += n.onDisk
 	c.sent.bytes += n.bytes
 }
 

@@ -166,9 +166,10 @@ func (g *guard) hold(within time.Duration) bool {
 	g.held++
 	g.publish()
 	g.mu.Unlock()
-	// Without the lock: a vCPU that is thrown out takes it at once, and would have to be woken if it found it taken.
-	g.urger.begin()
+	// Without the lock: a vCPU that is thrown out takes it at once, and would have to be woken if it found it taken. The kick comes before the urging,
+	// so that no guest runs ahead of others.
 	g.kick()
+	g.urger.begin()
 	defer g.urger.end()
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -125,6 +125,7 @@ func (s *standby) undoLast() error {
 	p := s.undo[len(s.undo)-1]
 	s.undo = s.undo[:len(s.undo)-1]
 	for page, b := range p.pages {
+		s.refs.Drop(page)
 		var err error
 		if bytes.Equal(b, zeroPage[:]) {
 			err = s.ram.ZeroPage(page)

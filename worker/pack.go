@@ -11,6 +11,7 @@ import (
 // packed counts what became of a share's pages.
 type packed struct {
 	full, zero, changed, same int
+	onDisk                    int // left to the standbys' disks
 	bytes                     int // on the wire, to one standby
 }
 
@@ -19,14 +20,19 @@ type packed struct {
 func (s *share) pack(a, before *arena) (n packed) {
 	var diff []byte
 	at := 0 // in before.pages
+	disk := a.disk
 	for i, page := range a.pages {
 		b := a.page(i)
+		var left *onDisk
+		if len(disk) > 0 && disk[0].at == i {
+			left, disk = &disk[0], disk[1:]
+		}
 		for before != nil && at < len(before.pages) && before.pages[at] < page {
 			at++
 		}
 		if before != nil && at < len(before.pages) && before.pages[at] == page {
 			var small bool
-			if diff, small = appendDiff(diff[:0], before.page(at), b); small {
+			if diff, small = appendDiff(diff[:0], before.page(at), b); small && (left == nil || len(diff) == 0) {
 				if len(diff) == 0 {
 					n.same++
 				} else {
@@ -39,6 +45,11 @@ func (s *share) pack(a, before *arena) (n packed) {
 		if bytes.Equal(b, zeroPage[:]) {
 			n.zero++
 			s.add(recordZero, uint64(page), nil)
+			continue
+		}
+		if left != nil {
+			n.onDisk++
+			s.addOnDisk(page, left.block, b)
 			continue
 		}
 		n.full++

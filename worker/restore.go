@@ -86,7 +86,7 @@ func (w *Worker) resume(m wire.WorkerMembers, r *replica, began, remapped time.T
 	w.mu.Lock()
 	w.restored = done
 	w.mu.Unlock()
-	w.log.Info().Uint64("checkpoint", r.number).Dur("took", time.Since(began)).Msg("taken over")
+	w.log.Info().Uint64("checkpoint", r.number).Int("pages_from_disk", r.left).Dur("took", time.Since(began)).Msg("taken over")
 	w.control.send(wire.FromWorker{Restored: done})
 }
 

@@ -29,6 +29,7 @@ const (
 	recordOutput                        // output log bytes at an offset
 	recordDisk                          // a block of a disk, see diskKey
 	recordDiff                          // what changed in a page since the last checkpoint, see appendDiff
+	recordOnDisk                        // a page that equals a disk block as of this checkpoint, see addOnDisk
 )
 
 const (

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/mem/srt"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -48,6 +49,8 @@ type standby struct {
 	epoch    ident.Epoch // of the VM's last recovery
 	aligned  bool        // to the checkpoint that the VM went on from then
 	disks    standbyDisks
+	refs     *srt.Refs     // pages that are left to the disks
+	named    []namedPage   // of the checkpoint that is being applied: pages to be left to the disks
 	arrived  chan struct{} // closed, and made anew, when a share is here as a whole
 }
 
@@ -68,7 +71,7 @@ type staged struct {
 func (s *staged) complete() bool { return s != nil && s.total > 0 && uint32(len(s.chunks)) == s.total }
 
 func newStandby(fs *files, memory *ram.RAM, disks standbyDisks) (*standby, error) {
-	s := &standby{disks: disks, arrived: make(chan struct{}), ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
+	s := &standby{disks: disks, refs: srt.NewRefs(leftMost, ""), arrived: make(chan struct{}), ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
 	if s.console, err = fs.open(wire.WorkerConsoleFile, os.O_CREATE|os.O_TRUNC|os.O_RDWR); err != nil {
@@ -164,6 +167,9 @@ func (s *standby) takeBase(h chunkHeader, records []byte) error {
 	if h.number > s.seq || h.booted > s.seqOf { // the protection has changed meanwhile, or the guest booted again: a new full copy
 		s.seq, s.seqOf = h.number, h.booted
 		clear(s.bases)
+		if err := s.fromDisks(s.refs.All()); err != nil { // the copies of the disks may change under them now
+			return err
+		}
 	}
 	if err := s.enterBoot(h.booted); err != nil {
 		return err
@@ -194,6 +200,7 @@ func (s *standby) enterBoot(booted ident.Epoch) error {
 	}
 	s.booted = booted
 	clear(s.brought)
+	s.refs.Clear()
 	return s.ram.Zero(0, s.ram.Pages())
 }
 
@@ -217,6 +224,9 @@ func (s *standby) commit(number uint64) (bool, error) {
 	if s.complete && c.since > s.applied {
 		return false, fmt.Errorf("%w: it has checkpoint %d, the next is one of what was written since %d", errNoWayBack, s.applied, c.since)
 	}
+	if err := s.beforeDisksChange(c); err != nil {
+		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
+	}
 	if err := s.prepare(c); err != nil {
 		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
 	}
@@ -235,6 +245,9 @@ func (s *standby) commit(number uint64) (bool, error) {
 		}
 	}
 	if err := s.disks.commit(); err != nil {
+		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
+	}
+	if err := s.leaveToDisks(); err != nil {
 		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
 	}
 	s.applied, s.at, s.members, s.last, s.noting = number, time.Now(), c.members, c, nil
@@ -267,7 +280,7 @@ func (s *standby) hasBases() bool {
 // apply requires mu.
 func (s *standby) apply(t recordType, key uint64, b []byte, base bool) error {
 	switch t {
-	case recordPage, recordZero, recordDiff:
+	case recordPage, recordZero, recordDiff, recordOnDisk:
 		return s.applyPage(t, key, b, base)
 	case recordVCPU:
 		s.vcpus[ident.VCPU(key)] = append([]byte(nil), b...)
@@ -295,6 +308,9 @@ func (s *standby) applyPage(t recordType, key uint64, b []byte, base bool) error
 	if base && s.brought[key/64]&bit != 0 {
 		return nil
 	}
+	if err := s.takeBack(ident.PageNo(key), t); err != nil {
+		return err
+	}
 	if !base {
 		s.brought[key/64] |= bit
 		if err := s.note(ident.PageNo(key)); err != nil {
@@ -310,6 +326,8 @@ func (s *standby) applyPage(t recordType, key uint64, b []byte, base bool) error
 			return err
 		}
 		b = s.scratch[:]
+	case recordOnDisk:
+		return s.name(ident.PageNo(key), b)
 	case recordZero:
 		return s.ram.ZeroPage(ident.PageNo(key))
 	}
@@ -323,6 +341,7 @@ type replica struct {
 	device []byte
 	at     time.Time
 	last   *cutIn // its shares, if they are here
+	left   int    // pages that were taken from the disks
 
 	console, output tail   // of the logs: what other standbys may not know of
 	disks           *disks // nil once they were used
@@ -340,11 +359,15 @@ func (s *standby) takeOver() (*replica, error) {
 	if !s.complete && !s.hasBases() {
 		return nil, fmt.Errorf("no checkpoint is complete here")
 	}
+	left := s.refs.Len()
+	if err := s.fromDisks(s.refs.All()); err != nil {
+		return nil, err
+	}
 	disks, err := s.disks.takeOver()
 	if err != nil {
 		return nil, err
 	}
-	r := &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at, disks: disks, last: s.last, console: tail{at: -1}, output: tail{at: -1}}
+	r := &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at, disks: disks, last: s.last, left: left, console: tail{at: -1}, output: tail{at: -1}}
 	if len(s.undo) > 0 {
 		var err error
 		if r.console, err = cutTail(s.console, s.undo[0].console); err != nil {

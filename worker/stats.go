@@ -38,12 +38,15 @@ func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 	s.DirtyPages, s.DirtyPagesSum = uint64(w.cutter.last), w.cutter.sum
 	sent := w.cutter.sent
 	s.PagesWhole, s.PagesChanged, s.PagesZero, s.PagesSame = uint64(sent.full), uint64(sent.changed), uint64(sent.zero), uint64(sent.same)
-	s.ShareBytesSum = uint64(sent.bytes)
+	s.ShareBytesSum, s.PagesOnDisk = uint64(sent.bytes), uint64(sent.onDisk)
 	w.cutter.mu.Unlock()
 	if w.replica != nil {
 		w.replica.mu.Lock()
 		s.SyncPermille = int(w.replica.synced)
 		w.replica.mu.Unlock()
+	}
+	if b := w.standby.Load(); b != nil {
+		s.PagesLeft = b.leftToDisks()
 	}
 	h := w.home.Load()
 	if h == nil {

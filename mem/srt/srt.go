@@ -120,6 +120,12 @@ func (t *Table) Paired(page ident.PageNo) bool {
 	return ok
 }
 
+// BlockOf returns the block that a page has a live pair with.
+func (t *Table) BlockOf(page ident.PageNo) (Block, bool) {
+	b, ok := t.pages[page]
+	return b, ok
+}
+
 // Write says that a page of guest memory is about to be written, or to leave this part. It tells whether the page had a pair.
 func (t *Table) Write(page ident.PageNo) bool {
 	b, ok := t.pages[page]

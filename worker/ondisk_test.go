@@ -21,7 +21,9 @@ func diskStandby(t *testing.T) *standby {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { memory.Close() })
-	d := newStandbyDisks(t.TempDir(), []wire.WorkerDisk{{Name: "d", Dir: "d"}}, func(wire.WorkerDisks) {})
+	dir := t.TempDir()
+	open := func(_ wire.WorkerDisk, c disk.ImageConfig) (*disk.Image, error) { return disk.OpenImage(dir, c) }
+	d := newStandbyDisks(open, []wire.WorkerDisk{{Name: "d", Dir: "d"}}, func(wire.WorkerDisks) {})
 	if _, err := d.open(0, 16*disk.BlockBytes); err != nil {
 		t.Fatal(err)
 	}

@@ -92,9 +92,9 @@ func (c *Core) tendOperations() {
 		seen = append(seen, now)
 		late := ""
 		switch waited := c.now - now.since; {
-		case now.stage.switching != 0 && waited > switchAtMost:
+		case now.stage.switching != 0 && waited > max(switchAtMost, 2*c.t.LeaseLength): // on a slow machine leases are long, too
 			late = "the switchover took too long"
-		case !now.stage.ready && waited > startAtMost:
+		case !now.stage.ready && waited > max(startAtMost, 4*c.t.LeaseLength):
 			late = "its worker on the target did not start in time"
 		}
 		if late != "" {

@@ -21,6 +21,26 @@ func (d deviceMemory) ReadAt(b []byte, off int64) (int, error) {
 	return d.each(b, off, false, d.w.plane.ram.ReadAt)
 }
 
+// Free drops whole pages, whose contents nobody needs: they are Zero again. On a VM with other parts they stay, since somebody else may have them by now.
+func (d deviceMemory) Free(off, n int64) error {
+	p := d.w.plane
+	if d.w.spans() {
+		return nil
+	}
+	first, count := ident.PageNo(uint64(off)>>ident.PageShift), uint64(n)>>ident.PageShift
+	if off < 0 || count == 0 || uint64(first)+count > p.ram.Pages() {
+		return nil
+	}
+	p.written(first, first+ident.PageNo(count)-1)
+	if err := p.ram.Zero(first, count); err != nil {
+		return err
+	}
+	for page := first; page < first+ident.PageNo(count); page++ {
+		p.dirty.mark(page)
+	}
+	return nil
+}
+
 // Load16 reads an aligned word.
 func (d deviceMemory) Load16(off int64) (value uint16, err error) {
 	err = d.pinned(off, 2, false, func() error {

@@ -215,7 +215,10 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 	if len(w.spec.Disks) > 0 {
 		w.disksOpened()
 	}
-	return w.addNets(board)
+	if err := w.addNets(board); err != nil {
+		return err
+	}
+	return board.AddBalloon()
 }
 
 func (w *Worker) signalLinux(addr uint64, data uint32) {

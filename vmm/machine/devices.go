@@ -35,6 +35,12 @@ func (b *Board) AddEntropy() error {
 	return err
 }
 
+// AddBalloon adds the device by which the guest gives memory back.
+func (b *Board) AddBalloon() error {
+	_, err := b.add(virtio.NewBalloon(b.memory.Free))
+	return err
+}
+
 // AddConsole adds a virtio console. The function it returns hands the guest what was typed and tells how much there was room for.
 func (b *Board) AddConsole(out io.Writer) (func([]byte) int, error) {
 	console := virtio.NewConsole(out)

@@ -17,6 +17,11 @@ type Backing interface {
 	Store16(off int64, value uint16) error
 }
 
+// Freer is Backing that can drop the contents of whole pages, which read as zeros then. It may leave them as they are.
+type Freer interface {
+	Free(off, n int64) error
+}
+
 // memory is RAM by guest-physical address, as devices see it: the hole below 4 GiB is taken out. It implements virtio.Memory.
 type memory struct {
 	backing Backing
@@ -35,6 +40,15 @@ func (m *memory) offset(addr uint64, n int) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%d bytes at guest-physical 0x%x are not memory", n, addr)
+}
+
+// Free drops guest-physical memory, whole pages, if the backing can.
+func (m *memory) Free(addr, n uint64) error {
+	off, err := m.offset(addr, int(n))
+	if f, ok := m.backing.(Freer); ok && err == nil {
+		err = f.Free(off, int64(n))
+	}
+	return err
 }
 
 // ReadAt reads guest-physical memory.

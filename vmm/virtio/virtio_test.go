@@ -385,12 +385,36 @@ func TestConsoleAndEntropy(t *testing.T) {
 	}
 }
 
+// TestBalloonGivesBack reports free pages and puts others into the balloon.
+func TestBalloonGivesBack(t *testing.T) {
+	type piece struct{ addr, n uint64 }
+	got := make(chan piece, 8)
+	b := NewBalloon(func(addr, n uint64) error { got <- piece{addr, n}; return nil })
+	d := newDriver(t, b)
+	d.start(balloonReporting)
+	at := d.offer(2, nil, 3*balloonPage)
+	d.wait(2)
+	first := (at[0] + balloonPage - 1) &^ (balloonPage - 1)
+	if p := <-got; p.addr != first || p.n != (at[0]+3*balloonPage)&^(balloonPage-1)-first {
+		t.Fatalf("gave %d bytes at 0x%x back", p.n, p.addr)
+	}
+	d.offer(0, [][]byte{{7, 0, 0, 0, 9, 0, 0, 0}})
+	d.wait(0)
+	if p, q := <-got, <-got; p != (piece{7 * balloonPage, balloonPage}) || q != (piece{9 * balloonPage, balloonPage}) {
+		t.Fatalf("gave %+v and %+v back", p, q)
+	}
+	if b.Freed() == 0 {
+		t.Error("nothing counted")
+	}
+}
+
 // FuzzQueue lets a hostile driver write whatever it likes into rings and registers. The device may break, never the process; and what is
 // broken works again after a reset.
 func FuzzQueue(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0}, uint16(1), uint8(0), uint64(0), uint16(16))
 	f.Add(bytes.Repeat([]byte{0xff}, 64), uint16(0xffff), uint8(1), uint64(memoryBytes-8), uint16(3))
 	f.Add([]byte{0, 0, 4, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0}, uint16(16), uint8(2), ^uint64(0)-15, uint16(1024))
+	f.Add([]byte{0, 0x10, 4, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 2, 0, 0, 0}, uint16(4), uint8(4), uint64(0), uint16(16))
 	f.Fuzz(func(t *testing.T, rings []byte, available uint16, which uint8, ring uint64, size uint16) {
 		memory := &testMemory{b: make([]byte, memoryBytes)}
 		for at := 0; at < 0x10000 && len(rings) > 0; at += len(rings) {
@@ -424,7 +448,14 @@ func FuzzQueue(f *testing.F) {
 }
 
 func hostileBackend(t *testing.T, which uint8) Backend {
-	switch which & 3 {
+	switch which & 7 {
+	case 4, 5:
+		return NewBalloon(func(addr, n uint64) error {
+			if addr%balloonPage != 0 || n%balloonPage != 0 || n == 0 || addr+n < addr {
+				t.Fatalf("gave %d bytes at 0x%x back", n, addr)
+			}
+			return nil
+		})
 	case 0:
 		return NewBlock(memoryDisk(make([]byte, 1<<16)), "", false, 1)
 	case 1:

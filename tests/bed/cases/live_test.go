@@ -124,12 +124,14 @@ func longestGap(text string) (longest int) {
 
 // TestUpBalloon612 has a machine use memory and free it again: what it reports free goes back to its server.
 func TestUpBalloon612(t *testing.T) {
-	long(t)
+	if os.Getenv("CELLVISOR_BED_BALLOON") == "" {
+		t.Skip("the balloon is not known to be sound with a stock guest yet: CELLVISOR_BED_BALLOON=1 runs it")
+	}
 	c := startCluster(t)
 	c.must(c.linuxArgs("giver", "6.12", `
 dd if=/dev/zero bs=1M count=96 2>/dev/null | tr '\0' x >/tmp/big; echo FULL; read -r line </dev/ttyS0
 rm /tmp/big; echo FREED; read -r line </dev/ttyS0; echo AWAKE
-poweroff -f`, []string{"virtio_balloon"})...)
+poweroff -f`, []string{"virtio_balloon"}, "--option", "balloon=on")...)
 	resident := func() (mib int) {
 		m := regexp.MustCompile(`"resident_bytes": (\d+)`).FindStringSubmatch(c.must("vm", "show", "giver", "-o", "json"))
 		if m == nil {

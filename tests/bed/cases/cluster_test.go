@@ -26,7 +26,7 @@ const clusterLimit = 8 * time.Minute
 
 // startCluster returns the bed's cluster of cells a, b and c, which all cases of a run share (CELLVISOR_BED_LAB), or starts one for this case. The end
 // of the case removes its VMs and disks.
-func startCluster(t *testing.T) *cluster {
+func startCluster(t *testing.T, args ...string) *cluster {
 	t.Helper()
 	bedFile(t, "busybox") // skips where there is no bed
 	c := &cluster{t: t, bin: os.Getenv("CELLVISOR_BIN"), dir: filepath.Join(t.TempDir(), "lab"), files: t.TempDir()}
@@ -34,8 +34,11 @@ func startCluster(t *testing.T) *cluster {
 		c.bin = "cellvisor"
 	}
 	shared := os.Getenv("CELLVISOR_BED_LAB")
+	if len(args) > 0 {
+		shared = "" // it wants one of another shape
+	}
 	if c.dir = cmp.Or(shared, c.dir); shared == "" {
-		c.must("up", "--detach", "--timeout", "3m", "--slow", "16", "--memory", "600MiB")
+		c.must(append([]string{"up", "--detach", "--timeout", "3m", "--slow", "16", "--memory", "600MiB"}, args...)...)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {

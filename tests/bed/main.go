@@ -67,7 +67,7 @@ type bed struct {
 }
 
 // errNoPackages says that the bed cannot be furnished; main then exits with statusNoPackages, so that a caller may go on without.
-var errNoPackages = errors.New("Debian's packages cannot be had")
+var errNoPackages = errors.New("no way to get the packages of Debian")
 
 const statusNoPackages = 77
 

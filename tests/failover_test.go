@@ -486,18 +486,19 @@ type reader struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu    sync.Mutex
-	times []time.Time // protected by mu
-	err   error       // protected by mu
+	mu     sync.Mutex
+	client *api.Client // protected by mu
+	times  []time.Time // protected by mu
+	err    error       // protected by mu
 }
 
 func newReader(ctx context.Context, c *api.Client, vm string) *reader {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &reader{cancel: cancel, done: make(chan struct{})}
+	r := &reader{cancel: cancel, done: make(chan struct{}), client: c}
 	go func() {
 		defer close(r.done)
 		for ctx.Err() == nil {
-			err := c.Output(ctx, vm, uint64(r.count()), true, r.note)
+			err := r.asks().Output(ctx, vm, uint64(r.count()), true, r.note)
 			if r.wrong() != nil || err == nil {
 				return
 			}
@@ -508,6 +509,19 @@ func newReader(ctx context.Context, c *api.Client, vm string) *reader {
 		}
 	}()
 	return r
+}
+
+// asks is whom the reader asks next; through goes over to another client. Who closes the former makes it do so at once.
+func (r *reader) asks() *api.Client {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.client
+}
+
+func (r *reader) through(c *api.Client) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.client = c
 }
 
 func (r *reader) note(at uint64, record uint32) error {

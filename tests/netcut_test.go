@@ -193,6 +193,25 @@ func (c *cutCluster) startIn(i int) {
 	}
 }
 
+// askOthers asks the cluster from now on by its other servers: one that is about to be cut off would tell what it last knew.
+func (c *cutCluster) askOthers(than int) {
+	c.t.Helper()
+	var addrs []string
+	for i, s := range c.session.Cluster.Servers {
+		if i != than {
+			addrs = append(addrs, s.API)
+		}
+	}
+	client, err := api.Dial(c.t.Context(), strings.Join(addrs, ","))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	former := c.client
+	c.client = client
+	c.reader.through(client)
+	former.Close()
+}
+
 func (c *cutCluster) index(server string) int {
 	for i, s := range c.session.Cluster.Servers {
 		if s.Name == server {
@@ -265,6 +284,7 @@ func (c *cutCluster) cutRound(what, kind string) {
 	vm := c.awaitSafe(what)
 	whom := c.cutWhom(kind, vm)
 	name := c.session.Cluster.Servers[whom].Name
+	c.askOthers(whom)
 	c.reader.await(c.t, what, c.reader.count()+100)
 	<-time.After(c.upTo(200 * time.Millisecond))
 	began, before, l := time.Now(), c.reader.count(), c.followLogs()

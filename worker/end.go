@@ -37,10 +37,11 @@ func (w *Worker) lostPage(page ident.PageNo) {
 	go w.end(wire.WorkerEnded{State: "lost", Reason: fmt.Sprintf("page 0x%x was touched, whose only copy was lost in epoch %d", page, m.Epoch)})
 }
 
-// end stops this part's vCPUs for good and tells serve, which stops the other parts. The first end counts.
+// end stops this part's vCPUs for good and tells serve, which stops the other parts. The first end counts; a crash of the
+// guest, after which it was to boot again, is none.
 func (w *Worker) end(e wire.WorkerEnded) {
 	w.mu.Lock()
-	first := w.ended == nil
+	first := w.ended == nil || w.ended.Crash
 	if first {
 		w.ended = &e
 	}

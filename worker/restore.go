@@ -99,6 +99,11 @@ func (w *Worker) giveUpLife(m wire.WorkerMembers) error {
 	if err := w.quitLife(m); err != nil {
 		return err
 	}
+	w.mu.Lock()
+	if w.ended != nil && w.ended.Crash { // in the life that is taken back; the next may crash too, and has to be heard then
+		w.ended = nil
+	}
+	w.mu.Unlock()
 	return w.track(false)
 }
 

@@ -94,7 +94,9 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 				return
 			}
 		default:
-			w.failGuest(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
+			if !w.guard.restarting.Load() { // in a life that is being given up it runs on whatever pages it was given, and fails as it may
+				w.failGuest(fmt.Errorf("vCPU %d: %w", v.cpu.ID(), err), v.cpu.Dump())
+			}
 			if !w.guard.awaitLife(v.life) { // it may boot again
 				return
 			}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -38,6 +39,15 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/hashicorp/serf/serf.(*serfQueries).stream"))
 }
 
+// endWith ends the process once the directory that it serves is gone: a worker outlives its server, but not the test.
+func endWith(dir string) {
+	for range time.Tick(time.Second) {
+		if _, err := os.Stat(filepath.Join(dir, wire.WorkerSpecFile)); err != nil {
+			os.Exit(4)
+		}
+	}
+}
+
 func fakeWorker(dir string) error {
 	raw, err := os.ReadFile(filepath.Join(dir, wire.WorkerSpecFile))
 	if err != nil {
@@ -51,6 +61,7 @@ func fakeWorker(dir string) error {
 	case "crash":
 		return fmt.Errorf("the machine is made of cheese")
 	case "deaf":
+		go endWith(dir)
 		select {}
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
@@ -63,6 +74,7 @@ func fakeWorker(dir string) error {
 	if err != nil {
 		return err
 	}
+	go endWith(dir)
 	var mu sync.Mutex
 	var members *wire.WorkerMembers
 	for {

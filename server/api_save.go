@@ -50,15 +50,18 @@ func (v *service) SaveVM(stream api.Cellvisor_SaveVMServer) error {
 		return status.Errorf(codes.Unavailable, "VM %s has no worker here yet: ask again", vm.Spec.Name)
 	}
 	token := randomHex(16)
-	if err := v.s.propose(ctx, cells.Command{SaveVM: &cells.SaveVM{VM: vm.ID, Token: token, Boot: v.s.boot}}, nil); err != nil {
-		return err
-	}
+	pctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), proposePatience) // a caller who leaves now does not take it back: its outcome must be known
+	err = v.s.propose(pctx, cells.Command{SaveVM: &cells.SaveVM{VM: vm.ID, Token: token, Boot: v.s.boot}}, nil)
+	cancel()
 	stopped := false
 	defer func() {
 		if !stopped {
 			v.letGoOn(vm.ID, token)
 		}
 	}()
+	if err != nil {
+		return err
+	}
 	size, err := v.sendState(ctx, vm.ID, stream)
 	if err != nil {
 		return err

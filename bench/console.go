@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/creack/pty"
+
 	"github.com/cellvisor/cellvisor/tui/fake"
 )
 
@@ -169,7 +171,7 @@ const keptBytes = 1 << 20
 func (s *sitting) sit(ctx context.Context, exe, addr string) (err error) {
 	s.cmd = exec.CommandContext(ctx, exe, "top", "--addr", addr)
 	s.cmd.Env = append(os.Environ(), "TERM=xterm-256color", "NO_COLOR=")
-	if s.person, err = startInTerminal(s.cmd, 160, 50); err != nil {
+	if s.person, err = pty.StartWithSize(s.cmd, &pty.Winsize{Cols: 160, Rows: 50}); err != nil {
 		return err
 	}
 	s.fresh, s.ended = make(chan struct{}, 1), make(chan error, 1)

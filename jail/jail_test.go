@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // The test binary is also the prisoner: run with a crime, it enters the jail and tries it.
@@ -23,6 +25,7 @@ func TestMain(m *testing.M) {
 	if crime := os.Getenv(crimeVariable); crime != "" {
 		os.Exit(prisoner(crime))
 	}
+	setting.Plain()
 	os.Exit(m.Run())
 }
 

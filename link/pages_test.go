@@ -8,11 +8,15 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/tests/setting"
 	"github.com/cellvisor/cellvisor/wire"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	setting.Plain()
+	goleak.VerifyTestMain(m)
+}
 
 // testPatience bounds every wait in these tests. It is far beyond what a loaded machine needs.
 const testPatience = 20 * time.Second

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // TestMain lets this test binary stand in for the program: started as `… worker --dir DIR` it waits for its end, obstinately if told to.
@@ -28,6 +29,7 @@ func TestMain(m *testing.M) {
 		<-time.After(time.Minute)
 		os.Exit(0)
 	}
+	setting.Plain()
 	os.Exit(m.Run())
 }
 

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/tests/setting"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -35,6 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	setting.Plain()
 	// When serf cannot listen, serf.Create leaves this one behind. The process ends then, but not a test's.
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/hashicorp/serf/serf.(*serfQueries).stream"))
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
+	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // Chaos: rounds of random faults against a cluster with VMs inside each cell and across cells. After each: only VMs that depended on the victim
@@ -93,7 +94,7 @@ func needKVM(t *testing.T) {
 
 func (c *chaos) start() {
 	t := c.t
-	dir, err := os.MkdirTemp(memoryDir(), "cvx-")
+	dir, err := os.MkdirTemp(setting.Dir(), "cvx-")
 	if err != nil {
 		t.Fatal(err)
 	}

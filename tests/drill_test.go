@@ -12,13 +12,14 @@ import (
 
 	"github.com/cellvisor/cellvisor/drills"
 	"github.com/cellvisor/cellvisor/local"
+	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // drillEnv gives commands a cluster directory of their own, which is taken down at the end.
 func drillEnv(t *testing.T) (dir string, env []string) {
 	t.Helper()
 	needKVM(t)
-	dir, err := os.MkdirTemp(memoryDir(), "cvd-")
+	dir, err := os.MkdirTemp(setting.Dir(), "cvd-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +34,7 @@ func drillEnv(t *testing.T) (dir string, env []string) {
 		_ = os.RemoveAll(dir)
 	})
 	path := filepath.Dir(program) + string(os.PathListSeparator) + os.Getenv("PATH")
-	return dir, append(os.Environ(), "CELLVISOR_DIR="+dir, "CELLVISOR_ADDR=", "NO_COLOR=1", "PATH="+path, "TMPDIR="+memoryDir())
+	return dir, append(os.Environ(), "CELLVISOR_DIR="+dir, "CELLVISOR_ADDR=", "NO_COLOR=1", "PATH="+path, "TMPDIR="+setting.Dir())
 }
 
 // The guide works by copy and paste: what stands in its code blocks runs, line by line, and stops at the first error.

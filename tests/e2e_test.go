@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/local"
+	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // program is the binary under test.
@@ -25,6 +26,7 @@ var program string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	setting.Plain()
 	os.Exit(withProgram(m.Run))
 }
 
@@ -66,16 +68,6 @@ func kvmMissing() string {
 	return ""
 }
 
-// memoryDir is where clusters under test put their files: in memory where that can be, because a disk that others keep busy stalls an fsync for
-// longer than a lease, and what depended on that server is lost then, as it should be.
-func memoryDir() string {
-	const shm = "/dev/shm"
-	if unix.Access(shm, unix.W_OK) == nil {
-		return shm
-	}
-	return os.TempDir()
-}
-
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -101,7 +93,7 @@ func TestScripts(t *testing.T) {
 // setup gives a script a short cluster directory (Unix socket paths are bounded) in $CELLVISOR_DIR and $D, the program in $PATH, and takes care
 // that nothing outlives it.
 func setup(env *testscript.Env) error {
-	dir, err := os.MkdirTemp(memoryDir(), "cve-")
+	dir, err := os.MkdirTemp(setting.Dir(), "cve-")
 	if err != nil {
 		return err
 	}

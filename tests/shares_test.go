@@ -13,6 +13,7 @@ import (
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
+	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // Twenty VMs of mixed sizes and weights on two slots: twelve stay for the whole time, up to eight others start, stop, move and have their workers killed. Those
@@ -70,7 +71,7 @@ func TestShares(t *testing.T) {
 
 func (s *shares) begin() {
 	t := s.t
-	dir, err := os.MkdirTemp(memoryDir(), "cvx-")
+	dir, err := os.MkdirTemp(setting.Dir(), "cvx-")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/tests/setting"
 	"github.com/cellvisor/cellvisor/tui/fake"
 	"github.com/cellvisor/cellvisor/tui/feed"
 	"github.com/cellvisor/cellvisor/tui/theme"
@@ -24,6 +25,7 @@ func TestMain(m *testing.M) {
 	if plug := os.Getenv(consoleEnv); plug != "" {
 		os.Exit(showConsole(plug))
 	}
+	setting.Plain()
 	// Screens show local time; the golden ones were drawn here.
 	time.Local = time.UTC
 	os.Exit(m.Run())
@@ -139,7 +141,7 @@ func (r *rig) settle(cmd tea.Cmd) {
 	}
 }
 
-func plainTheme() *theme.Theme { return theme.New(nil, false, false) }
+func plainTheme() *theme.Theme { return theme.New(false, false) }
 
 // send gives a message to the App and drops the command it returns.
 func (r *rig) send(m tea.Msg) tea.Cmd {

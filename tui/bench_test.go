@@ -16,7 +16,7 @@ import (
 // busyCluster is a console before 200 VMs, and two snapshots of them that differ in every VM.
 func busyCluster(tb testing.TB) (*App, [2]feed.Update) {
 	src := &script{state: fake.Large(200)}
-	app := newApp(tb.Context(), theme.NewColoured(false), src, false)
+	app := newApp(tb.Context(), theme.New(false, true), src, false)
 	app.Update(tea.WindowSizeMsg{Width: 200, Height: 60})
 	var updates [2]feed.Update
 	for i := range updates {

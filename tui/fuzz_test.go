@@ -170,7 +170,7 @@ func (m *monkey) run() {
 }
 
 func newMonkey(t *testing.T, ascii bool, bytes []byte) *monkey {
-	return &monkey{rig: newRig(t, theme.New(nil, ascii, false), 80, 24), bytes: bytes}
+	return &monkey{rig: newRig(t, theme.New(ascii, false), 80, 24), bytes: bytes}
 }
 
 // TestRandomKeys is the fuzz target below on fixed seeds.

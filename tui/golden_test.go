@@ -54,8 +54,8 @@ func TestGoldenLooks(t *testing.T) {
 		name  string
 		theme *theme.Theme
 	}{
-		{"ascii", theme.New(nil, true, false)},
-		{"colour", theme.NewColoured(false)},
+		{"ascii", theme.New(true, false)},
+		{"colour", theme.New(false, true)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, c.theme, 100, 30)

@@ -15,7 +15,7 @@ import (
 // plain writes a line at each change of the cluster: what the console is where there is no terminal. It returns when ctx ends (nil) or
 // nobody reads any more.
 func plain(ctx context.Context, out io.Writer, updates <-chan feed.Update) error {
-	p := plainWriter{out: out, theme: theme.New(io.Discard, true, false)}
+	p := plainWriter{out: out, theme: theme.New(true, false)}
 	for {
 		select {
 		case <-ctx.Done():

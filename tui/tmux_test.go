@@ -214,11 +214,16 @@ func TestSessionEndsBySignal(t *testing.T) {
 	s.left("status 0")
 }
 
-func TestSessionWithoutColourOrUnicode(t *testing.T) {
-	s := newSession(t, "env NO_COLOR=1")
-	s.wants("Cells and servers (9)")
-	if out := s.tmux("capture-pane", "-p", "-e"); strings.Contains(out, "\x1b[3") {
-		t.Errorf("colours although NO_COLOR is set:\n%q", out)
+func TestSessionsColours(t *testing.T) {
+	for _, c := range []struct {
+		env     string
+		colours bool
+	}{{"NO_COLOR=1 CLICOLOR_FORCE=1", false}, {"TERM=dumb", false}, {"CI=true CLICOLOR=0", true}} {
+		s := newSession(t, "env "+c.env)
+		s.wants("Cells and servers (9)")
+		if out := s.tmux("capture-pane", "-p", "-e"); strings.Contains(out, "\x1b[3") != c.colours {
+			t.Errorf("%s: colours should be there: %v\n%q", c.env, c.colours, out)
+		}
 	}
 }
 

@@ -74,7 +74,7 @@ func Run(ctx context.Context, o Options) error {
 		return plain(ctx, o.Out, f.Updates())
 	}
 	colour := !o.NoColor && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	app := newApp(ctx, theme.New(o.Out, o.ASCII, colour), feedSource{f}, o.ReadOnly)
+	app := newApp(ctx, theme.New(o.ASCII, colour), feedSource{f}, o.ReadOnly)
 	app.program = execProgram(o.Program)
 	err = show(ctx, app, o)
 	cancel()

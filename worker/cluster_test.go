@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/tests/setting"
 	"github.com/cellvisor/cellvisor/vmm/vmmtest"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -31,6 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	setting.Plain()
 	os.Exit(m.Run())
 }
 

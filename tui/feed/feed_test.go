@@ -15,10 +15,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/tests/setting"
 	"github.com/cellvisor/cellvisor/tui/fake"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	setting.Plain()
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every wait of these tests.
 const patience = 20 * time.Second

@@ -61,7 +61,7 @@ func TestLayoutFits(t *testing.T) {
 		if total(widths) > max(width-margin, 0) {
 			t.Fatalf("%v is wider than %d", widths, width)
 		}
-		th := theme.New(nil, false, false)
+		th := theme.New(false, false)
 		row := Row{Cells: make([]Cell, n)}
 		for i := range row.Cells {
 			row.Cells[i].Text = strings.Repeat("界", i)
@@ -75,7 +75,7 @@ func TestLayoutFits(t *testing.T) {
 }
 
 func TestLine(t *testing.T) {
-	th := theme.New(nil, true, false)
+	th := theme.New(true, false)
 	row := Row{Cells: []Cell{{Text: "a-very-long-name"}, {Text: "* live"}, {Text: "42"}, {Text: "leader"}}}
 	widths := []int{8, 6, 5, 10}
 	for mark, want := range map[Mark]string{
@@ -91,7 +91,7 @@ func TestLine(t *testing.T) {
 	if got := Line(th, columns, widths, Row{}, Unmarked, 37); got != theme.Spaces(37) {
 		t.Errorf("%q", got)
 	}
-	coloured := theme.NewColoured(true)
+	coloured := theme.New(true, true)
 	row.Cells[1].Role = theme.Bad
 	if got := Line(coloured, columns, widths, row, Unmarked, 37); !strings.Contains(got, "\x1b[1;31m* live\x1b[0m") {
 		t.Errorf("%q", got)
@@ -111,7 +111,7 @@ func rows(names ...string) []Row {
 }
 
 func newTable(height int, names ...string) *Table {
-	tb := New(theme.New(nil, true, false), columns)
+	tb := New(theme.New(true, false), columns)
 	tb.SetSize(50, height)
 	tb.SetRows(rows(names...))
 	return tb

@@ -87,8 +87,9 @@ type Theme struct {
 	paint [roles][2]string
 }
 
-// New returns the theme for a terminal. With colour, the number of colours is taken from what out supports and the environment says.
-func New(out io.Writer, ascii, colour bool) *Theme {
+// New returns a theme, with colours or without. The environment is the caller's business: a library that looks at it by itself takes the terminal of
+// a person who works with CI set for none, and CLICOLOR for more than NO_COLOR.
+func New(ascii, colour bool) *Theme {
 	t := &Theme{Glyphs: unicodeGlyphs, ASCII: ascii}
 	if ascii {
 		t.Glyphs = asciiGlyphs
@@ -96,15 +97,8 @@ func New(out io.Writer, ascii, colour bool) *Theme {
 	if !colour {
 		return t
 	}
-	r := lipgloss.NewRenderer(out)
-	return t.coloured(r)
-}
-
-// NewColoured returns a theme of sixteen colours whatever the output is: tests compare it.
-func NewColoured(ascii bool) *Theme {
 	r := lipgloss.NewRenderer(io.Discard)
-	r.SetColorProfile(termenv.ANSI)
-	t := New(io.Discard, ascii, false)
+	r.SetColorProfile(termenv.ANSI) // more than the sixteen colours are not used
 	return t.coloured(r)
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 func TestClean(t *testing.T) {
-	u, a := New(nil, false, false), New(nil, true, false)
+	u, a := New(false, false), New(true, false)
 	for _, c := range []struct{ in, unicode, ascii string }{
 		{"plain", "plain", "plain"},
 		{"\x1b[31mred", "·[31mred", "-[31mred"},
@@ -33,7 +33,7 @@ func TestClean(t *testing.T) {
 // TestFitIsExact: any bytes, cleaned and fitted, take exactly the cells asked for, as a terminal counts them.
 func TestFitIsExact(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		th := New(nil, rapid.Bool().Draw(t, "ascii"), false)
+		th := New(rapid.Bool().Draw(t, "ascii"), false)
 		raw := rapid.OneOf(rapid.String(), rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) })).Draw(t, "text")
 		width := rapid.IntRange(0, 40).Draw(t, "width")
 		text := th.Clean(raw)
@@ -75,7 +75,7 @@ func TestWrap(t *testing.T) {
 }
 
 func TestGauge(t *testing.T) {
-	th := New(nil, true, false)
+	th := New(true, false)
 	for _, c := range []struct {
 		used, total uint64
 		want        string
@@ -87,7 +87,7 @@ func TestGauge(t *testing.T) {
 }
 
 func TestASCIIGlyphsAreASCII(t *testing.T) {
-	th := New(nil, true, false)
+	th := New(true, false)
 	for _, g := range []string{th.Live, th.Dead, th.Joining, th.Degraded, th.Starting, th.Running, th.Stopped, th.Done, th.Lost, th.Fail, th.Cursor,
 		th.Ellipsis, th.Full, th.Empty, th.Rule, th.Wall, th.Alarm, th.Crumb, th.Dot, th.Unknown, th.Up, th.Down, th.Prompt} {
 		if len(g) != 1 || g[0] > 0x7e {
@@ -97,10 +97,10 @@ func TestASCIIGlyphsAreASCII(t *testing.T) {
 }
 
 func TestPaint(t *testing.T) {
-	if got := New(nil, false, false).Paint(Bad, "x"); got != "x" {
+	if got := New(false, false).Paint(Bad, "x"); got != "x" {
 		t.Errorf("without colour %q", got)
 	}
-	c := NewColoured(false)
+	c := New(false, true)
 	for role := Plain; role < roles; role++ {
 		if got := ansi.Strip(c.Paint(role, "word")); got != "word" {
 			t.Errorf("role %d: %q", role, got)

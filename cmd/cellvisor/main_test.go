@@ -1,0 +1,13 @@
+package main
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cellvisor/cellvisor/tests/setting"
+)
+
+func TestMain(m *testing.M) {
+	setting.Plain()
+	os.Exit(m.Run())
+}

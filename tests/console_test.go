@@ -415,7 +415,7 @@ func (o *operator) left() {
 
 func TestConsole(t *testing.T) {
 	o := newOperator(t)
-	o.open("env CI=true CLICOLOR=0 COLORTERM= LANG=C LC_ALL=C", "") // colours are up to NO_COLOR and TERM alone
+	o.open("env -u NO_COLOR CI=true CLICOLOR=0 COLORTERM= LANG=C LC_ALL=C", "") // colours are up to NO_COLOR and TERM alone
 	for _, part := range []struct {
 		name string
 		do   func()

@@ -68,13 +68,13 @@ func (c *diskCopy) piece(first uint64) bool {
 	s := &share{header: chunkHeader{number: c.seq, members: ident.PartSet(0).Set(c.r.w.spec.Part), part: c.r.w.spec.Part}}
 	buf := make([]byte, disk.BlockBytes)
 	for i := range count {
-		sum, ok := c.g.settled(first + i)
-		if !ok || sum == binary.LittleEndian.Uint32(theirs[4*i:]) {
-			continue
-		}
-		if err := c.g.image.ReadBlock(first+i, buf); err != nil {
+		differs, err := c.g.readIfOther(first+i, binary.LittleEndian.Uint32(theirs[4*i:]), buf)
+		if err != nil {
 			c.r.w.fail(fmt.Errorf("copy disk %s: %w", c.g.spec.Name, err))
 			return false
+		}
+		if !differs {
+			continue
 		}
 		s.add(recordDisk, diskKey(c.index, first+i), buf)
 		c.sent++
@@ -289,23 +289,23 @@ func (s *standby) blockOf(body []byte) ([]byte, error) {
 }
 
 // mend gets a block, whose copy here is damaged, from a standby that has it as it should be, and puts it right.
-func (w *Worker) mend(g *guestDisk, index int, block uint64, buf []byte) error {
+func (w *Worker) mend(g *guestDisk, index int, block uint64) error {
 	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Damaged: fmt.Sprintf("block %d does not match its checksum", block)}})
 	p, _ := w.replica.current()
 	ask := binary.LittleEndian.AppendUint64([]byte{byte(replicaBlock)}, diskKey(index, block))
-	err := fmt.Errorf("%w: block %d of disk %s, and no other copy has it", disk.ErrBadBlock, block, g.spec.Name)
-	p.Standbys.Each(func(s ident.Part) {
-		if err == nil {
-			return
+	for i := range p.Standbys.Len() {
+		got, err := w.replica.query(p.Standbys.Nth(i), p.Seq, ask)
+		if err != nil || len(got) != disk.BlockBytes {
+			continue
 		}
-		got, qerr := w.replica.query(s, p.Seq, ask)
-		if qerr == nil && len(got) == disk.BlockBytes && g.image.Matches(block, got) {
-			copy(buf, got)
-			err = g.image.Commit([]disk.Write{{Block: block, Data: got}}, true)
+		right, err := g.putRight(block, got)
+		if err != nil {
+			return err
 		}
-	})
-	if err == nil {
-		w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Repaired: fmt.Sprintf("block %d was taken from a mirror", block)}})
+		if right {
+			w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Repaired: fmt.Sprintf("block %d was taken from a mirror", block)}})
+			return nil
+		}
 	}
-	return err
+	return fmt.Errorf("%w: block %d of disk %s, and no other copy has it", disk.ErrBadBlock, block, g.spec.Name)
 }

@@ -21,8 +21,8 @@ import (
 // for: whatever tells the outside of it waits for the same checkpoint. Reads see the layers. Without protection writes go to the image at once.
 type disks struct {
 	all  []*guestDisk
-	full func()                                                        // called when so much waits that a checkpoint should not
-	mend func(g *guestDisk, index int, block uint64, buf []byte) error // gets a damaged block from elsewhere; may be nil
+	full func()                                            // called when so much waits that a checkpoint should not
+	mend func(g *guestDisk, index int, block uint64) error // puts a damaged block right with what another copy has; it takes its time. May be nil
 }
 
 // guestDisk is one disk. It implements virtio.Disk.
@@ -171,28 +171,33 @@ func toDisk(writes []layers.Write) []disk.Write {
 
 func writesOf(blocks map[uint64][]byte) []disk.Write { return toDisk(layers.Sorted(blocks)) }
 
-// cut ends the open layer for a checkpoint and calls f for each block that the checkpoint must have. Nothing is written meanwhile.
+// cut ends the open layer for a checkpoint and calls f for each block that the checkpoint must have. The guest and its devices must be held.
 func (g *guestDisk) cut(number uint64, f func(block uint64, b []byte)) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	blocks := g.layers.Cut(number)
+	g.mu.Unlock()
 	buf := make([]byte, disk.BlockBytes)
-	for _, block := range g.layers.Cut(number) {
-		if err := g.read(block, buf); err != nil {
-			return err
+	return g.mended(func() error {
+		for ; len(blocks) > 0; blocks = blocks[1:] {
+			if err := g.read(blocks[0], buf); err != nil {
+				return err
+			}
+			f(blocks[0], buf)
 		}
-		f(block, buf)
-	}
-	return nil
+		return nil
+	})
 }
 
-// settled tells whether a block is in no checkpoint that is still to come, and what its checksum is then.
-func (g *guestDisk) settled(block uint64) (sum uint32, ok bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.layers.Settled(block) {
-		return 0, false
-	}
-	return g.image.Sum(block), true
+// readIfOther reads a block whose checksum is another one than a standby's copy has. One that is in a checkpoint which is still to come counts as equal:
+// it goes to the standby with that.
+func (g *guestDisk) readIfOther(block uint64, theirs uint32, buf []byte) (differs bool, err error) {
+	err = g.mended(func() error {
+		if differs = g.layers.Settled(block) && g.image.Sum(block) != theirs; !differs {
+			return nil
+		}
+		return g.read(block, buf)
+	})
+	return differs, err
 }
 
 // read reads a block as the guest sees it. It requires mu.
@@ -202,10 +207,51 @@ func (g *guestDisk) read(block uint64, buf []byte) error {
 		return nil
 	}
 	err := g.image.ReadBlock(block, buf)
-	if errors.Is(err, disk.ErrBadBlock) && g.mend != nil {
-		return g.mend(g, slices.Index(g.all, g), block, buf)
+	if errors.Is(err, disk.ErrBadBlock) {
+		return &badBlock{block: block, err: err}
 	}
 	return err
+}
+
+// badBlock says which block is damaged.
+type badBlock struct {
+	block uint64
+	err   error
+}
+
+func (b *badBlock) Error() string { return b.err.Error() }
+func (b *badBlock) Unwrap() error { return b.err }
+
+// mended does what reads blocks, under mu, and again whenever a damaged block that it came upon has been put right. That is done without mu: another
+// copy is asked for the block, and whoever wants only to note something about the disk must not wait for a peer that may be gone.
+func (g *guestDisk) mended(do func() error) error {
+	for {
+		g.mu.Lock()
+		err := do()
+		g.mu.Unlock()
+		var bad *badBlock
+		if !errors.As(err, &bad) || g.mend == nil {
+			return err
+		}
+		if err := g.mend(g, slices.Index(g.all, g), bad.block); err != nil {
+			return err
+		}
+	}
+}
+
+// putRight replaces a damaged block with what another copy has, if that is what it should be, and tells whether the block is right now. One that was
+// written meanwhile is, and stays as it is.
+func (g *guestDisk) putRight(block uint64, contents []byte) (bool, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var now [disk.BlockBytes]byte
+	if err := g.read(block, now[:]); !errors.Is(err, disk.ErrBadBlock) {
+		return err == nil, err
+	}
+	if !g.image.Matches(block, contents) {
+		return false, nil
+	}
+	return true, g.image.Commit([]disk.Write{{Block: block, Data: contents}}, true)
 }
 
 // Size implements virtio.Disk.
@@ -213,17 +259,19 @@ func (g *guestDisk) Size() int64 { return int64(g.image.Blocks()) * disk.BlockBy
 
 // ReadAt implements virtio.Disk.
 func (g *guestDisk) ReadAt(b []byte, off int64) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	var buf [disk.BlockBytes]byte
-	for done := 0; done < len(b); {
-		block, skip := uint64(off+int64(done))/disk.BlockBytes, int(uint64(off+int64(done))%disk.BlockBytes)
-		if err := g.read(block, buf[:]); err != nil {
-			return done, err
+	done := 0
+	err := g.mended(func() error {
+		for done < len(b) {
+			block, skip := uint64(off+int64(done))/disk.BlockBytes, int(uint64(off+int64(done))%disk.BlockBytes)
+			if err := g.read(block, buf[:]); err != nil {
+				return err
+			}
+			done += copy(b[done:], buf[skip:])
 		}
-		done += copy(b[done:], buf[skip:])
-	}
-	return len(b), nil
+		return nil
+	})
+	return done, err
 }
 
 // WriteAt implements virtio.Disk.
@@ -241,7 +289,11 @@ func (g *guestDisk) Discard(off, n int64) error { return g.Zero(off, n) }
 
 // write changes n bytes at off; fill fills the piece that begins at an offset of them.
 func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
-	blocks, waiting, err := g.place(off, n, fill)
+	var blocks, waiting int
+	err := g.mended(func() (err error) {
+		blocks, waiting, err = g.place(off, n, fill)
+		return err
+	})
 	switch {
 	case err != nil:
 		return err
@@ -256,9 +308,8 @@ func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
 	return nil
 }
 
+// place is write. It requires mu, and has done nothing if a block that is written in part is damaged.
 func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks, waiting int, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	written := map[uint64][]byte{}
 	for done := int64(0); done < n; {
 		block, skip := uint64(off+done)/disk.BlockBytes, (off+done)%disk.BlockBytes

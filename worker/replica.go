@@ -51,7 +51,9 @@ type replicas struct {
 	plane *link.Pages
 	cuts  cutThread
 
-	mu      sync.Mutex
+	tracking sync.Mutex // held while what is written begins or ends to be noted; taken before the locks of vCPUs, memory and devices, and before mu
+
+	mu      sync.Mutex             // taken last: nothing else is waited for with it
 	protect wire.WorkerProtect     // protected by mu; the latest
 	change  chan struct{}          // protected by mu; closed when protect changes
 	ended   chan struct{}          // protected by mu; closed when home's latest loop has ended
@@ -81,16 +83,11 @@ func newReplicas(w *Worker, secret []byte) (*replicas, error) {
 
 // set takes the VM's protection as it is to be from now on.
 func (r *replicas) set(p wire.WorkerProtect) {
-	r.mu.Lock()
-	if p.Seq <= r.protect.Seq {
-		r.mu.Unlock()
+	r.tracking.Lock()
+	defer r.tracking.Unlock()
+	if !r.adopt(p) {
 		return
 	}
-	defer r.mu.Unlock()
-	r.protect = p
-	close(r.change)
-	r.change = make(chan struct{})
-	clear(r.silent)
 	r.w.thaw()
 	if s := r.w.standby.Load(); s != nil { // before any message of this protection
 		s.setSeveral(p.Standbys.Len() > 1)
@@ -113,10 +110,26 @@ func (r *replicas) set(p wire.WorkerProtect) {
 		}
 	}
 	if r.w.atHome() && p.Home == r.w.spec.Part { // else the VM has gone on elsewhere, and nothing may leave here
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		before, done := r.ended, make(chan struct{})
 		r.ended = done
 		go r.run(p, r.change, before, done)
 	}
+}
+
+// adopt makes p the protection that holds, unless it is an old one.
+func (r *replicas) adopt(p wire.WorkerProtect) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.Seq <= r.protect.Seq {
+		return false
+	}
+	r.protect = p
+	close(r.change)
+	r.change = make(chan struct{})
+	clear(r.silent)
+	return true
 }
 
 // current returns the protection and what is closed when it changes.
@@ -247,104 +260,6 @@ func (r *replicas) ship(s *share, to ident.Part, seq uint64, change <-chan struc
 			}
 		}()
 	}
-}
-
-// sendBase sends a full copy of what this part holds, in the background; it tells whether it is all there.
-func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bool {
-	p, change := r.current()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p.Seq != seq || r.w.cutter.bootedNow() != booted {
-		return false
-	}
-	if r.base != seq || r.baseOf != booted {
-		r.base, r.baseOf, r.based, r.synced = seq, booted, false, 0
-		if err := r.w.track(true); err != nil {
-			r.w.fail(err)
-			return false
-		}
-		go func() {
-			if r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
-				r.mu.Lock()
-				r.based = r.base == seq && r.baseOf == booted
-				r.mu.Unlock()
-			}
-		}()
-	}
-	return r.based
-}
-
-// copyAll sends every page that this part holds. What the guest writes meanwhile is in the next checkpoint.
-func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, booted ident.Epoch, change <-chan struct{}) bool {
-	var members ident.PartSet
-	for _, m := range p.Members {
-		members = members.Set(m.Part)
-	}
-	s := &share{header: chunkHeader{number: seq, members: members, part: r.w.spec.Part, flags: chunkBase, booted: booted}}
-	index := 0
-	flush := func(all bool) bool { // what is collected so far leaves in full chunks; all: the rest too
-		for len(s.chunks) > 1 || all && len(s.chunks) > 0 {
-			one := &share{header: s.header, chunks: s.chunks[:1]}
-			last := all && len(s.chunks) == 1
-			if !r.shipOne(one, index, last, to, seq, change) {
-				return false
-			}
-			index++
-			s.chunks = s.chunks[1:]
-		}
-		return true
-	}
-	plane := r.w.plane
-	pages := plane.ram.Pages()
-	for page := ident.PageNo(0); uint64(page) < pages; page++ {
-		next, err := plane.ram.NextData(page)
-		if err != nil {
-			r.w.fail(err)
-			return false
-		}
-		if page = next; uint64(page) >= pages {
-			break
-		}
-		plane.mu.Lock()
-		same := r.w.cutter.bootedNow() == booted
-		if same && plane.holds(page) {
-			err = plane.capturePage(s, page)
-		}
-		plane.mu.Unlock()
-		if !same {
-			return false // home asks for a copy of the new boot
-		}
-		if err != nil {
-			r.w.fail(err)
-			return false
-		}
-		if !flush(false) {
-			return false
-		}
-		r.mu.Lock()
-		r.synced = uint64(page) * 1000 / pages
-		r.mu.Unlock()
-	}
-	s.add(recordZero, 0, nil) // so that there is a last chunk; page 0 is never used by a payload
-	return flush(true)
-}
-
-// shipOne sends one chunk of a base to all standbys in to.
-func (r *replicas) shipOne(s *share, index int, last bool, to ident.PartSet, seq uint64, change <-chan struct{}) bool {
-	buf := s.encodeAt(append(make([]byte, 0, wire.DeviceBodyLimit), byte(replicaChunk)), 0, index, last)
-	ok := true
-	to.Each(func(part ident.Part) {
-		for ok && r.request(part, seq, buf) != nil {
-			select {
-			case <-change:
-				ok = false
-			case <-r.w.ctx.Done():
-				ok = false
-			case <-time.After(replicaBackoff):
-			}
-		}
-	})
-	return ok
 }
 
 // replicaHandler is what the replica plane calls.

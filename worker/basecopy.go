@@ -1,0 +1,118 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
+)
+
+// sendBase sends a full copy of what this part holds, in the background; it tells whether it is all there.
+func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bool {
+	r.tracking.Lock()
+	defer r.tracking.Unlock()
+	p, change := r.current()
+	if p.Seq != seq || r.w.cutter.bootedNow() != booted {
+		return false
+	}
+	begun, sent := r.baseIs(seq, booted)
+	if begun {
+		return sent
+	}
+	if err := r.w.track(true); err != nil {
+		r.w.fail(err)
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.base, r.baseOf, r.based, r.synced = seq, booted, false, 0
+	go func() {
+		if r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
+			r.mu.Lock()
+			r.based = r.base == seq && r.baseOf == booted
+			r.mu.Unlock()
+		}
+	}()
+	return false
+}
+
+// baseIs tells whether the full copy for a protection and boot was begun, and whether it is sent.
+func (r *replicas) baseIs(seq uint64, booted ident.Epoch) (begun, sent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	begun = r.base == seq && r.baseOf == booted
+	return begun, begun && r.based
+}
+
+// copyAll sends every page that this part holds. What the guest writes meanwhile is in the next checkpoint.
+func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, booted ident.Epoch, change <-chan struct{}) bool {
+	var members ident.PartSet
+	for _, m := range p.Members {
+		members = members.Set(m.Part)
+	}
+	s := &share{header: chunkHeader{number: seq, members: members, part: r.w.spec.Part, flags: chunkBase, booted: booted}}
+	index := 0
+	flush := func(all bool) bool { // what is collected so far leaves in full chunks; all: the rest too
+		for len(s.chunks) > 1 || all && len(s.chunks) > 0 {
+			one := &share{header: s.header, chunks: s.chunks[:1]}
+			last := all && len(s.chunks) == 1
+			if !r.shipOne(one, index, last, to, seq, change) {
+				return false
+			}
+			index++
+			s.chunks = s.chunks[1:]
+		}
+		return true
+	}
+	plane := r.w.plane
+	pages := plane.ram.Pages()
+	for page := ident.PageNo(0); uint64(page) < pages; page++ {
+		next, err := plane.ram.NextData(page)
+		if err != nil {
+			r.w.fail(err)
+			return false
+		}
+		if page = next; uint64(page) >= pages {
+			break
+		}
+		plane.mu.Lock()
+		same := r.w.cutter.bootedNow() == booted
+		if same && plane.holds(page) {
+			err = plane.capturePage(s, page)
+		}
+		plane.mu.Unlock()
+		if !same {
+			return false // home asks for a copy of the new boot
+		}
+		if err != nil {
+			r.w.fail(err)
+			return false
+		}
+		if !flush(false) {
+			return false
+		}
+		r.mu.Lock()
+		r.synced = uint64(page) * 1000 / pages
+		r.mu.Unlock()
+	}
+	s.add(recordZero, 0, nil) // so that there is a last chunk; page 0 is never used by a payload
+	return flush(true)
+}
+
+// shipOne sends one chunk of a base to all standbys in to.
+func (r *replicas) shipOne(s *share, index int, last bool, to ident.PartSet, seq uint64, change <-chan struct{}) bool {
+	buf := s.encodeAt(append(make([]byte, 0, wire.DeviceBodyLimit), byte(replicaChunk)), 0, index, last)
+	ok := true
+	to.Each(func(part ident.Part) {
+		for ok && r.request(part, seq, buf) != nil {
+			select {
+			case <-change:
+				ok = false
+			case <-r.w.ctx.Done():
+				ok = false
+			case <-time.After(replicaBackoff):
+			}
+		}
+	})
+	return ok
+}

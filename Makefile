@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures clean
+.PHONY: serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ chaos: build ## Kill and stop servers at random, ROUNDS=100 times, with VMs insi
 
 failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=100 times, two at once and in each stage of a recovery: its output must stay unbroken
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) FAILOVER_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestFailover ./tests
+
+serves: build ## Kill 60 serve processes, one after the other, under load: no guest may show a gap above 200 ms
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) SERVEKILL_ROUNDS=60 $(GO) test -count=1 -v -timeout 30m -run TestServesAreKilledUnderLoad ./tests
 
 drains: build ## Drain, kill and restore a cell with ten VMs, ROUNDS=100 times, with something killed at a random moment of each
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) DRAIN_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestDrainRounds ./tests

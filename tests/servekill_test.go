@@ -3,6 +3,7 @@ package tests
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,7 +24,16 @@ type growth struct {
 	done sync.WaitGroup
 
 	mu  sync.Mutex
-	gap map[string]time.Duration // protected by mu; by VM: the longest time without growth
+	gap map[string]time.Duration // protected by mu; by VM: the longest time without growth since the last take
+}
+
+// take returns the longest pauses since the last time, by VM.
+func (g *growth) take() map[string]time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := maps.Clone(g.gap)
+	clear(g.gap)
+	return out
 }
 
 // watchGrowth looks every few milliseconds. files are the output logs, by VM.
@@ -56,64 +66,54 @@ func watchGrowth(files map[string]string) *growth {
 	return g
 }
 
-func (g *growth) end() map[string]time.Duration {
+func (g *growth) end() {
 	close(g.stop)
 	g.done.Wait()
-	return g.gap
 }
 
-// Every serve process is killed, one after the other, under load. Workers and guests go on, the next serve adopts them, and nobody outside sees more
-// than a pause. The longest pauses are reported; what they may be depends on the machine.
+// gapMost is the longest pause that a guest may show when its serve process is killed. Only `make serves` demands it, on a machine that does nothing else.
+const gapMost = 200 * time.Millisecond
+
+// Every serve process is killed, one after the other, under load: every server's slots are busy, and a protected VM is checkpointed all the time. Workers
+// and guests go on, the next serve adopts them, and nobody outside sees more than a pause. The longest pauses are reported; what they may be depends on
+// the machine. SERVEKILL_ROUNDS says how many are killed; with it none may take longer than gapMost.
 func TestServesAreKilledUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
 	needKVM(t)
+	const fewKills = 3 // by default: each server's once
+	kills := envNumber(t, "SERVEKILL_ROUNDS", fewKills)
 	f := &failover{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(1, 6))}}
 	f.start()
 	f.run()
-	for _, spec := range []*api.VMSpec{{Name: "in-c", Vcpus: 1, Span: []string{"c"}}, {Name: "over-ab", Vcpus: 2, Span: []string{"a", "b"}}} {
-		spec.Payload, spec.Args, spec.MemoryBytes = &api.VMSpec_Builtin{Builtin: "count"}, "0 1000", uint64(64*ident.MiB)
-		spec.OnLoss, spec.Protect = api.OnLoss_ON_LOSS_STOP, "none"
-		f.until(faultPatience, "creating VM "+spec.GetName(), func(ctx context.Context) error { _, err := f.client.Run(ctx, spec, nil); return err })
-	}
-	pids := func() (out map[string][]uint32, files map[string]string) {
-		f.until(faultPatience, "all VMs run", func(ctx context.Context) error {
-			vms, err := f.vms(ctx)
-			out, files = map[string][]uint32{}, map[string]string{}
-			for name, vm := range vms {
-				if vm.GetState() != api.VMState_VM_STATE_RUNNING {
-					return fmt.Errorf("VM %s is %s: %s", name, vm.GetState().Word(), vm.GetReason())
-				}
-				for _, w := range vm.GetWorkers() {
-					out[name] = append(out[name], w.GetPid())
-				}
-				found, _ := filepath.Glob(filepath.Join(f.dir, vm.GetHome(), "workers", fmt.Sprintf("%d-*", vm.GetId()), "output.log"))
-				if len(found) != 1 {
-					return fmt.Errorf("VM %s has no output log on %s", name, vm.GetHome())
-				}
-				files[name] = found[0]
-			}
-			if err == nil && len(vms) != 3 {
-				err = fmt.Errorf("there are %d VMs", len(vms))
-			}
-			return err
-		})
-		return out, files
-	}
+	f.populateServes()
 	f.awaitSafe("before the first kill")
-	before, files := pids()
+	before, files := f.pidsAndLogs()
 	f.reader.await(t, "before the first kill", f.reader.count()+200)
 	g := watchGrowth(files)
-	for _, s := range f.session.Cluster.Servers[:3] {
+	f.reader.await(t, "before the first kill, watched", f.reader.count()+1000)
+	calm, gaps := g.take(), map[string][]time.Duration{}
+	for n := range kills {
+		s := f.session.Cluster.Servers[n%fewKills]
 		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == s.Name && m.Kind == local.KindServe })
 		f.healAll()
 		f.reader.await(t, "after the kill of "+s.Name, f.reader.count()+200)
+		for vm, gap := range g.take() {
+			gaps[vm] = append(gaps[vm], gap)
+			if kills > fewKills && gap > gapMost {
+				t.Errorf("kill %d, of %s: VM %s showed a gap of %v, at most %v is allowed", n, s.Name, vm, gap.Round(time.Millisecond), gapMost)
+			}
+		}
 	}
-	for vm, gap := range g.end() {
-		t.Logf("VM %s: longest gap %v", vm, gap.Round(time.Millisecond))
+	g.end()
+	for _, vm := range slices.Sorted(maps.Keys(gaps)) {
+		all := gaps[vm]
+		slices.Sort(all)
+		t.Logf("VM %s: %d kills, longest gap %v median, %v p99, %v worst; %v in a second without kills", vm, len(all), all[len(all)/2].Round(time.Millisecond),
+			all[(99*len(all)-1)/100].Round(time.Millisecond), all[len(all)-1].Round(time.Millisecond), calm[vm].Round(time.Millisecond))
 	}
-	after, _ := pids()
+	after, _ := f.pidsAndLogs()
 	for vm, was := range before {
 		if !slices.Equal(was, after[vm]) {
 			t.Errorf("VM %s had workers %v, now %v: not all were adopted", vm, was, after[vm])
@@ -121,16 +121,60 @@ func TestServesAreKilledUnderLoad(t *testing.T) {
 	}
 	f.check("at the end")
 	for _, vm := range []string{"in-c", "over-ab"} {
-		n := 0
-		f.until(faultPatience, "reading the output of "+vm, func(ctx context.Context) error {
-			n = 0
-			return f.client.Output(ctx, vm, 0, false, func(at uint64, record uint32) error {
-				if n++; uint64(record) != at {
-					t.Fatalf("VM %s: record %d is %d", vm, at, record)
-				}
-				return nil
-			})
-		})
-		t.Logf("VM %s: %d records in order", vm, n)
+		f.inOrder(vm)
 	}
+}
+
+// populateServes runs, beside the protected VM, two that count and one whose vCPUs never rest.
+func (f *failover) populateServes() {
+	for _, spec := range []*api.VMSpec{
+		{Name: "in-c", Vcpus: 1, Span: []string{"c"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000"},
+		{Name: "over-ab", Vcpus: 2, Span: []string{"a", "b"}, Payload: &api.VMSpec_Builtin{Builtin: "count"}, Args: "0 1000"},
+		{Name: "busy", Vcpus: 2, Span: []string{"b", "c"}, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: "2000000000"},
+	} {
+		spec.MemoryBytes, spec.OnLoss, spec.Protect = uint64(64*ident.MiB), api.OnLoss_ON_LOSS_STOP, "none"
+		f.until(faultPatience, "creating VM "+spec.GetName(), func(ctx context.Context) error { _, err := f.client.Run(ctx, spec, nil); return err })
+	}
+}
+
+// pidsAndLogs waits until all VMs run, and returns the processes of each and the output logs of those that count.
+func (f *failover) pidsAndLogs() (pids map[string][]uint32, files map[string]string) {
+	f.until(faultPatience, "all VMs run", func(ctx context.Context) error {
+		vms, err := f.vms(ctx)
+		pids, files = map[string][]uint32{}, map[string]string{}
+		for name, vm := range vms {
+			if vm.GetState() != api.VMState_VM_STATE_RUNNING {
+				return fmt.Errorf("VM %s is %s: %s", name, vm.GetState().Word(), vm.GetReason())
+			}
+			for _, w := range vm.GetWorkers() {
+				pids[name] = append(pids[name], w.GetPid())
+			}
+			found, _ := filepath.Glob(filepath.Join(f.dir, vm.GetHome(), "workers", fmt.Sprintf("%d-*", vm.GetId()), "output.log"))
+			if len(found) != 1 && name != "busy" {
+				return fmt.Errorf("VM %s has no output log on %s", name, vm.GetHome())
+			} else if name != "busy" {
+				files[name] = found[0]
+			}
+		}
+		if err == nil && len(vms) != 4 {
+			err = fmt.Errorf("there are %d VMs", len(vms))
+		}
+		return err
+	})
+	return pids, files
+}
+
+// inOrder demands that a VM's output is 0, 1, 2, ….
+func (f *failover) inOrder(vm string) {
+	n := 0
+	f.until(faultPatience, "reading the output of "+vm, func(ctx context.Context) error {
+		n = 0
+		return f.client.Output(ctx, vm, 0, false, func(at uint64, record uint32) error {
+			if n++; uint64(record) != at {
+				f.t.Fatalf("VM %s: record %d is %d", vm, at, record)
+			}
+			return nil
+		})
+	})
+	f.t.Logf("VM %s: %d records in order", vm, n)
 }

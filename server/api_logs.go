@@ -57,12 +57,7 @@ func (v *service) logLengths(vm *cells.VM) (console, records uint64) {
 
 // homeOf returns nil if this server is the VM's home, and the home's API otherwise.
 func (v *service) homeOf(ctx context.Context, snap *snapshot, vm *cells.VM) (api.CellvisorClient, error) {
-	var home *cells.VMPart
-	for i := range vm.Parts {
-		if vm.Parts[i].Part == vm.Home {
-			home = &vm.Parts[i]
-		}
-	}
+	home := homePart(vm)
 	if home == nil {
 		return nil, status.Errorf(codes.Internal, "VM %s has no home part", vm.Spec.Name)
 	}
@@ -84,6 +79,15 @@ func (v *service) homeOf(ctx context.Context, snap *snapshot, vm *cells.VM) (api
 	return v.peer(sv)
 }
 
+func homePart(vm *cells.VM) *cells.VMPart {
+	for i := range vm.Parts {
+		if vm.Parts[i].Part == vm.Home {
+			return &vm.Parts[i]
+		}
+	}
+	return nil
+}
+
 // relay copies a stream from the home server.
 func relay[M any](from interface{ Recv() (*M, error) }, send func(*M) error) error {
 	for {
@@ -98,6 +102,34 @@ func relay[M any](from interface{ Recv() (*M, error) }, send func(*M) error) err
 			return err
 		}
 	}
+}
+
+// whileHome returns a context for a request to the home of a VM. It ends when the registry says that the home is elsewhere now, or that its server is
+// dead: an answer from there would be waited for until somebody's patience ends. gone gives such an end its words.
+func (v *service) whileHome(ctx context.Context, vm *cells.VM) (within context.Context, gone func(error) error, end func()) {
+	within, cancel := context.WithCancelCause(ctx)
+	home := homePart(vm) // homeOf has found it
+	go func() {
+		for {
+			snap := v.s.board.now()
+			now, sv := snap.state.VM(vm.ID), snap.state.Server(home.Server)
+			if now != nil && now.Home != vm.Home || sv == nil || sv.State != cells.ServerLive {
+				cancel(status.Errorf(codes.Unavailable, "the home of VM %s has moved away from server %s: ask again", vm.Spec.Name, home.ServerName))
+			}
+			select {
+			case <-snap.next:
+			case <-within.Done():
+				return
+			}
+		}
+	}()
+	gone = func(err error) error {
+		if cause := context.Cause(within); err != nil && ctx.Err() == nil && cause != nil {
+			return cause
+		}
+		return err
+	}
+	return within, gone, func() { cancel(nil) }
 }
 
 // follower paces the reading of a log that may still grow.
@@ -179,11 +211,13 @@ func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_Cons
 		return err
 	}
 	if home != nil {
-		from, err := home.ConsoleVM(v.forward(stream.Context()), req)
+		ctx, gone, end := v.whileHome(stream.Context(), vm)
+		defer end()
+		from, err := home.ConsoleVM(v.forward(ctx), req)
 		if err != nil {
-			return err
+			return gone(err)
 		}
-		return relay(from, stream.Send)
+		return gone(relay(from, stream.Send))
 	}
 	fl := v.follower(stream, vm, req.GetFollow())
 	defer fl.poll.Stop()
@@ -229,11 +263,13 @@ func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_Output
 		return err
 	}
 	if home != nil {
-		from, err := home.OutputVM(v.forward(stream.Context()), req)
+		ctx, gone, end := v.whileHome(stream.Context(), vm)
+		defer end()
+		from, err := home.OutputVM(v.forward(ctx), req)
 		if err != nil {
-			return err
+			return gone(err)
 		}
-		return relay(from, stream.Send)
+		return gone(relay(from, stream.Send))
 	}
 	fl := v.follower(stream, vm, req.GetFollow())
 	defer fl.poll.Stop()

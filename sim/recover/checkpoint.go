@@ -12,6 +12,8 @@ type checkpoint struct {
 	number uint64
 	truth  contents     // what the guest has written to its disk
 	ships  []blockWrite // of the disk
+	memory memory       // what the guest has there
+	pages  []pageShare  // what of it the standbys may not know
 }
 
 // cut makes a checkpoint with all members and ships it; the standbys that have no copy yet take longer.

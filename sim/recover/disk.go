@@ -6,11 +6,11 @@ import (
 
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/mem/srt"
 	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/recovery/layers"
 	"github.com/cellvisor/cellvisor/sim"
 	"github.com/cellvisor/cellvisor/sim/cluster"
-	"github.com/cellvisor/cellvisor/sim/kernel"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -45,22 +45,7 @@ func init() {
 
 // RunDisks runs the world of a seed with disks. If it fails, it runs it again to tell the end of its story.
 func RunDisks(seed uint64, canary string) error {
-	if err := runDisks(seed, canary, false); err == nil {
-		return nil
-	}
-	return runDisks(seed, canary, true)
-}
-
-func runDisks(seed uint64, canary string, tracing bool) error {
-	k := kernel.New(seed, kernel.Reliable())
-	k.Tracing = tracing
-	w := build(k, canary)
-	w.disks = true
-	err := w.play()
-	if err != nil && tracing {
-		err = fmt.Errorf("%w\n%s", err, k.Trace())
-	}
-	return err
+	return retell(seed, canary, func(w *world) { w.disks = true })
 }
 
 // guestDisk is a disk at a VM's home.
@@ -70,6 +55,15 @@ type guestDisk struct {
 	truth     contents         // what the guest has written
 	number    uint64           // of the last cut
 	forgotten [diskBlocks]bool // written before a cut that came to nothing, and not since
+	pages     *guestPages      // nil if the scenario has none
+}
+
+// write is what the guest does to write a block.
+func (d *guestDisk) write(block int, value uint32) {
+	d.truth[block], d.forgotten[block] = value, false
+	if d.layers.Write(map[uint64][]byte{uint64(block): dataOf(value)}) {
+		d.image.commit([]blockWrite{{block, value}}, false)
+	}
 }
 
 // promise is what the outside knows to be on a disk.
@@ -108,6 +102,9 @@ func (x *worker) openDisk() bool {
 	}
 	m.generation = max(m.generation, spec.Use)
 	x.disk = &guestDisk{layers: layers.New(), image: m, truth: m.now()}
+	if x.w.pages {
+		x.disk.pages = newGuestPages(memory{}, 0)
+	}
 	x.tell(monitor.WorkerDisks{VM: x.vm, Disks: wire.WorkerDisks{Opened: true}})
 	x.bootFrom(spec.Dir)
 	return true
@@ -142,10 +139,12 @@ func (x *worker) useDisk() record {
 			block = diskBlocks - 1 - w.Rand().IntN(2)
 		}
 		w.writes++
-		d.truth[block], d.forgotten[block] = w.writes, false
-		if d.layers.Write(map[uint64][]byte{uint64(block): dataOf(w.writes)}) {
-			d.image.commit([]blockWrite{{block, w.writes}}, false)
+		if d.write(block, w.writes); w.canary != canaryNamedLate {
+			d.pages.overwritten(block, noBlock)
 		}
+	}
+	if d.pages != nil {
+		x.usePages()
 	}
 	if w.Chance(500) {
 		if !d.layers.Holding() && w.canary != canaryFlushEarly {
@@ -226,6 +225,9 @@ func (x *worker) compareBlock(y *worker, block int) {
 	want := x.disk.image.now()[block]
 	differs := m.now()[block] != want || m.bad[block] && x.w.canary != canaryDamagedTrust
 	if differs {
+		if y.memory != nil {
+			y.memory.fetch(m, y.memory.refs.Changing(srt.Block{No: uint64(block)}))
+		}
 		m.commit([]blockWrite{{block, want}}, false)
 	}
 }
@@ -256,15 +258,19 @@ func (x *worker) cutDisk(c *checkpoint) bool {
 		return false
 	}
 	d.forgotten = [diskBlocks]bool{}
+	x.cutPages(c)
 	return true
 }
 
 // lineageOf is what a checkpoint has for one standby: for one that the VM could have gone back to in an earlier life all that may differ.
 func (x *worker) lineageOf(c *checkpoint, part ident.Part) *checkpoint {
-	if x.disk == nil || !x.fallback.Has(part) {
+	if x.disk == nil || !x.fallback.Has(part) && x.safe.Has(part) {
 		return c
 	}
 	out := *c
+	if out.pages = c.allPages(); !x.fallback.Has(part) {
+		return &out
+	}
 	out.ships = nil
 	for block, v := range c.truth {
 		out.ships = append(out.ships, blockWrite{block, v})
@@ -282,6 +288,9 @@ func (x *worker) settle(number uint64) {
 		}
 	})
 	x.disk.image.commit(batchOf(x.disk.layers.Committed(number)), true)
+	if g := x.disk.pages; g != nil {
+		g.committed = number
+	}
 }
 
 // takeDisk is a standby's: it writes what a checkpoint has of the disk, durably, before it says that it has it.
@@ -289,8 +298,16 @@ func (x *worker) takeDisk(c *checkpoint) {
 	x.applied = c.number
 	if len(x.disks) > 0 {
 		m := x.openMirror()
+		if x.w.pages {
+			x.replicaPages().beforeDisk(m, c)
+		}
 		m.commit(c.ships, x.w.canary != canaryFlushEarly)
 		m.number = c.number
+		if x.w.pages {
+			if err := x.memory.afterDisk(m, c); err != nil {
+				x.w.Fail(fmt.Errorf("vm %d part %d: %w", x.vm, x.part, err))
+			}
+		}
 	}
 }
 
@@ -301,6 +318,14 @@ func (x *worker) goOnWith(truth contents) {
 	}
 	m := x.openMirror()
 	x.disk = &guestDisk{layers: layers.New(), image: m, number: x.applied + 1<<20, truth: truth}
+	if x.w.pages {
+		holds, err := x.replicaPages().takeOver(m)
+		if err != nil {
+			x.w.Fail(fmt.Errorf("vm %d part %d takes over: %w", x.vm, x.part, err))
+			return
+		}
+		x.disk.pages = newGuestPages(holds, x.disk.number)
+	}
 	for block, v := range m.now() {
 		if v != truth[block] || m.bad[block] {
 			x.w.Fail(fmt.Errorf("vm %d part %d takes over with write %d in block %d (damaged %v), its checkpoint has write %d", x.vm, x.part, v, block, m.bad[block], truth[block]))

@@ -51,17 +51,21 @@ const (
 )
 
 // Run runs the world of a seed. If it fails, it runs it again to tell the end of its story.
-func Run(seed uint64, canary string) error {
-	if err := run(seed, canary, false); err == nil {
+func Run(seed uint64, canary string) error { return retell(seed, canary, func(*world) {}) }
+
+// retell runs the world of a seed as shape makes it, and if it fails once more, to tell the end of its story.
+func retell(seed uint64, canary string, shape func(*world)) error {
+	if err := run(seed, canary, false, shape); err == nil {
 		return nil
 	}
-	return run(seed, canary, true)
+	return run(seed, canary, true, shape)
 }
 
-func run(seed uint64, canary string, tracing bool) error {
+func run(seed uint64, canary string, tracing bool, shape func(*world)) error {
 	k := kernel.New(seed, kernel.Reliable())
 	k.Tracing = tracing
 	w := build(k, canary)
+	shape(w)
 	err := w.play()
 	if err != nil && tracing {
 		err = fmt.Errorf("%w\n%s", err, k.Trace())
@@ -90,6 +94,7 @@ type world struct {
 	cutOff  map[ident.ServerID]bool
 
 	disks    bool // VMs have disks
+	pages    bool // and memory of which checkpoints name blocks
 	writes   uint32
 	images   map[place]*image
 	promised map[string]*promised // by directory of a disk: what the outside was told

@@ -10,7 +10,7 @@ import (
 var seeds = flag.Uint64("seeds", 150, "seeds of the scenario to run")
 
 func TestSeeds(t *testing.T) {
-	for _, name := range []string{"recover", "disks"} {
+	for _, name := range []string{"recover", "disks", "ondisk"} {
 		t.Run(name, func(t *testing.T) { testSeeds(t, name) })
 	}
 }
@@ -32,7 +32,7 @@ func TestCanaries(t *testing.T) {
 	if raceBuild {
 		t.Skip("the race build finds races; planted bugs are found by the other one")
 	}
-	for _, name := range []string{"recover", "disks"} {
+	for _, name := range []string{"recover", "disks", "ondisk"} {
 		s, _ := sim.Lookup(name)
 		for _, canary := range s.Canaries {
 			t.Run(canary, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/mem/srt"
 	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/sim/cluster"
 	"github.com/cellvisor/cellvisor/wire"
@@ -53,6 +54,19 @@ type worker struct {
 	compared map[ident.Part]int
 	applied  uint64   // of a standby: number of the last checkpoint
 	truth    contents // of that
+	memory   *replicaPages
+}
+
+// replicaPages returns a standby's copy of guest memory.
+func (x *worker) replicaPages() *replicaPages {
+	if x.memory == nil {
+		canary := ""
+		if slices.Contains(srt.RefCanaries, x.w.canary) {
+			canary = x.w.canary
+		}
+		x.memory = &replicaPages{refs: srt.NewRefs(leftMost, canary)}
+	}
+	return x.memory
 }
 
 // acts tells whether it may do anything now.

@@ -7539,6 +7539,102 @@ func (x *AuditLogResponse) GetHeadHash() string {
 	return ""
 }
 
+type RevokeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	List          []byte                 `protobuf:"bytes,1,opt,name=list,proto3" json:"list,omitempty"` // an X.509 revocation list, PEM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_api_cellvisor_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *RevokeRequest) GetList() []byte {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+type RevokeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Added         uint32                 `protobuf:"varint,1,opt,name=added,proto3" json:"added,omitempty"` // certificates that were not refused before
+	Total         uint32                 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_api_cellvisor_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *RevokeResponse) GetAdded() uint32 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *RevokeResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 var File_api_cellvisor_proto protoreflect.FileDescriptor
 
 const file_api_cellvisor_proto_rawDesc = "" +
@@ -8111,7 +8207,12 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05piece\x18\x02 \x01(\fR\x05piece\x12\x19\n" +
 	"\bhead_seq\x18\x03 \x01(\x04R\aheadSeq\x12\x1b\n" +
-	"\thead_hash\x18\x04 \x01(\tR\bheadHash*Z\n" +
+	"\thead_hash\x18\x04 \x01(\tR\bheadHash\"#\n" +
+	"\rRevokeRequest\x12\x12\n" +
+	"\x04list\x18\x01 \x01(\fR\x04list\"<\n" +
+	"\x0eRevokeResponse\x12\x14\n" +
+	"\x05added\x18\x01 \x01(\rR\x05added\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\rR\x05total*Z\n" +
 	"\n" +
 	"ServerRole\x12\x1b\n" +
 	"\x17SERVER_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -8158,7 +8259,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x042\xc9\x17\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x042\x8e\x18\n" +
 	"\tCellvisor\x12C\n" +
 	"\x06Status\x12\x1b.cellvisor.v1.StatusRequest\x1a\x1c.cellvisor.v1.StatusResponse\x12R\n" +
 	"\vListServers\x12 .cellvisor.v1.ListServersRequest\x1a!.cellvisor.v1.ListServersResponse\x12L\n" +
@@ -8180,7 +8281,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0eListOperations\x12#.cellvisor.v1.ListOperationsRequest\x1a$.cellvisor.v1.ListOperationsResponse\x12U\n" +
 	"\fGetOperation\x12!.cellvisor.v1.GetOperationRequest\x1a\".cellvisor.v1.GetOperationResponse\x12^\n" +
 	"\x0fCancelOperation\x12$.cellvisor.v1.CancelOperationRequest\x1a%.cellvisor.v1.CancelOperationResponse\x12F\n" +
-	"\aBalance\x12\x1c.cellvisor.v1.BalanceRequest\x1a\x1d.cellvisor.v1.BalanceResponse\x12O\n" +
+	"\aBalance\x12\x1c.cellvisor.v1.BalanceRequest\x1a\x1d.cellvisor.v1.BalanceResponse\x12C\n" +
+	"\x06Revoke\x12\x1b.cellvisor.v1.RevokeRequest\x1a\x1c.cellvisor.v1.RevokeResponse\x12O\n" +
 	"\n" +
 	"SafeToStop\x12\x1f.cellvisor.v1.SafeToStopRequest\x1a .cellvisor.v1.SafeToStopResponse\x12N\n" +
 	"\tConsoleVM\x12\x1e.cellvisor.v1.ConsoleVMRequest\x1a\x1f.cellvisor.v1.ConsoleVMResponse0\x01\x12C\n" +
@@ -8217,7 +8319,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 106)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -8328,11 +8430,13 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*ServerLoad)(nil),              // 106: cellvisor.v1.ServerLoad
 	(*AuditLogRequest)(nil),         // 107: cellvisor.v1.AuditLogRequest
 	(*AuditLogResponse)(nil),        // 108: cellvisor.v1.AuditLogResponse
-	nil,                             // 109: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 110: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 111: cellvisor.v1.DebugCountersResponse.CountersEntry
-	nil,                             // 112: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	(*timestamppb.Timestamp)(nil),   // 113: google.protobuf.Timestamp
+	(*RevokeRequest)(nil),           // 109: cellvisor.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 110: cellvisor.v1.RevokeResponse
+	nil,                             // 111: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 112: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 113: cellvisor.v1.DebugCountersResponse.CountersEntry
+	nil,                             // 114: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	(*timestamppb.Timestamp)(nil),   // 115: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,   // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -8346,7 +8450,7 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	4,   // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
 	18,  // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
 	27,  // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
-	109, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	111, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	21,  // 12: cellvisor.v1.ListDisksResponse.disks:type_name -> cellvisor.v1.DiskInfo
 	22,  // 13: cellvisor.v1.DiskInfo.copies:type_name -> cellvisor.v1.DiskCopy
 	25,  // 14: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
@@ -8358,9 +8462,9 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	3,   // 20: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
 	35,  // 21: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,   // 22: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	113, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	113, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	113, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	115, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	115, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	115, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
 	26,  // 26: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
 	27,  // 27: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
 	36,  // 28: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
@@ -8386,21 +8490,21 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	34,  // 48: cellvisor.v1.SaveVMResponse.vm:type_name -> cellvisor.v1.VM
 	34,  // 49: cellvisor.v1.RestoreVMResponse.vm:type_name -> cellvisor.v1.VM
 	76,  // 50: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	113, // 51: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	110, // 52: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	111, // 53: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	115, // 51: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	112, // 52: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	113, // 53: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
 	5,   // 54: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
 	81,  // 55: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
 	81,  // 56: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	112, // 57: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	114, // 57: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
 	6,   // 58: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
 	94,  // 59: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
 	6,   // 60: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
 	7,   // 61: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
 	95,  // 62: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	113, // 63: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	113, // 64: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	113, // 65: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	115, // 63: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	115, // 64: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	115, // 65: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
 	94,  // 66: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
 	94,  // 67: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
 	94,  // 68: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
@@ -8426,65 +8530,67 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	98,  // 88: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
 	100, // 89: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
 	104, // 90: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	102, // 91: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	70,  // 92: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	68,  // 93: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
-	72,  // 94: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	74,  // 95: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	39,  // 96: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	41,  // 97: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	19,  // 98: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
-	23,  // 99: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
-	44,  // 100: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	47,  // 101: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	107, // 102: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
-	77,  // 103: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	79,  // 104: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	82,  // 105: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	84,  // 106: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	86,  // 107: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
-	88,  // 108: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10,  // 109: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12,  // 110: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15,  // 111: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	33,  // 112: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	51,  // 113: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	53,  // 114: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	55,  // 115: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	57,  // 116: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	30,  // 117: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	32,  // 118: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	59,  // 119: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
-	61,  // 120: cellvisor.v1.Cellvisor.SaveVM:output_type -> cellvisor.v1.SaveVMResponse
-	63,  // 121: cellvisor.v1.Cellvisor.RestoreVM:output_type -> cellvisor.v1.RestoreVMResponse
-	65,  // 122: cellvisor.v1.Cellvisor.PartState:output_type -> cellvisor.v1.PartStateResponse
-	67,  // 123: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	91,  // 124: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	93,  // 125: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	97,  // 126: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	99,  // 127: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	101, // 128: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	105, // 129: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	103, // 130: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	71,  // 131: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	69,  // 132: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	73,  // 133: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	75,  // 134: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	40,  // 135: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	42,  // 136: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	20,  // 137: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
-	24,  // 138: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
-	45,  // 139: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	48,  // 140: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	108, // 141: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
-	78,  // 142: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	80,  // 143: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	83,  // 144: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	85,  // 145: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	87,  // 146: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
-	89,  // 147: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	109, // [109:148] is the sub-list for method output_type
-	70,  // [70:109] is the sub-list for method input_type
+	109, // 91: cellvisor.v1.Cellvisor.Revoke:input_type -> cellvisor.v1.RevokeRequest
+	102, // 92: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	70,  // 93: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	68,  // 94: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	72,  // 95: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	74,  // 96: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	39,  // 97: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	41,  // 98: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	19,  // 99: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
+	23,  // 100: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
+	44,  // 101: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	47,  // 102: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	107, // 103: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
+	77,  // 104: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	79,  // 105: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	82,  // 106: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	84,  // 107: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	86,  // 108: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
+	88,  // 109: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10,  // 110: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12,  // 111: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15,  // 112: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	33,  // 113: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	51,  // 114: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	53,  // 115: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	55,  // 116: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	57,  // 117: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	30,  // 118: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32,  // 119: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	59,  // 120: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
+	61,  // 121: cellvisor.v1.Cellvisor.SaveVM:output_type -> cellvisor.v1.SaveVMResponse
+	63,  // 122: cellvisor.v1.Cellvisor.RestoreVM:output_type -> cellvisor.v1.RestoreVMResponse
+	65,  // 123: cellvisor.v1.Cellvisor.PartState:output_type -> cellvisor.v1.PartStateResponse
+	67,  // 124: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	91,  // 125: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	93,  // 126: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	97,  // 127: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	99,  // 128: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	101, // 129: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	105, // 130: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	110, // 131: cellvisor.v1.Cellvisor.Revoke:output_type -> cellvisor.v1.RevokeResponse
+	103, // 132: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	71,  // 133: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	69,  // 134: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	73,  // 135: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	75,  // 136: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	40,  // 137: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	42,  // 138: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	20,  // 139: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
+	24,  // 140: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
+	45,  // 141: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	48,  // 142: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	108, // 143: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
+	78,  // 144: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	80,  // 145: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	83,  // 146: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	85,  // 147: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	87,  // 148: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
+	89,  // 149: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	110, // [110:150] is the sub-list for method output_type
+	70,  // [70:110] is the sub-list for method input_type
 	70,  // [70:70] is the sub-list for extension type_name
 	70,  // [70:70] is the sub-list for extension extendee
 	0,   // [0:70] is the sub-list for field type_name
@@ -8508,15 +8614,15 @@ func file_api_cellvisor_proto_init() {
 		(*RunVMRequest_Spec)(nil),
 		(*RunVMRequest_Chunk)(nil),
 	}
-	file_api_cellvisor_proto_msgTypes[77].OneofWrappers = []any{}
-	file_api_cellvisor_proto_msgTypes[80].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[83].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[86].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   104,
+			NumMessages:   106,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

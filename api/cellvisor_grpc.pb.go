@@ -59,6 +59,7 @@ const (
 	Cellvisor_GetOperation_FullMethodName    = "/cellvisor.v1.Cellvisor/GetOperation"
 	Cellvisor_CancelOperation_FullMethodName = "/cellvisor.v1.Cellvisor/CancelOperation"
 	Cellvisor_Balance_FullMethodName         = "/cellvisor.v1.Cellvisor/Balance"
+	Cellvisor_Revoke_FullMethodName          = "/cellvisor.v1.Cellvisor/Revoke"
 	Cellvisor_SafeToStop_FullMethodName      = "/cellvisor.v1.Cellvisor/SafeToStop"
 	Cellvisor_ConsoleVM_FullMethodName       = "/cellvisor.v1.Cellvisor/ConsoleVM"
 	Cellvisor_TypeVM_FullMethodName          = "/cellvisor.v1.Cellvisor/TypeVM"
@@ -133,6 +134,9 @@ type CellvisorClient interface {
 	CancelOperation(ctx context.Context, in *CancelOperationRequest, opts ...grpc.CallOption) (*CancelOperationResponse, error)
 	// Balance tells how the load is spread and sets who acts on it.
 	Balance(ctx context.Context, in *BalanceRequest, opts ...grpc.CallOption) (*BalanceResponse, error)
+	// Revoke has certificates refused by all servers, those that have not heard yet as soon as they do. The list has to be signed by an authority that
+	// the server trusts: INVALID_ARGUMENT otherwise.
+	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	// SafeToStop tells whether anything would notice if cells or servers were switched off now.
 	SafeToStop(ctx context.Context, in *SafeToStopRequest, opts ...grpc.CallOption) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
@@ -412,6 +416,16 @@ func (c *cellvisorClient) Balance(ctx context.Context, in *BalanceRequest, opts 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(BalanceResponse)
 	err := c.cc.Invoke(ctx, Cellvisor_Balance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cellvisorClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeResponse)
+	err := c.cc.Invoke(ctx, Cellvisor_Revoke_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -706,6 +720,9 @@ type CellvisorServer interface {
 	CancelOperation(context.Context, *CancelOperationRequest) (*CancelOperationResponse, error)
 	// Balance tells how the load is spread and sets who acts on it.
 	Balance(context.Context, *BalanceRequest) (*BalanceResponse, error)
+	// Revoke has certificates refused by all servers, those that have not heard yet as soon as they do. The list has to be signed by an authority that
+	// the server trusts: INVALID_ARGUMENT otherwise.
+	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	// SafeToStop tells whether anything would notice if cells or servers were switched off now.
 	SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error)
 	// ConsoleVM sends the console bytes from an offset on; with follow, until the VM has ended and everything was sent.
@@ -816,6 +833,9 @@ func (UnimplementedCellvisorServer) CancelOperation(context.Context, *CancelOper
 }
 func (UnimplementedCellvisorServer) Balance(context.Context, *BalanceRequest) (*BalanceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Balance not implemented")
+}
+func (UnimplementedCellvisorServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
 }
 func (UnimplementedCellvisorServer) SafeToStop(context.Context, *SafeToStopRequest) (*SafeToStopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SafeToStop not implemented")
@@ -1223,6 +1243,24 @@ func _Cellvisor_Balance_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cellvisor_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CellvisorServer).Revoke(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cellvisor_Revoke_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CellvisorServer).Revoke(ctx, req.(*RevokeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cellvisor_SafeToStop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SafeToStopRequest)
 	if err := dec(in); err != nil {
@@ -1575,6 +1613,10 @@ var Cellvisor_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Balance",
 			Handler:    _Cellvisor_Balance_Handler,
+		},
+		{
+			MethodName: "Revoke",
+			Handler:    _Cellvisor_Revoke_Handler,
 		},
 		{
 			MethodName: "SafeToStop",

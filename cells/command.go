@@ -59,6 +59,7 @@ type Command struct {
 	VCPUHanded     *VCPUHanded     `json:"vcpu_handed,omitempty"`
 	SetBalance     *SetBalance     `json:"set_balance,omitempty"`
 	Loads          *Loads          `json:"loads,omitempty"`
+	Revoke         *Revoke         `json:"revoke,omitempty"`
 }
 
 // ServerInfo is what a server says about itself.

@@ -195,7 +195,7 @@ func (f *FSM) dispatch(c *Command, index, term uint64) (any, *Fault) {
 	return f.dispatchOperation(c, index)
 }
 
-// dispatchOperation applies the commands of operations, moves and pauses.
+// dispatchOperation applies the commands of operations, moves, pauses and certificates.
 func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 	switch {
 	case c.StartOperation != nil:
@@ -224,6 +224,8 @@ func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 		return nil, f.saveVM(c.SaveVM)
 	case c.EndSave != nil:
 		return nil, f.endSave(c.EndSave)
+	case c.Revoke != nil:
+		return f.revoke(c.Revoke)
 	}
 	return nil, faultf(CodeUnknown, "command is not known here: another version of the program proposed it")
 }

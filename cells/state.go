@@ -279,6 +279,7 @@ const (
 	EventOpDone         EventKind = "op-done"
 	EventOpFailed       EventKind = "op-failed"
 	EventOpCancelled    EventKind = "op-cancelled"
+	EventRevoked        EventKind = "ca-revoked" // certificates were taken back
 )
 
 // Event is one thing that happened, in the order of the log. Events are replicated: every server has the same ones under the same
@@ -309,6 +310,8 @@ type State struct {
 	Operations []Operation `json:"operations,omitempty"` // by rising ID
 	Disks      []Disk      `json:"disks,omitempty"`      // in the order of their creation
 	Balance    BalanceMode `json:"balance,omitempty"`    // "" means off
+
+	Revoked []RevokedCert `json:"revoked,omitempty"` // certificates that are refused, by serial; never changed in place
 }
 
 // Server returns the server with this ID, or nil.

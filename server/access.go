@@ -38,6 +38,7 @@ var access = map[string]level{
 	"DebugCounters": mayLook, "Watch": mayLook, "PageMap": mayLook, "ListWorkers": mayLook, "ListDisks": mayLook, "Slices": mayLook,
 	"TypeVM": mayAct, "RunVM": mayAct, "StopVM": mayAct, "ProtectVM": mayAct, "RemoveVM": mayAct, "RemoveDisk": mayAct, "Cordon": mayAct, "StartOperation": mayAct,
 	"CancelOperation": mayAct, "StopServer": mayAct, "ResetVM": mayAct, "PauseVM": mayAct, "SaveVM": mayAct, "RestoreVM": mayAct, "SetFaults": mayAct, "CrashGuest": mayAct, "Balance": mayAct,
+	"Revoke":  mayAct,
 	"GetBlob": mayPeer, "PartState": mayPeer, "DebugDump": mayPeer, "AuditLog": mayPeer,
 	// gRPC's reflection service: what calls there are.
 	"ServerReflectionInfo": mayLook,

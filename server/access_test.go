@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -168,6 +169,89 @@ func TestHostileClientsOfTheAPI(t *testing.T) {
 	if st := s.status(); st == nil || st.VmsTotal != 0 || st.ServersLive != 1 {
 		t.Errorf("something moved: %v", st)
 	}
+}
+
+// What the authority takes back is refused by every server as soon as one of them was told, without the list being copied anywhere; a list that the
+// authority has not signed changes nothing.
+func TestRevocationIsAgreed(t *testing.T) {
+	c, authority := securedCluster(t, 2)
+	alice := authority.Files("alice")
+	issued(t, authority, trust.RoleOperator, "alice")
+	apart := t.TempDir() // where the authority's files are kept, which no server sees
+	for _, f := range []string{filepath.Join(authority.Dir, "ca.crt"), filepath.Join(authority.Dir, "ca.key"), alice.Cert} {
+		raw, err := os.ReadFile(f)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(apart, filepath.Base(f)), raw, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys, err := trust.Load(alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := make([]*api.Client, len(c.servers))
+	for i, s := range c.servers {
+		if clients[i], err = s.dialTCP(keys.ClientTLS()); err != nil {
+			t.Fatal(err)
+		}
+		defer clients[i].Close()
+	}
+	kept, err := trust.Open(apart)
+	if err == nil {
+		_, err = kept.Revoke("alice", "", time.Now())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := os.ReadFile(filepath.Join(apart, trust.RevokedFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.servers[0]
+	for _, bad := range [][]byte{nil, []byte("no list"), list[:len(list)/2], strangersList(t)} {
+		if _, err := s.client.Revoke(s.ctx(), &api.RevokeRequest{List: bad}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("a bad list: %v", err)
+		}
+	}
+	r, err := clients[0].API().Revoke(s.ctx(), &api.RevokeRequest{List: list})
+	if err != nil || r.Added != 1 || r.Total != 1 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	for i, other := range c.servers {
+		eventually(t, "alice's connection ends", func() bool {
+			_, err := clients[i].API().StopVM(s.ctx(), &api.StopVMRequest{Name: "none"})
+			return err != nil && status.Code(err) != codes.NotFound
+		})
+		eventually(t, "alice is refused", func() bool {
+			if late, err := other.dialTCP(keys.ClientTLS()); err == nil {
+				late.Close()
+			}
+			n, err := other.client.DebugCounters(s.ctx(), &api.DebugCountersRequest{})
+			return err == nil && n.Counters["api.revoked"] >= 1
+		})
+	}
+	if r, err := s.client.Revoke(s.ctx(), &api.RevokeRequest{List: list}); err != nil || r.Added != 0 || r.Total != 1 {
+		t.Errorf("the same list again: %v, %v", r, err)
+	}
+}
+
+// strangersList is signed by an authority that nobody trusts.
+func strangersList(t *testing.T) []byte {
+	t.Helper()
+	other, err := trust.Create(filepath.Join(t.TempDir(), "tls"), strings.Repeat("c1", 16), time.Hour)
+	if err == nil {
+		_, err = other.Revoke("", "5f", time.Now())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := os.ReadFile(filepath.Join(other.Dir, trust.RevokedFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 // garbage sends bytes that make no sense, and returns when the other side has hung up.

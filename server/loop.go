@@ -160,6 +160,7 @@ func (s *Server) publish(fresh []cells.Event) {
 		s.core.Check() // a broken invariant ends the process: better no server than one that decides wrongly
 		state := s.core.State()
 		next.state, changed = &state, true
+		s.refuse(old, &state)
 		if state.NextSeq != next.events.lastSeq()+1 { // the first snapshot, or a jump to what another server had saved
 			all, _ := s.core.EventsSince(0, cells.MaxEvents)
 			next.events = &eventLog{events: append([]cells.Event(nil), all...)}

@@ -32,7 +32,8 @@ type Credentials struct {
 	cert    *tls.Certificate    // protected by mu
 	id      Identity            // protected by mu
 	trusted []*x509.Certificate // protected by mu
-	revoked revoked             // protected by mu
+	revoked revoked             // protected by mu; by the list beside the bundle
+	agreed  revoked             // protected by mu; by the cluster's word
 	fault   error               // protected by mu; why the files as they are now are not in force
 }
 

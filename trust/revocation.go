@@ -6,9 +6,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -22,22 +24,65 @@ var ErrRevoked = errors.New("it was revoked")
 // listValidity is what a list says of itself. It is not enforced: an old list is better than none.
 const listValidity = 10 * 365 * 24 * time.Hour
 
+// listType is the list's name in PEM.
+const listType = "X509 CRL"
+
 // revoked tells when certificates were taken back, by serial number in hexadecimal digits.
 type revoked map[string]time.Time
+
+// Revocation is a certificate that was taken back.
+type Revocation struct {
+	Serial string // hexadecimal digits
+	At     time.Time
+}
+
+// ReadList reads a revocation list in PEM that one of the trusted authorities must have signed, by rising serial.
+func (c *Credentials) ReadList(raw []byte) ([]Revocation, error) {
+	block, _ := pem.Decode(raw)
+	if block == nil || block.Type != listType {
+		return nil, errors.New("this is no revocation list in PEM form")
+	}
+	_, trusted, _ := c.now()
+	known, _, err := parseRevoked("the revocation list", block.Bytes, trusted)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Revocation, 0, len(known))
+	for _, serial := range slices.Sorted(maps.Keys(known)) {
+		out = append(out, Revocation{Serial: serial, At: known[serial]})
+	}
+	return out, nil
+}
+
+// Refuse has certificates refused besides those on the list that is kept in a file: the cluster has agreed on them. It replaces what was said before.
+func (c *Credentials) Refuse(list []Revocation) {
+	agreed := make(revoked, len(list))
+	for _, r := range list {
+		agreed[r.Serial] = r.At
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.agreed = agreed
+}
 
 // readRevoked reads the list beside a bundle. No file is an empty list; one that none of the authorities signed is an error.
 func readRevoked(bundle string, trusted []*x509.Certificate) (revoked, *x509.RevocationList, error) {
 	path := filepath.Join(filepath.Dir(bundle), RevokedFile)
-	blocks, err := readPEM(path, "X509 CRL")
+	blocks, err := readPEM(path, listType)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil, nil
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	list, err := x509.ParseRevocationList(blocks[0])
+	return parseRevoked(path, blocks[0], trusted)
+}
+
+// parseRevoked reads a list; where says where it comes from.
+func parseRevoked(where string, der []byte, trusted []*x509.Certificate) (revoked, *x509.RevocationList, error) {
+	list, err := x509.ParseRevocationList(der)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+		return nil, nil, fmt.Errorf("%s: %w", where, err)
 	}
 	for _, t := range trusted {
 		if err = list.CheckSignatureFrom(t); err == nil {
@@ -45,7 +90,7 @@ func readRevoked(bundle string, trusted []*x509.Certificate) (revoked, *x509.Rev
 		}
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: no authority that is trusted has signed it: %w", path, err)
+		return nil, nil, fmt.Errorf("%s: no authority that is trusted has signed it: %w", where, err)
 	}
 	out := revoked{}
 	for _, e := range list.RevokedCertificateEntries {
@@ -88,7 +133,7 @@ func (a *Authority) Revoke(name, serial string, now time.Time) (whose string, er
 	if err != nil {
 		return "", err
 	}
-	return whose, replaceFile(filepath.Join(a.Dir, RevokedFile), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: raw}))
+	return whose, replaceFile(filepath.Join(a.Dir, RevokedFile), pem.EncodeToMemory(&pem.Block{Type: listType, Bytes: raw}))
 }
 
 // keepRevoked signs the list anew, with the authority that issues now: after a rotation the old one's word will not count.
@@ -103,5 +148,5 @@ func (a *Authority) keepRevoked(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(a.Dir, RevokedFile), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: raw}))
+	return replaceFile(filepath.Join(a.Dir, RevokedFile), pem.EncodeToMemory(&pem.Block{Type: listType, Bytes: raw}))
 }

@@ -23,7 +23,11 @@ func (c *Credentials) Still(s tls.ConnectionState) error {
 	leaf := s.PeerCertificates[0]
 	c.now()
 	c.mu.Lock()
-	at, taken := c.revoked[leaf.SerialNumber.Text(16)]
+	serial := leaf.SerialNumber.Text(16)
+	at, taken := c.revoked[serial]
+	if !taken {
+		at, taken = c.agreed[serial]
+	}
 	c.mu.Unlock()
 	id, _ := IdentityOf(leaf)
 	switch {

@@ -28,3 +28,14 @@ func OfBalance(b *api.BalanceResponse) Balance {
 		return ServerLoad{Server: s.GetServer(), Cell: s.GetCell(), Slots: s.GetSlots(), VCPUs: s.GetVcpus(), Busy: s.GetBusy(), Cordoned: s.GetCordoned(), Parent: s.GetParent()}
 	})}
 }
+
+// Revoked is `ca publish -o json`.
+type Revoked struct {
+	Added uint32 `json:"added"`
+	Total uint32 `json:"total"`
+}
+
+// OfRevoked converts an answer to Revoke.
+func OfRevoked(r *api.RevokeResponse) Revoked {
+	return Revoked{Added: r.GetAdded(), Total: r.GetTotal()}
+}

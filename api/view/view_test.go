@@ -47,6 +47,7 @@ func TestGolden(t *testing.T) {
 		"slices":        OfSlices(&api.SlicesResponse{Server: "a-1", NowMicros: 9, Slots: 2, Slices: []*api.Slice{{Vm: "web", VmId: 7, Number: 3, BeginMicros: 1, EndMicros: 2, Slots: []uint32{0}}}}),
 		"pages":         OfPageMap(&api.PageMapResponse{VmId: 7, Pages: 4, PagesPerRegion: 2, Holders: []*api.PageHolder{{Server: "a-1", Cell: "a", Shared: []uint32{1, 0}, Modified: []uint32{0, 2}}}}),
 		"disk":          OfDisk(&api.DiskInfo{Name: "db", Vm: "web", SizeBytes: 1 << 20, Copies: []*api.DiskCopy{{Server: "a-1", Cell: "a", State: "current", Home: true, Live: true}}}),
+		"revoked":       OfRevoked(&api.RevokeResponse{Added: 1, Total: 2}),
 		"safety":        OfSafety(&api.SafeToStopResponse{Safe: true}),
 	} {
 		got, err := json.MarshalIndent(v, "", "  ")

@@ -16,11 +16,12 @@ import (
 	"github.com/cellvisor/cellvisor/trust"
 )
 
-// caCmd groups what an operator does with the cluster's certificate authority. It works on files and talks to nobody.
+// caCmd groups what an operator does with the cluster's certificate authority. It works on files; only the list of
+// what was taken back is sent to a cluster.
 func (a *app) caCmd() *cobra.Command {
 	var dir string
 	c := a.noun("ca", "Say who may be a server, an operator or a viewer of a cluster",
-		a.caInitCmd(&dir), a.caIssueCmd(&dir), a.caRevokeCmd(&dir), a.caRotateCmd(&dir), a.caShowCmd(&dir))
+		a.caInitCmd(&dir), a.caIssueCmd(&dir), a.caRevokeCmd(&dir), a.caPublishCmd(&dir), a.caRotateCmd(&dir), a.caShowCmd(&dir))
 	c.PersistentFlags().StringVar(&dir, "dir", "", "directory of the authority (default that of the local cluster, else ./tls)")
 	return c
 }
@@ -152,15 +153,19 @@ func (a *app) showIssued(f trust.Files) error {
 
 func (a *app) caRevokeCmd(dir *string) *cobra.Command {
 	var serial string
+	var offline bool
 	cmd := &cobra.Command{
 		Use:   "revoke NAME | --serial SERIAL",
 		Short: "Take a certificate back",
-		Long: `Puts a certificate on the list ca.crl, beside ca.crt. Copy it to where each server has its ca.crt: servers read it again by themselves, refuse and count
-whoever shows the certificate from then on, and end the connections that it has within a second of their next use. A local cluster's servers all
-read the one in DIR/tls. "ca issue NAME --renew" gives the same name another certificate.`,
-		Example: "  cellvisor ca revoke alice\n  cellvisor ca revoke --serial 5f1c0e… --dir /root/cellvisor-ca",
+		Long: `Puts a certificate on the list ca.crl, beside ca.crt, and sends the list to the cluster: every server refuses and counts whoever shows the certificate
+from then on, and ends the connections that it has within a second of their next use; a server that is away learns of it when it comes back. "ca issue
+NAME --renew" gives the same name another certificate.
+
+The cluster is the one that --addr or --context names, or the local one. Where none is in reach of the authority's directory, take ca.crl to a machine
+that reaches one and use "ca publish" there, or copy the file to where each server has its ca.crt: servers read it again by themselves.`,
+		Example: "  cellvisor ca revoke alice\n  cellvisor ca revoke --serial 5f1c0e… --dir /root/cellvisor-ca --offline",
 		Args:    args(0, 1, "a NAME"),
-		RunE: a.does(func(_ context.Context, got []string) error {
+		RunE: a.does(func(ctx context.Context, got []string) error {
 			name := ""
 			if len(got) == 1 {
 				name = got[0]
@@ -179,9 +184,13 @@ read the one in DIR/tls. "ca issue NAME --renew" gives the same name another cer
 			if _, err := authority.Revoke(name, serial, time.Now()); err != nil {
 				return err
 			}
-			return a.showAuthority(authority)
+			if err := a.showAuthority(authority); err != nil || offline {
+				return err
+			}
+			return a.publishAfterRevoke(ctx, authority)
 		}),
 	}
+	cmd.Flags().BoolVar(&offline, "offline", false, "only write the list, talk to no cluster")
 	cmd.Flags().StringVar(&serial, "serial", "", "its serial number, of one that is not in the directory")
 	return cmd
 }

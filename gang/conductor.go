@@ -205,25 +205,6 @@ func (c *Core) settle(now ident.Micros, g *gang) {
 	}
 }
 
-// virtualOf is a time by weight, in units that keep the weights' ratios without fractions.
-func (g *gang) virtualOf(t ident.Micros) int64 { return int64(t) * MaxWeight / g.weight }
-
-// charge adds what a running gang has run.
-func (c *Core) charge(until ident.Micros, g *gang) {
-	if !g.running {
-		return
-	}
-	ran := until - g.from
-	if g.fresh {
-		ran = max(ran, MinCharge)
-	}
-	if ran > 0 {
-		g.virtual += g.virtualOf(ran)
-	}
-	g.fresh = false
-	g.from = max(g.from, until)
-}
-
 // rotate plans the next slice.
 func (c *Core) rotate(now ident.Micros) {
 	l := &c.lead
@@ -258,27 +239,6 @@ func (c *Core) rotate(now ident.Micros) {
 	c.count.Slices++
 	c.tell(now, start)
 }
-
-// advance moves the present virtual time on, and bounds how far ahead of it a gang can be that only filled holes.
-func (c *Core) advance() {
-	l := &c.lead
-	least, any := int64(0), false
-	for i := range l.gangs {
-		if g := &l.gangs[i]; g.work && (!any || g.virtual < least) {
-			least, any = g.virtual, true
-		}
-	}
-	if any {
-		l.virtual = max(l.virtual, least)
-	}
-	for i := range l.gangs {
-		g := &l.gangs[i]
-		g.virtual = min(g.virtual, l.virtual+g.virtualOf(aheadSlices*MaxSlice))
-	}
-}
-
-// aheadSlices bounds how far ahead a gang can be, in slices of its own.
-const aheadSlices = 5
 
 // fill gives slots that are free in the present slice to gangs that wait, and ends the slice early for one that has waited longer than those
 // that run.

@@ -22,8 +22,13 @@
 // Every gang has a virtual time: the time that it ran, over its weight. At the begin of a slice all slots are empty and gangs are taken in the order of
 // virtual time, that is, the one that has waited longest for its share comes first. A gang is taken if every one of its vCPUs with work gets a
 // slot on its server; others, smaller ones, fill what is left. The first in the order is always taken, whatever its size: so no mix starves it.
-// A gang that was idle comes back at the present virtual time: idling earns nothing. One that only filled holes is never further ahead than a
-// few slices, so it pays for them in bounded time.
+// A gang that was idle comes back at the present virtual time: idling earns nothing. Gangs that run while those that are due cannot, on a server
+// where few wait or in holes, go ahead together and share by weight what the others cannot use; what they are ahead is bounded, for all of them alike, so
+// when others come who can use it they pay for it in bounded time.
+//
+// So a gang's *fair share* is that of a weighted max-min division of time: the time of all gangs rises together, by weight, until a server of some has no
+// slots left; those have their share then, and the others rise on. It is had where gangs pack, as on one server and on servers of one slot; wide gangs on several
+// servers of several slots leave holes, and all of them have less alike.
 //
 // A gang whose vCPUs all idle leaves its slots at once to others that fit. One that wakes is started at once if its slots are free; if not, it may cut
 // the slice short, but never below MinSlice. Each start is charged MinCharge at least, so that waking often is no way to get more.

@@ -30,7 +30,7 @@ func (h host) Processes() (out []drill.Process, err error) {
 		if pid := h.w.PID(s); pid != 0 {
 			out = append(out, process(s, pid, false))
 		}
-		for _, pid := range h.w.Workers(s) {
+		for _, pid := range h.w.WorkerPIDs(s) {
 			out = append(out, process(s, pid, true))
 		}
 	}
@@ -46,14 +46,14 @@ func (h host) Signal(sig syscall.Signal, to ...drill.Process) error {
 	for _, s := range h.w.Servers {
 		serve := slices.ContainsFunc(to, func(p drill.Process) bool { return !p.Worker && p.PID == h.w.PID(s) && p.PID != 0 })
 		var workers []int
-		for _, pid := range h.w.Workers(s) {
+		for _, pid := range h.w.WorkerPIDs(s) {
 			if slices.ContainsFunc(to, func(p drill.Process) bool { return p.PID == pid }) {
 				workers = append(workers, pid)
 			}
 		}
 		switch {
 		case sig == syscall.SIGKILL && serve:
-			h.w.Kill(s, len(workers) < len(h.w.Workers(s)))
+			h.w.Kill(s, len(workers) < len(h.w.WorkerPIDs(s)))
 		case sig == syscall.SIGKILL:
 			for _, pid := range workers {
 				h.w.KillWorker(pid)

@@ -6,6 +6,8 @@
 //	sim/kernel    virtual time, network, nodes: what all worlds are made of
 //	sim/pages     the page protocol under faults
 //	sim/explore   the page protocol in small worlds, all reachable states
+//	sim/cluster   servers and their worker processes: what the worlds of agreement, containment, recovery and drills are made of
+//	sim/simtest   what the tests of all scenarios have in common
 //	sim/recover   protection by replicas; and, as scenario disks, mirrored disks under loss of power and damage
 package sim
 

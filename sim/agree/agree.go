@@ -36,23 +36,9 @@ const (
 	settleTime  = 20 * ident.Second
 )
 
-// Run runs the world of a seed. If it fails, it runs it again to tell the end of its story.
+// Run runs the world of a seed.
 func Run(seed uint64, canary string) error {
-	if err := run(seed, canary, false); err == nil {
-		return nil
-	}
-	return run(seed, canary, true)
-}
-
-func run(seed uint64, canary string, tracing bool) error {
-	k := kernel.New(seed, kernel.Reliable())
-	k.Tracing = tracing
-	w := build(k, canary)
-	err := play(w)
-	if err != nil && tracing {
-		err = fmt.Errorf("%w\n%s", err, k.Trace())
-	}
-	return err
+	return cluster.Retell(seed, func(k *kernel.World) error { return play(build(k, canary)) })
 }
 
 var shapes = []cluster.Config{

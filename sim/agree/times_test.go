@@ -12,7 +12,7 @@ import (
 )
 
 // timesSeeds is how many clusters each claim about time is tried on.
-var timesSeeds = map[bool]int{false: 40, true: 4}[raceBuild]
+const timesSeeds = 40
 
 // settledCluster is a healthy cluster of three cells with two servers each.
 func settledCluster(t *testing.T, seed uint64, oneHost bool) *cluster.World {

@@ -3,28 +3,11 @@ package balance
 import (
 	"testing"
 
-	"github.com/cellvisor/cellvisor/sim"
+	"github.com/cellvisor/cellvisor/sim/simtest"
 )
 
-func TestSeeds(t *testing.T) {
-	seeds := uint64(60)
-	if testing.Short() {
-		seeds = 10
-	}
-	s, _ := sim.Lookup("balance")
-	if _, failures := sim.RunSeeds(s, 1, seeds, "", 3, nil); len(failures) > 0 {
-		t.Fatal(failures[0])
-	}
-}
-
-func TestCanariesAreFound(t *testing.T) {
-	s, _ := sim.Lookup("balance")
-	for _, canary := range s.Canaries {
-		if _, failures := sim.RunSeeds(s, 1, 300, canary, 1, nil); len(failures) == 0 {
-			t.Errorf("canary %s was not found", canary)
-		}
-	}
-}
+func TestSeeds(t *testing.T)    { simtest.Seeds(t, "balance", 60) }
+func TestCanaries(t *testing.T) { simtest.Canaries(t, "balance", 300) }
 
 // What a server sends does not grow with the number of servers, and the depth grows as its logarithm.
 func TestScale(t *testing.T) {

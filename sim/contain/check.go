@@ -11,21 +11,21 @@ func (w *world) checkAll() error { return w.check() }
 
 // check holds after every event.
 func (w *world) check() error {
-	for i, x := range w.workers {
-		if l := x.server.Lease; x.server.Running() && l.Incarnation > x.inc && x.server.Clock() < l.Until {
+	for i, x := range w.Workers {
+		if l := x.Server.Lease; x.Server.Running() && l.Incarnation > x.Incarnation && x.Server.Clock() < l.Until {
 			return fmt.Errorf("server %d acts as incarnation %d while a worker of incarnation %d (vm %d part %d) is alive",
-				x.server.ID, l.Incarnation, x.inc, x.vm, x.part)
+				x.Server.ID, l.Incarnation, x.Incarnation, x.VM, x.Part)
 		}
 		if !x.runs() {
 			continue
 		}
-		if e, out := w.Excluded(cells.Member{Server: x.server.ID, Incarnation: x.inc}); out {
-			return fmt.Errorf("vm %d part %d runs on server %d as incarnation %d, which epoch %d excluded", x.vm, x.part, x.server.ID, x.inc, e)
+		if e, out := w.Excluded(cells.Member{Server: x.Server.ID, Incarnation: x.Incarnation}); out {
+			return fmt.Errorf("vm %d part %d runs on server %d as incarnation %d, which epoch %d excluded", x.VM, x.Part, x.Server.ID, x.Incarnation, e)
 		}
-		for _, y := range w.workers[:i] {
-			if y.vm == x.vm && y.part == x.part && y.runs() {
+		for _, y := range w.Workers[:i] {
+			if y.VM == x.VM && y.Part == x.Part && y.runs() {
 				return fmt.Errorf("vm %d part %d runs twice: on server %d (pid %d) and on server %d (pid %d)",
-					x.vm, x.part, y.server.ID, y.pid, x.server.ID, x.pid)
+					x.VM, x.Part, y.Server.ID, y.PID, x.Server.ID, x.PID)
 			}
 		}
 	}
@@ -35,10 +35,10 @@ func (w *world) check() error {
 // unsettled says what workers and registry do not agree on.
 func (w *world) unsettled() error {
 	st := w.Servers[0].Core.Peek()
-	for _, x := range w.workers {
-		vm := st.VM(x.vm)
-		if vm == nil || !vm.State.Active() || vm.PartOn(x.server.ID, x.inc) == nil {
-			return fmt.Errorf("the worker of vm %d part %d on server %d is left over", x.vm, x.part, x.server.ID)
+	for _, x := range w.Workers {
+		vm := st.VM(x.VM)
+		if vm == nil || !vm.State.Active() || vm.PartOn(x.Server.ID, x.Incarnation) == nil {
+			return fmt.Errorf("the worker of vm %d part %d on server %d is left over", x.VM, x.Part, x.Server.ID)
 		}
 	}
 	for i := range st.VMs {
@@ -53,12 +53,12 @@ func (w *world) unsettled() error {
 			if p.Gone {
 				continue
 			}
-			x := w.find(w.Server(p.Server), vm.ID)
+			x, ok := w.Find(w.Server(p.Server), vm.ID)
 			switch {
-			case x == nil:
+			case !ok:
 				return fmt.Errorf("vm %d part %d has no worker", vm.ID, p.Part)
-			case x.members != vm.Epoch:
-				return fmt.Errorf("the worker of vm %d part %d has members of epoch %d, the vm is in %d", vm.ID, p.Part, x.members, vm.Epoch)
+			case x.epoch != vm.Epoch:
+				return fmt.Errorf("the worker of vm %d part %d has members of epoch %d, the vm is in %d", vm.ID, p.Part, x.epoch, vm.Epoch)
 			case !x.runs():
 				return fmt.Errorf("the worker of vm %d part %d does not run", vm.ID, p.Part)
 			}

@@ -45,23 +45,9 @@ const (
 	settleTime  = 20 * ident.Second
 )
 
-// Run runs the world of a seed. If it fails, it runs it again to tell the end of its story.
+// Run runs the world of a seed.
 func Run(seed uint64, canary string) error {
-	if err := run(seed, canary, false); err == nil {
-		return nil
-	}
-	return run(seed, canary, true)
-}
-
-func run(seed uint64, canary string, tracing bool) error {
-	k := kernel.New(seed, kernel.Reliable())
-	k.Tracing = tracing
-	w := build(k, canary)
-	err := w.play()
-	if err != nil && tracing {
-		err = fmt.Errorf("%w\n%s", err, k.Trace())
-	}
-	return err
+	return cluster.Retell(seed, func(k *kernel.World) error { return build(k, canary).play() })
 }
 
 var shapes = []cluster.Config{
@@ -73,13 +59,9 @@ var shapes = []cluster.Config{
 
 // world is a cluster with workers.
 type world struct {
-	*cluster.World
-	workers  []*worker // alive
-	pids     int
-	ended    map[ident.VMID]string                // why a VM may end, besides losing a server
-	killed   map[ident.ServerID]ident.Incarnation // up to which a server was told to kill
-	starting map[start]*bool                      // workers that are being started; true: stopped before they came up
-	names    []string                             // of VMs that clients asked for
+	*cluster.Processes[*worker]
+	ended map[ident.VMID]string // why a VM may end, besides losing a server
+	names []string              // of VMs that clients asked for
 }
 
 func build(k *kernel.World, canary string) *world {
@@ -91,9 +73,8 @@ func build(k *kernel.World, canary string) *world {
 	if r.IntN(3) == 0 {
 		cfg.DiskMax = k.Between(0, 5*ident.Millisecond)
 	}
-	w := &world{World: cluster.New(k, cfg), ended: make(map[ident.VMID]string), killed: make(map[ident.ServerID]ident.Incarnation),
-		starting: make(map[start]*bool)}
-	w.OnAction, w.WorkersLeft, w.Adopt = w.action, w.left, w.adopt
+	w := &world{ended: make(map[ident.VMID]string)}
+	w.Processes = cluster.NewProcesses(cluster.New(k, cfg), cluster.Shell[*worker]{Within: 30 * ident.Millisecond, New: w.begin, Do: w.do})
 	w.OnExclude = func(cells.Member) { w.check() }
 	return w
 }
@@ -120,9 +101,7 @@ func (w *world) play() error {
 	}
 	w.SetNetwork(kernel.Reliable())
 	w.CalmDown()
-	for _, x := range w.workers {
-		x.paused = false
-	}
+	w.AllGoOn()
 	if err := w.RunUntil(w.Now()+settleTime, func() bool { return w.Settled() == nil && w.unsettled() == nil }); err != nil {
 		return err
 	}
@@ -182,11 +161,11 @@ func (w *world) fault(begin, end ident.Micros) {
 	long := w.Between(10*ident.Millisecond, 4*ident.Second)
 	switch w.Rand().IntN(6) {
 	case 0: // everything of a server
-		w.At(from, func() { w.kill(s) })
+		w.At(from, func() { w.KillAll(s) })
 		w.At(from+long, s.Restart)
 	case 1: // everything of a cell
 		for _, x := range w.Cell(s.Cell()) {
-			w.At(from, func() { w.kill(x) })
+			w.At(from, func() { w.KillAll(x) })
 			w.At(from+long, x.Restart)
 		}
 	case 2: // serve only: its workers go on
@@ -197,8 +176,8 @@ func (w *world) fault(begin, end ident.Micros) {
 		w.At(from+long, s.Restart)
 	case 3: // everything of a server stands still, or serve only
 		all := w.Chance(500)
-		w.At(from, func() { w.still(s, all) })
-		w.At(from+long, func() { w.goOn(s) })
+		w.At(from, func() { w.Still(s, all) })
+		w.At(from+long, func() { w.GoOn(s) })
 	case 4: // cut off
 		for _, x := range w.Servers {
 			if x != s {
@@ -216,23 +195,23 @@ func (w *world) fault(begin, end ident.Micros) {
 func (w *world) mishap(at ident.Micros) {
 	kind := w.Rand().IntN(4)
 	w.At(at, func() {
-		if len(w.workers) == 0 || w.Calm() {
+		if len(w.Workers) == 0 || w.Calm() {
 			return
 		}
-		x := w.workers[w.Rand().IntN(len(w.workers))]
+		x := w.Workers[w.Rand().IntN(len(w.Workers))]
 		switch kind {
 		case 0:
-			w.ended[x.vm] = "its worker died"
-			w.die(x, "killed by signal 9")
+			w.ended[x.VM] = "its worker died"
+			w.Die(x, "killed by signal 9")
 		case 1:
-			if x.members > 0 && x.runs() {
-				w.ended[x.vm] = "its guest ended"
+			if x.epoch > 0 && x.runs() {
+				w.ended[x.VM] = "its guest ended"
 				x.end()
 			}
 		case 2:
 			s := w.Servers[w.Rand().IntN(len(w.Servers))]
-			w.ended[x.vm] = "it was stopped"
-			w.Command(s, cells.Command{StopVM: &cells.StopVM{VM: x.vm}}, 3*ident.Second, func(monitor.Response) {})
+			w.ended[x.VM] = "it was stopped"
+			w.Command(s, cells.Command{StopVM: &cells.StopVM{VM: x.VM}}, 3*ident.Second, func(monitor.Response) {})
 		case 3:
 			w.create()
 		}

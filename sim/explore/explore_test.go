@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// worlds are explored whole: every state that can be reached within the bounds. Those marked long are left out with -short and under the
-// race detector, which makes them ten times slower and adds nothing.
+// worlds are explored whole: every state that can be reached within the bounds. Those marked long are left out with -short.
 var worlds = []struct {
 	name string
 	long bool
@@ -28,7 +27,7 @@ var worlds = []struct {
 func TestWorlds(t *testing.T) {
 	for _, w := range worlds {
 		t.Run(w.name, func(t *testing.T) {
-			if w.long && (testing.Short() || raceEnabled) {
+			if w.long && testing.Short() {
 				t.Skip("long")
 			}
 			explore(t, w.b)

@@ -3,25 +3,8 @@ package gang
 import (
 	"testing"
 
-	"github.com/cellvisor/cellvisor/sim"
+	"github.com/cellvisor/cellvisor/sim/simtest"
 )
 
-func TestSeeds(t *testing.T) {
-	seeds := uint64(200)
-	if testing.Short() {
-		seeds = 20
-	}
-	s, _ := sim.Lookup("gang")
-	if _, failures := sim.RunSeeds(s, 1, seeds, "", 3, nil); len(failures) > 0 {
-		t.Fatal(failures[0])
-	}
-}
-
-func TestCanariesAreFound(t *testing.T) {
-	s, _ := sim.Lookup("gang")
-	for _, canary := range s.Canaries {
-		if _, failures := sim.RunSeeds(s, 1, 400, canary, 1, nil); len(failures) == 0 {
-			t.Errorf("canary %s was not found", canary)
-		}
-	}
-}
+func TestSeeds(t *testing.T)    { simtest.Seeds(t, "gang", 200) }
+func TestCanaries(t *testing.T) { simtest.Canaries(t, "gang", 400) }

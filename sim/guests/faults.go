@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/sim/cluster"
 	"github.com/cellvisor/cellvisor/sim/kernel"
 	"github.com/cellvisor/cellvisor/wire"
@@ -14,40 +13,18 @@ import (
 
 // Kill ends all processes of a server, or its serve process only.
 func (w *World) Kill(s *cluster.Server, serveOnly bool) {
-	s.Crash(false)
 	if serveOnly {
-		return
-	}
-	for _, x := range w.on(s) {
-		w.bury(x)
-	}
-	w.hints(s)
-}
-
-// hints lets others notice that connections broke.
-func (w *World) hints(s *cluster.Server) {
-	for _, o := range w.Servers {
-		if o != s && w.Chance(600) {
-			o.After(w.soon(), func() monitor.Event { return monitor.Hint{Server: s.ID, Source: "connection reset"} })
-		}
+		s.Crash(false)
+	} else {
+		w.KillAll(s)
 	}
 }
 
 // Stop stops all processes of a server as SIGSTOP does.
-func (w *World) Stop(s *cluster.Server) {
-	s.Pause()
-	for _, x := range w.on(s) {
-		x.paused = true
-	}
-}
+func (w *World) Stop(s *cluster.Server) { w.Still(s, true) }
 
 // Continue is the end of Stop.
-func (w *World) Continue(s *cluster.Server) {
-	for _, x := range w.on(s) {
-		x.paused = false
-	}
-	s.Resume()
-}
+func (w *World) Continue(s *cluster.Server) { w.GoOn(s) }
 
 // Start starts a server's serve process. While its disk takes no writes it ends again at once.
 func (w *World) Start(s *cluster.Server) {
@@ -65,19 +42,19 @@ func (w *World) PID(s *cluster.Server) int {
 	return 1_000_000 + s.Boots()*1000 + int(s.ID)
 }
 
-// Workers lists the process numbers of a server's workers.
-func (w *World) Workers(s *cluster.Server) (pids []int) {
-	for _, x := range w.on(s) {
-		pids = append(pids, x.pid)
+// WorkerPIDs lists the process numbers of a server's workers.
+func (w *World) WorkerPIDs(s *cluster.Server) (pids []int) {
+	for _, x := range w.On(s) {
+		pids = append(pids, x.PID)
 	}
 	return pids
 }
 
 // KillWorker kills the worker with this process number; false if there is none.
 func (w *World) KillWorker(pid int) bool {
-	for _, x := range w.workers {
-		if x.pid == pid {
-			w.die(x, "killed by signal 9")
+	for _, x := range w.Workers {
+		if x.PID == pid {
+			w.Die(x, "killed by signal 9")
 			return true
 		}
 	}
@@ -86,9 +63,9 @@ func (w *World) KillWorker(pid int) bool {
 
 // StopWorker stops or continues one worker.
 func (w *World) StopWorker(pid int, on bool) {
-	for _, x := range w.workers {
-		if x.pid == pid {
-			x.paused = on
+	for _, x := range w.Workers {
+		if x.PID == pid {
+			x.Paused = on
 		}
 	}
 }
@@ -152,8 +129,8 @@ func (w *World) Unwedge(s *cluster.Server) {
 
 // Panic lets a VM's guest crash.
 func (w *World) Panic(vm ident.VMID) error {
-	for _, x := range w.workers {
-		if x.vm == vm && x.home && x.acts() {
+	for _, x := range w.Workers {
+		if x.VM == vm && x.home && x.acts() {
 			x.end(wire.WorkerEnded{State: "failed", Reason: "guest failed: triple fault", Registers: "simulated", Crash: true, Booted: max(x.members.Booted, x.first), UpMicros: x.guest.ran})
 			return nil
 		}

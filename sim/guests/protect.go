@@ -24,7 +24,7 @@ func (x *worker) cut() {
 	w, seq, saved, epoch, began := x.w, x.protect.Seq, x.guest.saved(), x.epoch, x.w.Now()
 	x.busy, x.frozen = true, x.asked == seq
 	acks := x.protect.Standbys
-	valid := func() bool { return !x.dead && x.protect.Seq == seq && x.epoch == epoch }
+	valid := func() bool { return !x.Dead && x.protect.Seq == seq && x.epoch == epoch }
 	done := func() {
 		if !valid() {
 			return
@@ -34,7 +34,7 @@ func (x *worker) cut() {
 		x.sayProtected(seq)
 		if x.frozen {
 			x.switched = &wire.WorkerSwitched{Seq: seq, CutMicros: w.Now() - began}
-			x.tell(monitor.WorkerSwitched{VM: x.vm, Switched: *x.switched})
+			x.Tell(monitor.WorkerSwitched{VM: x.VM, Switched: *x.switched})
 		}
 	}
 	if w.Canary == CanaryReleaseEarly {
@@ -51,11 +51,11 @@ func (x *worker) cut() {
 				return
 			}
 			y := x.peer(part)
-			if x.paused || y == nil || !y.take(seq, saved) {
+			if x.Paused || y == nil || !y.take(seq, saved) {
 				w.At(w.Now()+5*ident.Millisecond, ship)
 				return
 			}
-			w.deliver(x, func() {
+			w.DeliverTo(x, func() {
 				if acks = acks.Clear(part); acks == 0 {
 					done()
 				}
@@ -67,7 +67,7 @@ func (x *worker) cut() {
 
 // take is a standby's: it applies a checkpoint, unless it has taken over or knows nothing of the protection yet.
 func (x *worker) take(seq uint64, saved guest) bool {
-	if x.taken || x.protect.Seq != seq || !x.leased() {
+	if x.taken || x.protect.Seq != seq || !x.Leased() {
 		return false
 	}
 	x.before, x.replica, x.has = x.replica, saved, true
@@ -77,6 +77,6 @@ func (x *worker) take(seq uint64, saved guest) bool {
 func (x *worker) sayProtected(seq uint64) {
 	if x.told < seq {
 		x.told = seq
-		x.tell(monitor.WorkerProtected{VM: x.vm, Protected: wire.WorkerProtected{Seq: seq}})
+		x.Tell(monitor.WorkerProtected{VM: x.VM, Protected: wire.WorkerProtected{Seq: seq}})
 	}
 }

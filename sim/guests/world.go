@@ -9,11 +9,9 @@ package guests
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/sim/cluster"
 	"github.com/cellvisor/cellvisor/sim/kernel"
 )
@@ -26,17 +24,12 @@ const (
 
 // World is a simulated cluster with workers.
 type World struct {
-	*cluster.World
+	*cluster.Processes[*worker]
 	Canary string
 
-	workers []*worker
-	pids    int
-	seen    map[ident.VMID][]record // what the outside has seen
-	killed  map[ident.ServerID]ident.Incarnation
-	cuts    map[[2]ident.ServerID]bool
-	broken  map[ident.ServerID]bool // servers whose disk takes no writes
-
-	starting map[start]*bool // workers that are being started; true: they are not to come up
+	seen   map[ident.VMID][]record // what the outside has seen
+	cuts   map[[2]ident.ServerID]bool
+	broken map[ident.ServerID]bool // servers whose disk takes no writes
 }
 
 // New builds a cluster of cells with the same number of servers each; two cells get a witness. Nothing runs before Start.
@@ -48,9 +41,9 @@ func New(seed uint64, count, perCell int, tracing bool) *World {
 	for range count {
 		cfg.Cells = append(cfg.Cells, perCell)
 	}
-	w := &World{World: cluster.New(k, cfg), seen: make(map[ident.VMID][]record), killed: make(map[ident.ServerID]ident.Incarnation),
-		cuts: make(map[[2]ident.ServerID]bool), broken: make(map[ident.ServerID]bool), starting: make(map[start]*bool)}
-	w.OnAction, w.WorkersLeft, w.Adopt, w.World.World.Check = w.action, w.left, w.adopt, w.check
+	w := &World{seen: make(map[ident.VMID][]record), cuts: make(map[[2]ident.ServerID]bool), broken: make(map[ident.ServerID]bool)}
+	w.Processes = cluster.NewProcesses(cluster.New(k, cfg), cluster.Shell[*worker]{Within: 100 * ident.Millisecond, New: w.begin, Do: w.do, Stopping: w.stopping})
+	w.Check = w.check
 	if w.Chance(500) { // a network that is worse than a rack's
 		w.SetNetwork(kernel.Network{DelayMin: 50, DelayMax: w.Between(200, 3000), TailShare: r.IntN(20), TailMax: 50 * ident.Millisecond, InOrder: true})
 	}
@@ -101,16 +94,16 @@ func (w *World) Named(name ident.ServerName) *cluster.Server {
 
 // check holds after every event.
 func (w *World) check() error {
-	for i, x := range w.workers {
+	for i, x := range w.Workers {
 		if !x.acts() {
 			continue
 		}
-		if e, out := w.Excluded(cells.Member{Server: x.server.ID, Incarnation: x.inc}); out {
-			return fmt.Errorf("vm %d part %d runs on server %s as incarnation %d, which epoch %d excluded", x.vm, x.part, x.server.Name(), x.inc, e)
+		if e, out := w.Excluded(cells.Member{Server: x.Server.ID, Incarnation: x.Incarnation}); out {
+			return fmt.Errorf("vm %d part %d runs on server %s as incarnation %d, which epoch %d excluded", x.VM, x.Part, x.Server.Name(), x.Incarnation, e)
 		}
-		for _, y := range w.workers[:i] {
-			if y.vm == x.vm && y.epoch == x.epoch && y.home && x.home && y.acts() {
-				return fmt.Errorf("vm %d has two homes in epoch %d: part %d and part %d", x.vm, x.epoch, y.part, x.part)
+		for _, y := range w.Workers[:i] {
+			if y.VM == x.VM && y.epoch == x.epoch && y.home && x.home && y.acts() {
+				return fmt.Errorf("vm %d has two homes in epoch %d: part %d and part %d", x.VM, x.epoch, y.Part, x.Part)
 			}
 		}
 	}
@@ -124,55 +117,14 @@ func (w *World) release(x *worker, n int) {
 	}
 	from := x.released
 	x.released = n
-	seen := w.seen[x.vm]
+	seen := w.seen[x.VM]
 	for i := from; i < min(n, len(seen)); i++ {
 		if x.guest.log[i] != seen[i] {
-			w.Fail(fmt.Errorf("vm %d part %d: the outside saw record %d as made in epoch %d, now it is one of epoch %d", x.vm, x.part, i, seen[i].epoch, x.guest.log[i].epoch))
+			w.Fail(fmt.Errorf("vm %d part %d: the outside saw record %d as made in epoch %d, now it is one of epoch %d", x.VM, x.Part, i, seen[i].epoch, x.guest.log[i].epoch))
 			return
 		}
 	}
 	if n > len(seen) {
-		w.seen[x.vm] = append(seen, x.guest.log[len(seen):n]...)
+		w.seen[x.VM] = append(seen, x.guest.log[len(seen):n]...)
 	}
-}
-
-func (w *World) on(s *cluster.Server) []*worker {
-	var out []*worker
-	for _, x := range w.workers {
-		if x.server == s {
-			out = append(out, x)
-		}
-	}
-	return out
-}
-
-func (w *World) find(s *cluster.Server, vm ident.VMID) *worker {
-	for _, x := range w.workers {
-		if x.server == s && x.vm == vm {
-			return x
-		}
-	}
-	return nil
-}
-
-func (w *World) soon() ident.Micros { return w.Between(50, 2*ident.Millisecond) }
-
-// bury takes a dead worker off the list.
-func (w *World) bury(x *worker) {
-	x.dead = true
-	w.workers = slices.DeleteFunc(w.workers, func(o *worker) bool { return o == x })
-}
-
-// die ends a worker; its serve notices.
-func (w *World) die(x *worker, reason string) {
-	if x.dead {
-		return
-	}
-	w.bury(x)
-	x.server.After(w.soon(), func() monitor.Event { return monitor.WorkerGone{VM: x.vm, PID: x.pid, Reason: reason} })
-}
-
-// left tells whether workers of a server's incarnation are alive: then there is no proof that it is gone.
-func (w *World) left(s *cluster.Server, upTo ident.Incarnation) bool {
-	return slices.ContainsFunc(w.on(s), func(x *worker) bool { return x.inc <= upTo })
 }

@@ -3,25 +3,8 @@ package handover
 import (
 	"testing"
 
-	"github.com/cellvisor/cellvisor/sim"
+	"github.com/cellvisor/cellvisor/sim/simtest"
 )
 
-func TestSeeds(t *testing.T) {
-	seeds := uint64(300)
-	if testing.Short() {
-		seeds = 30
-	}
-	s, _ := sim.Lookup("handover")
-	if _, failures := sim.RunSeeds(s, 1, seeds, "", 3, nil); len(failures) > 0 {
-		t.Fatal(failures[0])
-	}
-}
-
-func TestCanariesAreFound(t *testing.T) {
-	s, _ := sim.Lookup("handover")
-	for _, canary := range s.Canaries {
-		if _, failures := sim.RunSeeds(s, 1, 400, canary, 1, nil); len(failures) == 0 {
-			t.Errorf("canary %s was not found", canary)
-		}
-	}
-}
+func TestSeeds(t *testing.T)    { simtest.Seeds(t, "handover", 300) }
+func TestCanaries(t *testing.T) { simtest.Canaries(t, "handover", 400) }

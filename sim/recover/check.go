@@ -8,16 +8,16 @@ import (
 
 // checkAll holds after every event.
 func (w *world) checkAll() error {
-	for i, x := range w.workers {
+	for i, x := range w.Workers {
 		if !x.acts() {
 			continue
 		}
-		if e, out := w.Excluded(cells.Member{Server: x.server.ID, Incarnation: x.inc}); out {
-			return fmt.Errorf("vm %d part %d runs on server %d as incarnation %d, which epoch %d excluded", x.vm, x.part, x.server.ID, x.inc, e)
+		if e, out := w.Excluded(cells.Member{Server: x.Server.ID, Incarnation: x.Incarnation}); out {
+			return fmt.Errorf("vm %d part %d runs on server %d as incarnation %d, which epoch %d excluded", x.VM, x.Part, x.Server.ID, x.Incarnation, e)
 		}
-		for _, y := range w.workers[:i] {
-			if y.vm == x.vm && y.epoch == x.epoch && y.home && x.home && y.acts() {
-				return fmt.Errorf("vm %d has two homes in epoch %d: part %d and part %d", x.vm, x.epoch, y.part, x.part)
+		for _, y := range w.Workers[:i] {
+			if y.VM == x.VM && y.epoch == x.epoch && y.home && x.home && y.acts() {
+				return fmt.Errorf("vm %d has two homes in epoch %d: part %d and part %d", x.VM, x.epoch, y.Part, x.Part)
 			}
 		}
 	}
@@ -31,15 +31,15 @@ func (w *world) release(x *worker, n int) {
 	}
 	x.promise(x.log[x.released:n])
 	x.released = n
-	seen := w.seen[x.vm]
+	seen := w.seen[x.VM]
 	for i := range min(n, len(seen)) {
 		if x.log[i] != seen[i] {
-			w.Fail(fmt.Errorf("vm %d part %d: the outside saw record %d as made in epoch %d, now it is one of epoch %d", x.vm, x.part, i, seen[i].epoch, x.log[i].epoch))
+			w.Fail(fmt.Errorf("vm %d part %d: the outside saw record %d as made in epoch %d, now it is one of epoch %d", x.VM, x.Part, i, seen[i].epoch, x.log[i].epoch))
 			return
 		}
 	}
 	if n > len(seen) {
-		w.seen[x.vm] = append(seen, x.log[len(seen):n]...)
+		w.seen[x.VM] = append(seen, x.log[len(seen):n]...)
 	}
 }
 
@@ -55,9 +55,9 @@ func (w *world) unsettled() error {
 			return fmt.Errorf("vm %d is %s, protection %s", vm.ID, vm.State, vm.Protection())
 		}
 		for _, p := range vm.Parts {
-			x := w.find(w.Server(p.Server), vm.ID)
+			x, ok := w.Find(w.Server(p.Server), vm.ID)
 			switch {
-			case x == nil || x.part != p.Part:
+			case !ok || x.Part != p.Part:
 				return fmt.Errorf("vm %d part %d has no worker", vm.ID, p.Part)
 			case !p.Standby && (x.epoch != vm.Epoch || !x.acts()):
 				return fmt.Errorf("the worker of vm %d part %d does not run in epoch %d", vm.ID, p.Part, vm.Epoch)

@@ -31,7 +31,7 @@ func (x *worker) cut() {
 	x.busy = true
 	acks := x.protect.Standbys
 	done := func() {
-		if x.dead || x.protect.Seq != seq || x.epoch != epoch {
+		if x.Dead || x.protect.Seq != seq || x.epoch != epoch {
 			return
 		}
 		x.busy, x.safe, x.fallback = false, x.protect.Standbys, 0
@@ -55,15 +55,15 @@ func (x *worker) cut() {
 		mine := x.lineageOf(c, part)
 		var ship func()
 		ship = func() {
-			if x.dead || x.protect.Seq != seq || x.epoch != epoch {
+			if x.Dead || x.protect.Seq != seq || x.epoch != epoch {
 				return
 			}
 			y := x.peer(part)
-			if x.paused || y == nil || !y.take(seq, mine) {
+			if x.Paused || y == nil || !y.take(seq, mine) {
 				w.At(w.Now()+5*ident.Millisecond, ship)
 				return
 			}
-			w.deliver(x, func() {
+			w.DeliverTo(x, func() {
 				if acks = acks.Clear(part); acks == 0 {
 					done()
 				}
@@ -78,7 +78,7 @@ func (x *worker) take(seq uint64, c *checkpoint) bool {
 	switch {
 	case x.taken:
 		return false
-	case x.protect.Seq != seq || !x.leased():
+	case x.protect.Seq != seq || !x.Leased():
 		return false
 	}
 	x.before, x.replica, x.has = x.replica, c.log, true

@@ -97,10 +97,7 @@ func (w *world) losePower(all []*cluster.Server) {
 		return
 	}
 	for _, s := range all {
-		s.Crash(true)
-		for _, x := range w.on(s) {
-			w.bury(x)
-		}
+		w.CrashAll(s, true)
 	}
 	for _, p := range w.places() {
 		if slices.ContainsFunc(all, func(s *cluster.Server) bool { return s.ID == p.server }) {
@@ -111,7 +108,7 @@ func (w *world) losePower(all []*cluster.Server) {
 
 // tamper damages the copies of a server that is down: bits rot, or an operator brings an old backup back.
 func (w *world) tamper(s *cluster.Server) {
-	if s.Core != nil || w.Calm() || len(w.on(s)) > 0 {
+	if s.Core != nil || w.Calm() || len(w.On(s)) > 0 {
 		return
 	}
 	for _, p := range w.places() {

@@ -43,9 +43,9 @@ func init() {
 	})
 }
 
-// RunDisks runs the world of a seed with disks. If it fails, it runs it again to tell the end of its story.
+// RunDisks runs the world of a seed with disks.
 func RunDisks(seed uint64, canary string) error {
-	return retell(seed, canary, func(w *world) { w.disks = true })
+	return play(seed, canary, func(w *world) { w.disks = true })
 }
 
 // guestDisk is a disk at a VM's home.
@@ -94,10 +94,10 @@ func (d *guestDisk) read(block int) (value uint32, damaged bool) {
 // openDisk opens the copy that a VM is to be started on; false: it is refused.
 func (x *worker) openDisk() bool {
 	spec := x.disks[0]
-	m := x.w.copyAt(x.server, spec.Dir)
+	m := x.w.copyAt(x.Server, spec.Dir)
 	if m.generation < spec.Confirmed && x.w.canary != canaryOldCopy {
-		x.w.Tracef("vm %d part %d: the copy is of use %d, the cluster knows of %d", x.vm, x.part, m.generation, spec.Confirmed)
-		x.tell(monitor.WorkerEnded{VM: x.vm, Ended: wire.WorkerEnded{State: "failed", Reason: "the copy here is stale", Host: true}})
+		x.w.Tracef("vm %d part %d: the copy is of use %d, the cluster knows of %d", x.VM, x.Part, m.generation, spec.Confirmed)
+		x.Tell(monitor.WorkerEnded{VM: x.VM, Ended: wire.WorkerEnded{State: "failed", Reason: "the copy here is stale", Host: true}})
 		return false
 	}
 	m.generation = max(m.generation, spec.Use)
@@ -105,7 +105,7 @@ func (x *worker) openDisk() bool {
 	if x.w.pages {
 		x.disk.pages = newGuestPages(memory{}, 0)
 	}
-	x.tell(monitor.WorkerDisks{VM: x.vm, Disks: wire.WorkerDisks{Opened: true}})
+	x.Tell(monitor.WorkerDisks{VM: x.VM, Disks: wire.WorkerDisks{Opened: true}})
 	x.bootFrom(spec.Dir)
 	return true
 }
@@ -118,7 +118,7 @@ func (x *worker) bootFrom(dir string) {
 	}
 	for block, v := range x.disk.truth {
 		if v < p.flushed[block] && !x.disk.image.bad[block] {
-			x.w.Fail(fmt.Errorf("vm %d part %d starts with block %d of %s as of write %d, the outside was told that write %d is durable", x.vm, x.part, block, dir, v, p.flushed[block]))
+			x.w.Fail(fmt.Errorf("vm %d part %d starts with block %d of %s as of write %d, the outside was told that write %d is durable", x.VM, x.Part, block, dir, v, p.flushed[block]))
 			return
 		}
 	}
@@ -130,7 +130,7 @@ func (x *worker) useDisk() record {
 	d, w := x.disk, x.w
 	block := w.Rand().IntN(diskBlocks)
 	if v, damaged := d.read(block); v != d.truth[block] && !damaged {
-		w.Fail(fmt.Errorf("vm %d part %d reads write %d in block %d, write %d was the last", x.vm, x.part, v, block, d.truth[block]))
+		w.Fail(fmt.Errorf("vm %d part %d reads write %d in block %d, write %d was the last", x.VM, x.Part, v, block, d.truth[block]))
 	}
 	r := record{epoch: x.epoch}
 	if w.Chance(600) {
@@ -192,7 +192,7 @@ func (x *worker) compare() (done bool) {
 			return
 		}
 		y := x.peer(part)
-		if y == nil || y.taken || y.protect.Seq != x.protect.Seq || !y.leased() {
+		if y == nil || y.taken || y.protect.Seq != x.protect.Seq || !y.Leased() {
 			done = false
 			return
 		}
@@ -212,7 +212,7 @@ func (x *worker) compare() (done bool) {
 // openMirror opens a standby's copy.
 func (x *worker) openMirror() *image {
 	spec := x.disks[0]
-	m := x.w.copyAt(x.server, spec.Dir)
+	m := x.w.copyAt(x.Server, spec.Dir)
 	m.generation = max(m.generation, spec.Use)
 	return m
 }
@@ -246,7 +246,7 @@ func (x *worker) cutDisk(c *checkpoint) bool {
 		c.ships = append(c.ships, blockWrite{int(block), v})
 	}
 	if err := d.layers.Check(); err != nil {
-		x.w.Fail(fmt.Errorf("vm %d part %d: %w", x.vm, x.part, err))
+		x.w.Fail(fmt.Errorf("vm %d part %d: %w", x.VM, x.Part, err))
 	}
 	if x.w.canary == canaryWriteEarly {
 		x.settle(d.number)
@@ -281,9 +281,9 @@ func (x *worker) lineageOf(c *checkpoint, part ident.Part) *checkpoint {
 // settle writes to home's image what a safe checkpoint has.
 func (x *worker) settle(number uint64) {
 	x.protect.Standbys.Each(func(part ident.Part) {
-		for _, y := range x.w.workers {
-			if y.vm == x.vm && y.part == part && y.applied != number && !y.taken && y.protect.Seq == x.protect.Seq {
-				x.w.Fail(fmt.Errorf("vm %d part %d writes what checkpoint %d has to its disk, the standby %d has number %d", x.vm, x.part, number, part, y.applied))
+		for _, y := range x.w.Workers {
+			if y.VM == x.VM && y.Part == part && y.applied != number && !y.taken && y.protect.Seq == x.protect.Seq {
+				x.w.Fail(fmt.Errorf("vm %d part %d writes what checkpoint %d has to its disk, the standby %d has number %d", x.VM, x.Part, number, part, y.applied))
 			}
 		}
 	})
@@ -305,7 +305,7 @@ func (x *worker) takeDisk(c *checkpoint) {
 		m.number = c.number
 		if x.w.pages {
 			if err := x.memory.afterDisk(m, c); err != nil {
-				x.w.Fail(fmt.Errorf("vm %d part %d: %w", x.vm, x.part, err))
+				x.w.Fail(fmt.Errorf("vm %d part %d: %w", x.VM, x.Part, err))
 			}
 		}
 	}
@@ -321,14 +321,14 @@ func (x *worker) goOnWith(truth contents) {
 	if x.w.pages {
 		holds, err := x.replicaPages().takeOver(m)
 		if err != nil {
-			x.w.Fail(fmt.Errorf("vm %d part %d takes over: %w", x.vm, x.part, err))
+			x.w.Fail(fmt.Errorf("vm %d part %d takes over: %w", x.VM, x.Part, err))
 			return
 		}
 		x.disk.pages = newGuestPages(holds, x.disk.number)
 	}
 	for block, v := range m.now() {
 		if v != truth[block] || m.bad[block] {
-			x.w.Fail(fmt.Errorf("vm %d part %d takes over with write %d in block %d (damaged %v), its checkpoint has write %d", x.vm, x.part, v, block, m.bad[block], truth[block]))
+			x.w.Fail(fmt.Errorf("vm %d part %d takes over with write %d in block %d (damaged %v), its checkpoint has write %d", x.VM, x.Part, v, block, m.bad[block], truth[block]))
 			return
 		}
 	}
@@ -364,7 +364,7 @@ func (w *world) diskFault(from ident.Micros) (over ident.Micros) {
 		return again + ident.Second
 	case 3: // a mirror is damaged while its server is down; when it is back a home is lost
 		then := from + 100*ident.Millisecond + w.Between(ident.Second, 4*ident.Second)
-		w.At(from, func() { w.kill(s) })
+		w.At(from, func() { w.KillAll(s) })
 		w.At(from+50*ident.Millisecond, func() { w.tamper(s) })
 		restart(from+100*ident.Millisecond, lone)
 		w.At(then, func() { w.loseHome(i, (i+1)%len(w.Servers), ident.Second) })

@@ -20,7 +20,7 @@ func init() {
 		Name: "ondisk",
 		Doc:  "as disks, with guest memory of which checkpoints name the disk's blocks: whoever takes over has the memory of its checkpoint",
 		Run: func(seed uint64, canary string) error {
-			return retell(seed, canary, func(w *world) { w.disks, w.pages = true, true })
+			return play(seed, canary, func(w *world) { w.disks, w.pages = true, true })
 		},
 		Canaries: append(slices.Clone(srt.RefCanaries), canaryNamedLate),
 	})

@@ -50,27 +50,16 @@ const (
 	settleTime  = 30 * ident.Second
 )
 
-// Run runs the world of a seed. If it fails, it runs it again to tell the end of its story.
-func Run(seed uint64, canary string) error { return retell(seed, canary, func(*world) {}) }
+// Run runs the world of a seed.
+func Run(seed uint64, canary string) error { return play(seed, canary, func(*world) {}) }
 
-// retell runs the world of a seed as shape makes it, and if it fails once more, to tell the end of its story.
-func retell(seed uint64, canary string, shape func(*world)) error {
-	if err := run(seed, canary, false, shape); err == nil {
-		return nil
-	}
-	return run(seed, canary, true, shape)
-}
-
-func run(seed uint64, canary string, tracing bool, shape func(*world)) error {
-	k := kernel.New(seed, kernel.Reliable())
-	k.Tracing = tracing
-	w := build(k, canary)
-	shape(w)
-	err := w.play()
-	if err != nil && tracing {
-		err = fmt.Errorf("%w\n%s", err, k.Trace())
-	}
-	return err
+// play runs the world of a seed as shape makes it.
+func play(seed uint64, canary string, shape func(*world)) error {
+	return cluster.Retell(seed, func(k *kernel.World) error {
+		w := build(k, canary)
+		shape(w)
+		return w.play()
+	})
 }
 
 var shapes = []cluster.Config{
@@ -82,24 +71,19 @@ var shapes = []cluster.Config{
 
 // world is a cluster with workers.
 type world struct {
-	*cluster.World
-	canary  string
-	gentle  bool // one cell at a time, the next when all are safe again
-	double  bool // gentle, with two cells in turn or together, and VMs that have two replicas each
-	workers []*worker
-	pids    int
-	names   int
-	seen    map[ident.VMID][]record // what the outside has seen
-	killed  map[ident.ServerID]ident.Incarnation
-	cutOff  map[ident.ServerID]bool
+	*cluster.Processes[*worker]
+	canary string
+	gentle bool // one cell at a time, the next when all are safe again
+	double bool // gentle, with two cells in turn or together, and VMs that have two replicas each
+	names  int
+	seen   map[ident.VMID][]record // what the outside has seen
+	cutOff map[ident.ServerID]bool
 
 	disks    bool // VMs have disks
 	pages    bool // and memory of which checkpoints name blocks
 	writes   uint32
 	images   map[place]*image
 	promised map[string]*promised // by directory of a disk: what the outside was told
-
-	starting map[start]*bool // workers that are being started; true: they are not to come up
 }
 
 func build(k *kernel.World, canary string) *world {
@@ -109,10 +93,9 @@ func build(k *kernel.World, canary string) *world {
 	cfg.SnapshotEvery = uint64(20 + r.IntN(200))
 	gentle := r.IntN(3) == 0
 	double := gentle && len(cfg.Cells) == 5 // two are lost and a majority is left
-	w := &world{World: cluster.New(k, cfg), canary: canary, gentle: gentle, double: double, seen: make(map[ident.VMID][]record),
-		killed: make(map[ident.ServerID]ident.Incarnation), cutOff: make(map[ident.ServerID]bool), starting: make(map[start]*bool),
+	w := &world{canary: canary, gentle: gentle, double: double, seen: make(map[ident.VMID][]record), cutOff: make(map[ident.ServerID]bool),
 		images: make(map[place]*image), promised: make(map[string]*promised)}
-	w.OnAction, w.WorkersLeft, w.Adopt = w.action, w.left, w.adopt
+	w.Processes = cluster.NewProcesses(cluster.New(k, cfg), cluster.Shell[*worker]{Within: 30 * ident.Millisecond, New: w.begin, Do: w.do})
 	return w
 }
 
@@ -131,9 +114,7 @@ func (w *world) play() error {
 	w.SetNetwork(kernel.Reliable())
 	clear(w.cutOff)
 	w.CalmDown()
-	for _, x := range w.workers {
-		x.paused = false
-	}
+	w.AllGoOn()
 	done := func() bool { return w.Settled() == nil && w.unsettled() == nil }
 	if err := w.RunUntil(w.Now()+settleTime, done); err != nil {
 		return err
@@ -195,7 +176,7 @@ func (w *world) strike() error {
 func (w *world) loseCell(i int, at ident.Micros) ident.Micros {
 	long := w.Between(10*ident.Millisecond, 4*ident.Second)
 	for _, s := range w.Cell(w.Servers[i].Cell()) {
-		w.At(at, func() { w.kill(s) })
+		w.At(at, func() { w.KillAll(s) })
 		w.At(at+long, s.Restart)
 	}
 	return at + long
@@ -203,9 +184,9 @@ func (w *world) loseCell(i int, at ident.Micros) ident.Micros {
 
 // loseHeir kills a home that has just taken over, or, if none has by then, the other server.
 func (w *world) loseHeir(not, other int, by, long ident.Micros) {
-	for _, x := range w.workers {
-		if x.home && x.ran && x.server != w.Servers[not] && x.acts() {
-			w.At(min(by, w.Now()+w.Between(0, 60*ident.Millisecond)), func() { w.loseHome(not, slices.Index(w.Servers, x.server), long) })
+	for _, x := range w.Workers {
+		if x.home && x.ran && x.Server != w.Servers[not] && x.acts() {
+			w.At(min(by, w.Now()+w.Between(0, 60*ident.Millisecond)), func() { w.loseHome(not, slices.Index(w.Servers, x.Server), long) })
 			return
 		}
 	}
@@ -218,13 +199,13 @@ func (w *world) loseHeir(not, other int, by, long ident.Micros) {
 
 // loseHome kills the cell of a home that lives, as often as not the one that has just taken over; or else the other one.
 func (w *world) loseHome(not, other int, long ident.Micros) {
-	for _, x := range w.workers {
-		if x.home && x.server != w.Servers[not] && w.Chance(700) {
-			other = slices.Index(w.Servers, x.server)
+	for _, x := range w.Workers {
+		if x.home && x.Server != w.Servers[not] && w.Chance(700) {
+			other = slices.Index(w.Servers, x.Server)
 		}
 	}
 	s := w.Servers[other]
-	w.kill(s)
+	w.KillAll(s)
 	w.At(w.Now()+long, s.Restart)
 }
 
@@ -265,7 +246,7 @@ func (w *world) fault(from ident.Micros) {
 	switch w.Rand().IntN(6) {
 	case 0, 1: // everything of a cell
 		for _, x := range w.Cell(s.Cell()) {
-			w.At(from, func() { w.kill(x) })
+			w.At(from, func() { w.KillAll(x) })
 			w.At(from+long, x.Restart)
 		}
 	case 2: // serve only: its workers go on
@@ -273,8 +254,8 @@ func (w *world) fault(from ident.Micros) {
 		w.At(from+long, s.Restart)
 	case 3: // everything of a server stands still, or serve only
 		all := w.Chance(700)
-		w.At(from, func() { w.still(s, all) })
-		w.At(from+long, func() { w.goOn(s) })
+		w.At(from, func() { w.Still(s, all) })
+		w.At(from+long, func() { w.GoOn(s) })
 	case 4: // cut off
 		w.At(from, func() { w.cutOff[s.ID] = !w.Calm() })
 		w.At(from+long, func() { w.cutOff[s.ID] = false })
@@ -286,8 +267,8 @@ func (w *world) fault(from ident.Micros) {
 		}
 	case 5: // one worker
 		w.At(from, func() {
-			if on := w.on(s); len(on) > 0 && !w.Calm() {
-				w.die(on[w.Rand().IntN(len(on))], "killed by signal 9")
+			if on := w.On(s); len(on) > 0 && !w.Calm() {
+				w.Die(on[w.Rand().IntN(len(on))], "killed by signal 9")
 			}
 		})
 	}

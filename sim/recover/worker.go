@@ -19,17 +19,10 @@ type record struct {
 
 // worker is a simulated worker process: a member of a VM, perhaps its home, or a standby.
 type worker struct {
-	w      *world
-	server *cluster.Server
-	inc    ident.Incarnation
-	vm     ident.VMID
-	part   ident.Part
-	pid    int
-	epoch  ident.Epoch // of its members; 0 before its start, and while it is a standby
-	lease  ident.Micros
-	paused bool
-	dead   bool
-	home   bool
+	*cluster.Process
+	w     *world
+	epoch ident.Epoch // of its members; 0 before its start, and while it is a standby
+	home  bool
 
 	log      []record // at home: all that was made
 	released int      // of these, how many have left
@@ -38,7 +31,6 @@ type worker struct {
 	busy     bool // a checkpoint is on its way
 	safe     ident.PartSet
 	fallback ident.PartSet // standbys that it may be gone back to, and that have nothing of this life yet
-	due      ident.Micros  // when the last message to it arrives
 	told     uint64        // the Seq that serve was told complete
 
 	replica, before []record // of a standby: as of the last checkpoint, and of the one before
@@ -71,130 +63,53 @@ func (x *worker) replicaPages() *replicaPages {
 
 // acts tells whether it may do anything now.
 func (x *worker) acts() bool {
-	return !x.dead && !x.paused && x.epoch > 0 && (x.leased() || x.w.canary == canaryLeaseForgotten)
-}
-
-func (x *worker) leased() bool { return x.server.Clock() < x.lease }
-
-func (x *worker) ready() wire.WorkerReady {
-	return wire.WorkerReady{VM: x.vm, Part: x.part, PID: x.pid, StartTime: uint64(x.pid), PageAddr: "sim", Replica: "sim", Epoch: x.epoch}
-}
-
-func (w *world) soon() ident.Micros { return w.Between(50, 2*ident.Millisecond) }
-
-func (w *world) on(s *cluster.Server) []*worker {
-	var out []*worker
-	for _, x := range w.workers {
-		if x.server == s {
-			out = append(out, x)
-		}
-	}
-	return out
-}
-
-func (w *world) find(s *cluster.Server, vm ident.VMID) *worker {
-	for _, x := range w.workers {
-		if x.server == s && x.vm == vm {
-			return x
-		}
-	}
-	return nil
+	return !x.Dead && !x.Paused && x.epoch > 0 && (x.Leased() || x.w.canary == canaryLeaseForgotten)
 }
 
 // peer returns another part's worker if it can be reached now.
 func (x *worker) peer(part ident.Part) *worker {
-	for _, y := range x.w.workers {
-		if y.vm == x.vm && y.part == part && !y.dead && !y.paused && (y.server == x.server || !x.w.cutOff[x.server.ID] && !x.w.cutOff[y.server.ID]) {
+	for _, y := range x.w.Workers {
+		if y.VM == x.VM && y.Part == part && !y.Dead && !y.Paused && (y.Server == x.Server || !x.w.cutOff[x.Server.ID] && !x.w.cutOff[y.Server.ID]) {
 			return y
 		}
 	}
 	return nil
 }
 
-// action does what a core asks its shell to do about workers.
-func (w *world) action(s *cluster.Server, a monitor.Action) bool {
+// begin makes a worker of a process that comes up.
+func (w *world) begin(p *cluster.Process, a monitor.StartWorker) (*worker, error) {
+	x := &worker{Process: p, w: w, disks: a.Spec.Disks, compared: map[ident.Part]int{}}
+	x.live()
+	return x, nil
+}
+
+// Members implements cluster.Worker.
+func (x *worker) Members() ident.Epoch { return x.epoch }
+
+// Again implements cluster.Worker.
+func (x *worker) Again() {
+	if x.disk != nil {
+		x.Tell(monitor.WorkerDisks{VM: x.VM, Disks: wire.WorkerDisks{Opened: true}})
+	}
+	if x.told > 0 {
+		x.Tell(monitor.WorkerProtected{VM: x.VM, Protected: wire.WorkerProtected{Seq: x.told}})
+	}
+	if x.restored != nil {
+		x.Tell(monitor.WorkerRestored{VM: x.VM, Restored: *x.restored})
+	}
+}
+
+// do carries out what serve tells a worker.
+func (w *world) do(s *cluster.Server, a monitor.Action) bool {
 	switch a := a.(type) {
-	case monitor.StartWorker:
-		w.start(s, a)
 	case monitor.SendMembers:
-		x := w.find(s, a.VM)
-		w.deliver(x, func() { x.takeMembers(a.Members) })
+		w.Deliver(s, a.VM, func(x *worker) { x.takeMembers(a.Members) })
 	case monitor.SendProtect:
-		x := w.find(s, a.VM)
-		w.deliver(x, func() { x.takeProtect(a.Protect) })
-	case monitor.Lease:
-		for _, x := range w.on(s) {
-			if x.inc == a.Incarnation {
-				w.At(w.Now()+w.soon(), func() { x.lease = max(x.lease, a.Until) })
-			}
-		}
-	case monitor.StopWorker:
-		if x := w.find(s, a.VM); x != nil {
-			w.At(w.Now()+w.Between(ident.Millisecond, 20*ident.Millisecond), func() { w.die(x, "exit status 0") })
-		} else if c := w.starting[start{s.Boot(), a.VM}]; c != nil {
-			*c = true
-		}
-	case monitor.KillWorkers:
-		w.killed[s.ID] = max(w.killed[s.ID], a.UpTo)
-		s.After(w.Between(ident.Millisecond, 50*ident.Millisecond), func() monitor.Event {
-			for _, x := range w.on(s) {
-				if x.inc <= a.UpTo {
-					w.bury(x)
-				}
-			}
-			return monitor.WorkersKilled{UpTo: a.UpTo}
-		})
+		w.Deliver(s, a.VM, func(x *worker) { x.takeProtect(a.Protect) })
 	default:
 		return false
 	}
 	return true
-}
-
-// deliver has a worker do something a little later, or once it is continued: all in the order in which it was sent.
-func (w *world) deliver(x *worker, f func()) {
-	if x == nil {
-		return
-	}
-	var try func()
-	try = func() {
-		switch {
-		case x.dead:
-		case x.paused:
-			w.At(w.Now()+10*ident.Millisecond, try)
-		default:
-			f()
-		}
-	}
-	x.due = max(x.due+1, w.Now()+w.soon())
-	w.At(x.due, try)
-}
-
-// start names a worker that a serve process is starting.
-type start struct {
-	boot string
-	vm   ident.VMID
-}
-
-func (w *world) start(s *cluster.Server, a monitor.StartWorker) {
-	key, canceled := start{s.Boot(), a.Spec.VM}, false
-	w.starting[key] = &canceled
-	s.After(w.Between(ident.Millisecond, 30*ident.Millisecond), func() monitor.Event {
-		delete(w.starting, key)
-		if canceled {
-			return monitor.WorkerGone{VM: a.Spec.VM, Reason: "it was stopped before it came up"}
-		}
-		if w.find(s, a.Spec.VM) != nil || a.Spec.Incarnation <= w.killed[s.ID] {
-			return nil // it runs, or must not be started any more
-		}
-		w.pids++
-		x := &worker{w: w, server: s, inc: a.Spec.Incarnation, vm: a.Spec.VM, part: a.Spec.Part, pid: w.pids, disks: a.Spec.Disks, compared: map[ident.Part]int{}}
-		if s.Lease.Incarnation == x.inc {
-			x.lease = s.Lease.Until
-		}
-		w.workers = append(w.workers, x)
-		x.live()
-		return monitor.WorkerReady{Incarnation: x.inc, Ready: x.ready()}
-	})
 }
 
 // takeMembers enters an epoch: as a member, or, for the standby that is named, as the new home with its replica.
@@ -202,18 +117,18 @@ func (x *worker) takeMembers(m wire.WorkerMembers) {
 	if m.Epoch <= x.epoch {
 		return
 	}
-	if len(x.disks) > 0 && x.epoch == 0 && !m.Restore && m.Home == x.part {
+	if len(x.disks) > 0 && x.epoch == 0 && !m.Restore && m.Home == x.Part {
 		if !x.openDisk() {
 			return
 		}
-		x.w.seen[x.vm] = nil // a VM that starts again from its spec begins its output anew
+		x.w.seen[x.VM] = nil // a VM that starts again from its spec begins its output anew
 	}
 	x.whole = !m.Restore
 	x.members = m
-	if m.Restore && m.Image == x.part {
+	if m.Restore && m.Image == x.Part {
 		if !x.has || x.taken && x.told > 0 || x.taken && x.ran {
-			x.tell(monitor.WorkerEnded{VM: x.vm, Ended: wire.WorkerEnded{State: "failed", Reason: "told to take over without a replica", Host: true}})
-			x.w.Tracef("vm %d part %d is told to take over and has nothing", x.vm, x.part)
+			x.Tell(monitor.WorkerEnded{VM: x.VM, Ended: wire.WorkerEnded{State: "failed", Reason: "told to take over without a replica", Host: true}})
+			x.w.Tracef("vm %d part %d is told to take over and has nothing", x.VM, x.Part)
 			return
 		}
 		x.taken, x.log, x.fallback = true, slices.Clone(x.replica), m.Fallback
@@ -235,7 +150,7 @@ func (x *worker) takeMembers(m wire.WorkerMembers) {
 	} else if m.Restore {
 		x.busy, x.safe = false, 0
 	}
-	x.epoch, x.home = m.Epoch, m.Home == x.part
+	x.epoch, x.home = m.Epoch, m.Home == x.Part
 }
 
 // begin lets a VM that went back run, once all its members have come.
@@ -247,11 +162,9 @@ func (x *worker) begin() bool {
 	}
 	x.whole, x.ran = true, true
 	x.restored = &wire.WorkerRestored{Epoch: x.epoch}
-	x.tell(monitor.WorkerRestored{VM: x.vm, Restored: *x.restored})
+	x.Tell(monitor.WorkerRestored{VM: x.VM, Restored: *x.restored})
 	return true
 }
-
-func (x *worker) tell(e monitor.Event) { x.server.After(x.w.soon(), func() monitor.Event { return e }) }
 
 func (x *worker) takeProtect(p wire.WorkerProtect) {
 	if p.Seq > x.protect.Seq {
@@ -264,7 +177,7 @@ func (x *worker) takeProtect(p wire.WorkerProtect) {
 
 // live is the worker's own doing, every few milliseconds.
 func (x *worker) live() {
-	if x.dead {
+	if x.Dead {
 		return
 	}
 	x.w.At(x.w.Now()+x.w.Between(5*ident.Millisecond, 40*ident.Millisecond), x.live)
@@ -278,11 +191,11 @@ func (x *worker) live() {
 		}
 		x.log = append(x.log, r)
 	}
-	x.hold(x.fallback != 0 || x.protect.Home == x.part && x.protect.Standbys != 0 && (x.safe != 0 || x.busy) && x.w.canary != canaryHoldSkipped)
+	x.hold(x.fallback != 0 || x.protect.Home == x.Part && x.protect.Standbys != 0 && (x.safe != 0 || x.busy) && x.w.canary != canaryHoldSkipped)
 	if !x.holding {
 		x.w.release(x, len(x.log))
 	}
-	if x.protect.Home == x.part && x.protect.Standbys != 0 && !x.busy && x.compare() {
+	if x.protect.Home == x.Part && x.protect.Standbys != 0 && !x.busy && x.compare() {
 		x.cut()
 	}
 }
@@ -290,77 +203,6 @@ func (x *worker) live() {
 func (x *worker) sayProtected(seq uint64) {
 	if x.told < seq {
 		x.told = seq
-		x.tell(monitor.WorkerProtected{VM: x.vm, Protected: wire.WorkerProtected{Seq: seq}})
+		x.Tell(monitor.WorkerProtected{VM: x.VM, Protected: wire.WorkerProtected{Seq: seq}})
 	}
-}
-
-// bury takes a dead worker off the list.
-func (w *world) bury(x *worker) {
-	x.dead = true
-	w.workers = slices.DeleteFunc(w.workers, func(o *worker) bool { return o == x })
-}
-
-// die ends a worker; its serve notices.
-func (w *world) die(x *worker, reason string) {
-	if x.dead {
-		return
-	}
-	w.bury(x)
-	x.server.After(w.soon(), func() monitor.Event { return monitor.WorkerGone{VM: x.vm, PID: x.pid, Reason: reason} })
-}
-
-// kill ends all processes of a server.
-func (w *world) kill(s *cluster.Server) {
-	if w.Calm() {
-		return
-	}
-	s.Crash(false)
-	for _, x := range w.on(s) {
-		w.bury(x)
-	}
-	for _, o := range w.Servers {
-		if o != s && w.Chance(600) {
-			o.After(w.soon(), func() monitor.Event { return monitor.Hint{Server: s.ID, Source: "connection reset"} })
-		}
-	}
-}
-
-func (w *world) still(s *cluster.Server, all bool) {
-	if w.Calm() {
-		return
-	}
-	s.Pause()
-	for _, x := range w.on(s) {
-		x.paused = all
-	}
-}
-
-func (w *world) goOn(s *cluster.Server) {
-	for _, x := range w.on(s) {
-		x.paused = false
-	}
-	s.Resume()
-}
-
-// left tells whether workers of a server's incarnation are alive: then there is no proof that it is gone.
-func (w *world) left(s *cluster.Server, upTo ident.Incarnation) bool {
-	return slices.ContainsFunc(w.on(s), func(x *worker) bool { return x.inc <= upTo })
-}
-
-// adopt is what a starting serve finds in its data directory; the workers repeat what they have said.
-func (w *world) adopt(s *cluster.Server) []monitor.AdoptedWorker {
-	var out []monitor.AdoptedWorker
-	for _, x := range w.on(s) {
-		out = append(out, monitor.AdoptedWorker{Incarnation: x.inc, Ready: x.ready()})
-		if x.disk != nil {
-			x.tell(monitor.WorkerDisks{VM: x.vm, Disks: wire.WorkerDisks{Opened: true}})
-		}
-		if x.told > 0 {
-			x.tell(monitor.WorkerProtected{VM: x.vm, Protected: wire.WorkerProtected{Seq: x.told}})
-		}
-		if x.restored != nil {
-			x.tell(monitor.WorkerRestored{VM: x.vm, Restored: *x.restored})
-		}
-	}
-	return out
 }

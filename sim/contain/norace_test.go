@@ -1,5 +1,0 @@
-//go:build !race
-
-package contain
-
-const raceBuild = false

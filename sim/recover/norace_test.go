@@ -1,5 +1,0 @@
-//go:build !race
-
-package recover
-
-const raceBuild = false

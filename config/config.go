@@ -43,6 +43,7 @@
 //	security {
 //	  page_encryption = "on"     # or "off": page traffic is authenticated only
 //	  jail            = "on"     # or "off": workers run with all that serve may do
+//	  cgroup          = "/sys/fs/cgroup/cellvisor" # where workers get control groups that bound their memory and threads; default: what systemd delegated; "off"
 //	  worker_user     = "cellvisor" # whom workers run as if serve is root; default: cellvisor if there is one, else nobody
 //	}
 //	log {
@@ -112,6 +113,7 @@ type Server struct {
 	TLS            TLS         // who this server is to others; empty: nobody can tell (refused unless all addresses are loopback)
 	PageEncryption bool        // of page traffic between workers
 	Jail           bool        // workers may do only what workers do
+	Cgroup         string      // directory for workers' control groups; empty: what systemd delegated; CgroupOff: none
 	WorkerUser     string      // whom workers run as, if serve is root; empty: DefaultWorkerUser
 	AuditBytes     ident.Bytes // that the audit log may take; 0: the default
 

@@ -125,6 +125,7 @@ func TestParseErrors(t *testing.T) {
 		{"missing secret", secret, "/nonexistent/secret", "f.hcl:11:17: secret_file:"},
 		{"half a certificate", `listen {`, "tls {\n ca = \"ca.crt\"\n cert = \"a-1.crt\"\n}\nlisten {", `block "tls": key is missing`},
 		{"switch", `listen {`, "security {\n jail = \"maybe\"\n}\nlisten {", `f.hcl:14:9: jail "maybe" must be one of off`},
+		{"control groups", `listen {`, "security {\n cgroup = \"somewhere\"\n}\nlisten {", `f.hcl:14:11: cgroup "somewhere" must be "off" or the path`},
 		{"API without certificates", `listen {`, "listen {\n  api_tcp = \"127.0.0.1:7700\"", `the block "tls" is missing: api_tcp asks`},
 		{"health policy", `listen {`, "health {\n policy = \"maybe\"\n}\nlisten {", `policy "maybe" must be one of off, suggest, auto`},
 		{"health rule", `listen {`, "health {\n rule \"x\" {\n  limit = 0\n }\n}\nlisten {", "measure is missing"},
@@ -171,7 +172,7 @@ func TestFormatRoundTrip(t *testing.T) {
 	want.Health.Rules[0].Limit = 7
 	want.Health.Rules = append(want.Health.Rules, health.Rule{Name: "fans", Measure: "fan", Kind: health.Level, Limit: 2, Span: 5 * ident.Second, Act: health.Drain})
 	want.TLS = TLS{CA: "/t/ca.crt", Cert: "/t/a-1.crt", Key: "/t/a-1.key"}
-	want.PageEncryption, want.Jail, want.WorkerUser, want.AuditBytes = false, false, "kvm-workers", 64*ident.MiB
+	want.PageEncryption, want.Jail, want.WorkerUser, want.Cgroup, want.AuditBytes = false, false, "kvm-workers", "/sys/fs/cgroup/cellvisor", 64*ident.MiB
 	got, err := Parse("/etc/cv/server.hcl", Format(want))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, Format(want))

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/cellvisor/cellvisor/ident"
 )
@@ -33,11 +34,24 @@ func (p *parser) security(top *block, s *Server) {
 	if c == nil {
 		return
 	}
-	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user", "audit_max"}, nil)
+	b := p.open(c.Body, `block "security"`, "", c.DefRange, []string{"page_encryption", "jail", "worker_user", "cgroup", "audit_max"}, nil)
 	s.PageEncryption = p.onOff(b, "page_encryption")
 	s.Jail = p.onOff(b, "jail")
 	s.WorkerUser, _ = b.str("worker_user", "")
+	s.Cgroup = p.cgroup(b)
 	s.AuditBytes = p.auditMax(b)
+}
+
+// CgroupOff, for Server.Cgroup, gives workers no control groups.
+const CgroupOff = "off"
+
+// cgroup reads where workers' control groups are.
+func (p *parser) cgroup(b *block) string {
+	text, at := b.str("cgroup", "")
+	if text != "" && text != CgroupOff && !filepath.IsAbs(text) {
+		p.say(at, fmt.Sprintf("cgroup %q must be \"off\" or the path of a directory of control groups, such as \"/sys/fs/cgroup/cellvisor\"", text))
+	}
+	return text
 }
 
 // leastAudit is less than what an audit log could make use of.

@@ -69,7 +69,7 @@ func formatSecurity(f *hclwrite.File, s *Server) {
 		setString(b, "cert", s.TLS.Cert)
 		setString(b, "key", s.TLS.Key)
 	}
-	if s.PageEncryption && s.Jail && s.WorkerUser == "" && s.AuditBytes == 0 {
+	if s.PageEncryption && s.Jail && s.WorkerUser == "" && s.Cgroup == "" && s.AuditBytes == 0 {
 		return
 	}
 	b := f.Body().AppendNewBlock("security", nil).Body()
@@ -80,6 +80,7 @@ func formatSecurity(f *hclwrite.File, s *Server) {
 		setString(b, "jail", "off")
 	}
 	setString(b, "worker_user", s.WorkerUser)
+	setString(b, "cgroup", s.Cgroup)
 	if s.AuditBytes != 0 {
 		setString(b, "audit_max", s.AuditBytes.String())
 	}

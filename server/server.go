@@ -122,6 +122,9 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if err := s.planJail(); err != nil {
 		return err
 	}
+	if err := s.planGroups(); err != nil {
+		return err
+	}
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
 	s.workers.rule = memoryRule{on: s.cfg.Overcommit > 1, memory: s.cfg.MemoryBytes, file: s.cfg.PagingBytes}
 	s.workers.prepare, s.workers.report = s.prepareFiles, s.report

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -49,6 +50,7 @@ type supervisor struct {
 	command    []string // run as `command... worker --dir DIR`
 	listenHost string
 	jail       *wire.WorkerJail // nil: workers are not confined
+	groups     *jail.Groups     // nil: what they take is not bounded
 	mayDial    func(vm ident.VMID, addr string) bool
 	diskOf     func(vm ident.VMID, name string) (wire.WorkerDisk, bool)
 	seal       bool                                                                     // page traffic is encrypted
@@ -358,6 +360,7 @@ func (s *supervisor) finish(w *worker, pid int, reason string) {
 	delete(s.workers, w.vm)
 	s.mu.Unlock()
 	s.counts.gone.Add(1)
+	reason = s.leaveGroup(w, reason)
 	w.cancel()
 	close(w.done)
 	s.log.Info().Uint64("vm", uint64(w.vm)).Int("pid", pid).Str("reason", reason).Msg("worker ended")

@@ -155,6 +155,14 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	cmd.Stdout, cmd.Stderr = log, log
 	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if s.groups != nil {
+		group, err := s.groups.Make(filepath.Base(w.dir), groupLimits(&spec))
+		if err != nil {
+			return nil, err
+		}
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock() // a kill either sees the process or prevents the start
 	if w.ctx.Err() != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/cellvisor/cellvisor/config"
@@ -26,13 +27,13 @@ func (a *app) securityChecks(path string, now time.Time) []probe.Check {
 		path = defaultConfig
 	}
 	if path == "" {
-		return append([]probe.Check{jailCheck("")}, a.localCertificates(now)...)
+		return append([]probe.Check{jailCheck(""), groupsCheck("")}, a.localCertificates(now)...)
 	}
 	cfg, err := config.Load(path)
 	if err != nil {
 		return []probe.Check{jailCheck(""), {Name: "configuration", Needed: true, Detail: err.Error(), Fix: "mend " + path}}
 	}
-	checks := []probe.Check{jailCheck(cfg.WorkerUser)}
+	checks := []probe.Check{jailCheck(cfg.WorkerUser), groupsCheck(cfg.Cgroup)}
 	if cfg.TLS != (config.TLS{}) {
 		want := trust.Identity{Cluster: cfg.ClusterID, Role: trust.RoleServer, Name: string(cfg.Name)}
 		checks = append(checks, certificateCheck(trust.Files(cfg.TLS), want, now))
@@ -64,6 +65,28 @@ func jailCheck(user string) probe.Check {
 		c.Detail = "workers are confined by a system call filter; they run as the user of serve, since that is not root"
 	default:
 		c.Detail = fmt.Sprintf("workers are confined by a system call filter and run as user %d", owner.UID)
+	}
+	return c
+}
+
+// groupsCheck says whether workers' memory and threads can be bounded. dir is what the configuration names.
+func groupsCheck(dir string) probe.Check {
+	c := probe.Check{Name: "limits"}
+	why := jail.GroupsWhy()
+	switch {
+	case dir == config.CgroupOff:
+		c.OK, c.Detail = true, "switched off by the configuration: workers' memory and threads are not bounded"
+	case dir != "":
+		_, err := os.Stat(filepath.Join(dir, "cgroup.controllers"))
+		if c.OK = err == nil; !c.OK {
+			c.Needed, c.Detail, c.Fix = true, fmt.Sprintf("%s is no directory of control groups of version 2", dir), "mend `cgroup` in the block security, or leave it out"
+			break
+		}
+		c.Detail = "workers' memory and threads are bounded, below " + dir
+	case why != nil:
+		c.Detail, c.Fix = why.Error(), "boot with systemd.unified_cgroup_hierarchy=1; workers are jailed all the same, only what they take is not bounded"
+	default:
+		c.OK, c.Detail = true, "there for a serve that systemd delegates a group to (the packaged unit, systemd 254 or newer), or whose configuration names one"
 	}
 	return c
 }

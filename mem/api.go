@@ -14,6 +14,10 @@ type Config struct {
 	// between two writers; shorter: less wait for the other. 0 gives it away at once, even in the Step that maps it: two writers can then
 	// starve each other for ever, so production sets it, to DefaultWindow unless told otherwise.
 	Window ident.Micros
+	// Stint, if not 0, divides time into spans of that length, which belong to the parts in turn: a page that a part is granted in its own it
+	// keeps until that ends. It is for processors of one guest that need several pages at once which others need too, where a page takes
+	// longer to come than Window: without it each keeps the one page that the other waits for. Parts are in step as far as their clocks are.
+	Stint ident.Micros
 	// Retry is when an unanswered message is sent again for the first time; the wait doubles up to RetryMax. 0 means the default.
 	Retry, RetryMax ident.Micros
 	// Deadline is the age from which a transaction raises Suspect, again after every further Deadline. 0 means the default.
@@ -63,6 +67,8 @@ const (
 	// EventMembers: the VM has an epoch's set of live parts. The first one starts the protocol; each later one has a higher epoch and a
 	// subset of the parts: those missing are gone for good. Fresh is set if Epoch is the VM's first, when no page was ever granted.
 	EventMembers
+	// EventYield: no vCPU of this part runs. It keeps no page for its stint's sake.
+	EventYield
 )
 
 // Event is one input of the core. Fields that its kind does not mention are zero.

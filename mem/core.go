@@ -62,7 +62,7 @@ func New(cfg Config) *Core {
 	switch {
 	case cfg.Self >= ident.MaxParts, cfg.Pages == 0, cfg.Pages > uint64(wire.MaxPageNo)+1:
 		panic(fmt.Sprintf("mem: part %d of a VM of %d pages", cfg.Self, cfg.Pages))
-	case cfg.Window < 0, cfg.Retry < 0, cfg.RetryMax < cfg.Retry, cfg.Deadline < 0, cfg.ReadAhead < 0:
+	case cfg.Window < 0, cfg.Stint < 0, cfg.Retry < 0, cfg.RetryMax < cfg.Retry, cfg.Deadline < 0, cfg.ReadAhead < 0:
 		panic(fmt.Sprintf("mem: negative or crossing spans in %+v", cfg))
 	}
 	if cfg.RegionPages == 0 {
@@ -100,6 +100,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.receive(&ev)
 	case EventMembers:
 		c.membersChanged(ev.Epoch, ev.Members, ev.Fresh)
+	case EventYield:
+		c.endStint()
 	default:
 		panic(fmt.Sprintf("mem: event kind %d", ev.Kind))
 	}

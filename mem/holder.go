@@ -147,7 +147,7 @@ func (c *Core) sendAck(m *wire.PageMsg) {
 	c.send(m.Requester, wire.PageMsg{Kind: wire.KindAck, Page: m.Page, Requester: m.Requester, Serial: m.Serial, ReqID: m.ReqID})
 }
 
-// windows are the pages in their window, oldest first: all windows have the same length. It is a ring, its length a power of two.
+// windows are the pages in their window, those that end first at the head. It is a ring, its length a power of two.
 type windows struct {
 	ring       []window
 	head, tail uint32 // sequence numbers; the ring holds [head, tail)
@@ -166,10 +166,36 @@ func (c *Core) openWindow(page ident.PageNo, e *pageEntry) {
 	if w.tail-w.head == uint32(len(w.ring)) {
 		w.grow()
 	}
-	w.ring[w.tail&uint32(len(w.ring)-1)] = window{page, c.now + c.cfg.Window}
+	w.ring[w.tail&uint32(len(w.ring)-1)] = window{page, c.windowEnd()}
 	e.window = w.tail
 	e.flags |= flagHot
 	w.tail++
+}
+
+// windowEnd is until when a page that is installed now is kept. It never goes back, but by EventYield, which ends all windows.
+func (c *Core) windowEnd() ident.Micros {
+	until := c.now + c.cfg.Window
+	if c.cfg.Stint == 0 {
+		return until
+	}
+	before, all := (c.members & (1<<c.cfg.Self - 1)).Len(), c.members.Len()
+	if stint := c.now / c.cfg.Stint; all > 0 && int(stint%ident.Micros(all)) == before {
+		until = max(until, (stint+1)*c.cfg.Stint)
+	}
+	return until
+}
+
+// endStint ends all windows.
+func (c *Core) endStint() {
+	if c.cfg.Stint == 0 {
+		return
+	}
+	w := &c.windows
+	for i := w.head; i != w.tail; i++ {
+		at := &w.ring[i&uint32(len(w.ring)-1)]
+		at.until = min(at.until, c.now)
+	}
+	c.expireWindows()
 }
 
 func (w *windows) grow() {

@@ -14,9 +14,10 @@ import (
 // script is a VM that a file in testdata drives by verbs. Messages wait in a queue until "deliver" or "drop"; run the test with -rewrite
 // to write the outputs anew.
 //
-//	new parts=N pages=N [window=MICROS] [readahead=N]   a VM in epoch 1
+//	new parts=N pages=N [window=MICROS] [stint=MICROS] [readahead=N]   a VM in epoch 1
 //	fault part=P page=N [write]
 //	pin, unpin part=P page=N token=N [write]
+//	yield part=P
 //	deliver [n=N] [to=P] [again]    the first N messages (all, also those that follow), or only those to P; again: twice
 //	drop [to=P]                     all that wait
 //	hold [to=P]                     put them aside; release puts them back
@@ -64,9 +65,12 @@ func (s *script) run(d *datadriven.TestData) {
 	part := arg("part")
 	switch d.Cmd {
 	case "new":
-		s.create(arg("parts"), Config{Pages: uint64(arg("pages")), Window: ident.Micros(max(0, arg("window"))), ReadAhead: max(0, arg("readahead"))})
+		s.create(arg("parts"), Config{Pages: uint64(arg("pages")), Window: ident.Micros(max(0, arg("window"))), Stint: ident.Micros(max(0, arg("stint"))), ReadAhead: max(0, arg("readahead"))})
 	case "fault":
 		ev.Kind = EventFault
+		s.step(part, ev)
+	case "yield":
+		ev.Kind = EventYield
 		s.step(part, ev)
 	case "pin":
 		ev.Kind = EventPin

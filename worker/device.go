@@ -76,7 +76,7 @@ func (w *Worker) askHome(life uint64, r deviceRequest, silent *atomic.Bool) ([]b
 			return nil, errNewLife
 		}
 		m := w.members.Load()
-		answer, status, err := w.plane.pages.Request(m.Home, m.Epoch, wire.DeviceGeneric, body, time.Now().Add(deviceDeadline))
+		answer, status, err := w.plane.pages.Request(m.Home, m.Epoch, wire.DeviceGeneric, body, time.Now().Add(w.patient(deviceDeadline)))
 		switch {
 		case err == nil && status == wire.DeviceOK:
 			return answer, nil
@@ -143,7 +143,7 @@ func (w *Worker) replyDevice(h *home, r deviceRequest, req link.DeviceRequest) {
 }
 
 func (w *Worker) replyOrigin(h *home, vcpu ident.VCPU, req link.DeviceRequest) {
-	ctx, cancel := context.WithTimeout(w.ctx, deviceDeadline/2) // the other side asks again
+	ctx, cancel := context.WithTimeout(w.ctx, w.patient(deviceDeadline)/2) // the other side asks again
 	defer cancel()
 	origin, err := h.origin(ctx, vcpu)
 	switch {

@@ -56,6 +56,9 @@ func (w *Worker) end(e wire.WorkerEnded) {
 }
 
 func (w *Worker) hint(part ident.Part, reset bool) {
+	if !reset && !w.hints.due(part, bootMicros()) {
+		return
+	}
 	w.log.Warn().Stringer("peer", part).Bool("reset", reset).Msg("a peer does not answer")
 	go w.control.send(wire.FromWorker{Hint: &wire.WorkerHint{Part: part, Reset: reset}})
 }

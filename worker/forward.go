@@ -136,7 +136,7 @@ func (x *notes) sendBatch(to ident.Part, q *noteQueue) bool {
 	if n == 0 {
 		return false
 	}
-	_, status, err := x.w.plane.pages.Request(to, x.w.members.Load().Epoch, wire.DeviceGeneric, body, time.Now().Add(deviceDeadline))
+	_, status, err := x.w.plane.pages.Request(to, x.w.members.Load().Epoch, wire.DeviceGeneric, body, time.Now().Add(x.w.patient(deviceDeadline)))
 	switch {
 	case errors.Is(err, link.ErrClosed) || x.w.ctx.Err() != nil:
 		return false

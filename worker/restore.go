@@ -214,7 +214,8 @@ func (p *plane) watch() error {
 
 // memConfig is how this part's page protocol is set up.
 func (w *Worker) memConfig() mem.Config {
-	return mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), ReadAhead: readAheadOf(w.spec)}
+	c := mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), Stint: stintOf(w.spec), ReadAhead: readAheadOf(w.spec)}
+	return withPatience(c, patienceOf(w.spec))
 }
 
 // windowOf is how long a page that was just granted is kept: the VM's option "window", or the default.

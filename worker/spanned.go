@@ -100,6 +100,7 @@ func (w *Worker) runSeat(v *vcpu) error {
 
 // rest keeps a halted vCPU, or one that was not started yet, out of the guest until its local APIC has something for it, or the guard wants it.
 func (w *Worker) rest(v *vcpu) {
+	w.yield()
 	timer := time.NewTimer(leavesGang)
 	defer timer.Stop()
 	left := timer.C

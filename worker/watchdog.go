@@ -109,7 +109,7 @@ func (w *Worker) look(vcpus []*vcpu) seen {
 
 // watchProgress is the watchdog's loop, until the VM has ended here.
 func (w *Worker) watchProgress() {
-	ticker := time.NewTicker(watchdogEvery)
+	ticker := time.NewTicker(w.patient(watchdogEvery))
 	defer ticker.Stop()
 	var d watchdog
 	for {

@@ -57,6 +57,7 @@ type Worker struct {
 	linux   *linuxGuest // nil unless the guest is a Linux machine
 	pager   *ram.Pager  // nil: this part may hold all of the guest's memory
 	limits  limits
+	hints   hints
 
 	checkpoints checkpoints
 	stalled     atomic.Bool // at home: too much output is held back

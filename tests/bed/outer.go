@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -40,9 +41,9 @@ cd /; sh /cmd; echo "` + markStatus + `$?"; poweroff -f
 
 // casesScript runs the cases one by one, each in a process of its own.
 const casesScript = `failed=0
-case " %[1]s" in *" TestUp"*) # what these cases share
+if %[3]t; then # what cases called TestUp share
   /cellvisor up --detach --dir /tmp/lab --slow 16 --memory 600MiB --timeout 3m && export CELLVISOR_BED_LAB=/tmp/lab
-esac
+fi
 for c in %[1]s; do
   echo "` + markBegin + `$c"; read -r begin rest </proc/uptime
   /cases.test -test.run "^$c$" -test.v -test.timeout 10m %[2]s; status=$?; [ $status = 0 ] || failed=1
@@ -111,8 +112,16 @@ func (b *bed) test() error {
 		short = "-test.short"
 	}
 	r := newReport(filepath.Join(b.cache, "reports"), b.echo)
-	err = b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short), map[string]string{"cases.test": binary, "cellvisor": program}, r.line)
+	err = b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short, sharesCluster(names)), map[string]string{"cases.test": binary, "cellvisor": program}, r.line)
 	return errors.Join(r.summary(names), err)
+}
+
+// sharesCluster tells whether one of the cases uses the cluster that a run's cases share. Those called TestUpSpan have their own, and two at once would
+// only slow each other down.
+func sharesCluster(names []string) bool {
+	return slices.ContainsFunc(names, func(n string) bool {
+		return strings.HasPrefix(n, "TestUp") && !strings.HasPrefix(n, "TestUpSpan")
+	})
 }
 
 func (b *bed) direct() error {

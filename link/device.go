@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/futex"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -75,7 +76,7 @@ const (
 // end ends the wait.
 func (w *replyWait) end(state uint32) {
 	w.state.Store(state)
-	futexWake(&w.state)
+	futex.Wake(&w.state)
 }
 
 // wait returns how the wait ended, or replyPending after the deadline.
@@ -88,7 +89,7 @@ func (w *replyWait) wait(deadline time.Time) uint32 {
 		if left <= 0 {
 			return replyPending
 		}
-		futexWait(&w.state, replyPending, left)
+		futex.Wait(&w.state, replyPending, left)
 	}
 }
 

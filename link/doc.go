@@ -20,7 +20,7 @@
 //     answers. No goroutine is woken in between, and nothing is allocated.
 //   - A sender writes to the socket itself, without blocking. Only what a full socket does not take goes to a queue, which a writer
 //     thread drains. The queue is bounded; a peer that lets it fill is disconnected, and the protocol sees lost messages.
-//   - Threads that wait for each other's work wait on futexes (Request, ThreadMutex), since the scheduler takes several wake-ups to
+//   - Threads that wait for each other's work wait on futexes (Request, package futex), since the scheduler takes several wake-ups to
 //     wake a goroutine that is locked to its thread.
 //
 // A reader that returns from its system call needs a P of the Go scheduler. In a process with vCPU threads, whose calls last long, set

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/futex"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -34,7 +35,7 @@ type pageConn struct {
 	silent bool           // heartbeat's: reported as silent
 
 	sealer *sealer     // protected by outMu; nil: not encrypted
-	outMu  ThreadMutex // held over a send, by threads that serve pages
+	outMu  futex.Mutex // held over a send, by threads that serve pages
 	killed error       // protected by outMu; why, nil while established
 	queue  [][]byte    // protected by outMu; bytes that wait for the socket, in order; the writer works on the first
 	queued int         // protected by outMu; bytes in queue

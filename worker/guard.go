@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/futex"
 )
 
 // bootMicros reads CLOCK_BOOTTIME: the clock that serve and its workers share, which also counts the time that a machine was suspended.
@@ -36,7 +37,7 @@ type guard struct {
 	lifeNow    atomic.Uint64 // life
 	restarting atomic.Bool   // a new life is being prepared: who waits for something of the old one gives up
 
-	mu      threadMutex
+	mu      futex.Mutex
 	stops   bell   // rings when a thread parks or ends, for who holds
 	started bool   // protected by mu
 	paused  bool   // protected by mu; an operator lets the VM stand still

@@ -12,6 +12,7 @@ import (
 	"github.com/cellvisor/cellvisor/gang/handover"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/link/futex"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -203,7 +204,7 @@ func (w *Worker) admit(v *vcpu, life uint64) {
 	w.running.Add(1)
 	w.guard.join()
 	v.word.Store(1)
-	futexWakeAll(&v.word)
+	futex.WakeAll(&v.word)
 	w.slices.changed()
 }
 
@@ -249,7 +250,7 @@ func (w *Worker) place(mine []ident.VCPU) error {
 // arrive waits on a vCPU's new thread until the vCPU is here.
 func (w *Worker) arrive(v *vcpu) {
 	for v.word.Load() == 0 {
-		futexWait(&v.word, 0, bellSleep)
+		futex.Wait(&v.word, 0, bellSleep)
 	}
 	if v.tsc != 0 {
 		if err := v.turnClockOn(); err != nil {

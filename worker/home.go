@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/futex"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -31,7 +32,7 @@ type home struct {
 
 	heldLimit int
 
-	mu        threadMutex // protects all below
+	mu        futex.Mutex // protects all below
 	console   stream
 	output    stream
 	line      []byte

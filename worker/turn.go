@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/futex"
 )
 
 // turn is whether the gang may use its slots. Its vCPU threads wait for it on a futex, not on a condition variable: they are locked to their
@@ -27,45 +28,14 @@ type bell struct{ word atomic.Uint32 }
 func (b *bell) wait(mu sync.Locker, atMost time.Duration) {
 	seen := b.word.Load()
 	mu.Unlock()
-	futexWait(&b.word, seen, min(atMost, bellSleep))
+	futex.Wait(&b.word, seen, min(atMost, bellSleep))
 	mu.Lock()
 }
 
 // ring lets all that wait look again.
 func (b *bell) ring() {
 	b.word.Add(1)
-	futexWakeAll(&b.word)
-}
-
-// threadMutex is a mutex that vCPU threads take: one who finds it taken sleeps in the kernel, and whoever gives it back wakes that thread itself. With
-// a sync.Mutex it would be a goroutine in a queue, which some other thread of the process has to find first; on a busy host that may take long.
-//
-//	0 free   1 taken   2 taken, and somebody may sleep
-type threadMutex struct{ word atomic.Uint32 }
-
-// threadMutexSpins is how often Lock looks again before it sleeps: most critical sections are shorter than a sleep.
-const threadMutexSpins = 50
-
-// Lock implements sync.Locker.
-func (m *threadMutex) Lock() {
-	for range threadMutexSpins {
-		if m.word.CompareAndSwap(0, 1) {
-			return
-		}
-	}
-	for m.word.Swap(2) != 0 {
-		futexWait(&m.word, 2, bellSleep)
-	}
-}
-
-// Unlock implements sync.Locker.
-func (m *threadMutex) Unlock() {
-	switch m.word.Swap(0) {
-	case 0:
-		panic("worker: a threadMutex is given back that nobody has")
-	case 2:
-		futexWake(&m.word, 1)
-	}
+	futex.WakeAll(&b.word)
 }
 
 // wait sleeps until the next wake. mu is held before and after; it may return for no reason.

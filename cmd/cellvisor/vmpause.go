@@ -34,29 +34,37 @@ func (a *app) pauseCmd(on bool) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
 		Args: args(1, -1, "the name of at least one VM"),
-		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
-			var done []*api.VM
-			for _, name := range names {
-				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
-					resp, err := svc.PauseVM(ctx, &api.PauseVMRequest{Name: name, On: on, Reason: reason})
-					if err == nil {
-						done = append(done, resp.GetVm())
-					}
-					return err
-				})
-				if err != nil {
-					return err
-				}
-			}
-			if a.format == "json" {
-				return a.json(view.Map(done, view.OfVM))
-			}
-			for _, v := range done {
-				fmt.Fprintln(a.out, v.GetName())
-			}
-			return nil
+		RunE: a.eachVM(func(ctx context.Context, svc api.CellvisorClient, name string) (*api.VM, error) {
+			resp, err := svc.PauseVM(ctx, &api.PauseVMRequest{Name: name, On: on, Reason: reason})
+			return resp.GetVm(), err
 		}),
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "words for the event")
 	return cmd
+}
+
+// eachVM runs a verb that does something to one VM after the other, and prints them as they are then.
+func (a *app) eachVM(do func(context.Context, api.CellvisorClient, string) (*api.VM, error)) func(*cobra.Command, []string) error {
+	return a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
+		var done []*api.VM
+		for _, name := range names {
+			err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+				vm, err := do(ctx, svc, name)
+				if err == nil {
+					done = append(done, vm)
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		if a.format == "json" {
+			return a.json(view.Map(done, view.OfVM))
+		}
+		for _, v := range done {
+			fmt.Fprintln(a.out, v.GetName())
+		}
+		return nil
+	})
 }

@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cellvisor/cellvisor/api"
-	"github.com/cellvisor/cellvisor/api/view"
 	"github.com/cellvisor/cellvisor/cells"
 )
 
@@ -21,27 +20,9 @@ vCPU begins at its start. The VM keeps its workers, its place, its console and i
 		Example:           "  cellvisor vm reset web\n  cellvisor vm reset web --reason \"hung since noon\"",
 		Args:              args(1, -1, "the name of at least one VM"),
 		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
-		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
-			var done []*api.VM
-			for _, name := range names {
-				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
-					resp, err := svc.ResetVM(ctx, &api.ResetVMRequest{Name: name, Reason: reason})
-					if err == nil {
-						done = append(done, resp.GetVm())
-					}
-					return err
-				})
-				if err != nil {
-					return err
-				}
-			}
-			if a.format == "json" {
-				return a.json(view.Map(done, view.OfVM))
-			}
-			for _, v := range done {
-				fmt.Fprintln(a.out, v.GetName())
-			}
-			return nil
+		RunE: a.eachVM(func(ctx context.Context, svc api.CellvisorClient, name string) (*api.VM, error) {
+			resp, err := svc.ResetVM(ctx, &api.ResetVMRequest{Name: name, Reason: reason})
+			return resp.GetVm(), err
 		}),
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "words for the event")

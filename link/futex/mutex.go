@@ -1,17 +1,17 @@
-package link
+package futex
 
 import (
 	"sync/atomic"
 	"time"
 )
 
-// ThreadMutex is a mutual exclusion lock for goroutines that are locked to their threads, such as those that serve pages. A contended
+// Mutex is a mutual exclusion lock for goroutines that are locked to their threads, such as those that serve pages. A contended
 // sync.Mutex parks its goroutine; to wake it again the scheduler needs a free P, an idle thread to look for work, and that thread's
 // hand-over to the one that the goroutine is locked to: two or three wake-ups, at whatever priority. Here the waiter spins for about
 // as long as the lock is usually held, then sleeps on a futex, and is woken by the holder itself.
 //
 // The zero value is unlocked. It must not be copied, and is neither fair nor recursive.
-type ThreadMutex struct {
+type Mutex struct {
 	state atomic.Uint32 // lockFree, lockHeld or lockContended
 }
 
@@ -28,7 +28,7 @@ const lockSpins = 2000
 const lockSleep = time.Second
 
 // Lock locks m.
-func (m *ThreadMutex) Lock() {
+func (m *Mutex) Lock() {
 	if m.state.CompareAndSwap(lockFree, lockHeld) {
 		return
 	}
@@ -39,16 +39,16 @@ func (m *ThreadMutex) Lock() {
 	}
 	// As in Drepper, "Futexes Are Tricky", mutex 2: whoever has slept takes the lock as contended, since others may sleep on.
 	for m.state.Swap(lockContended) != lockFree {
-		futexWait(&m.state, lockContended, lockSleep)
+		Wait(&m.state, lockContended, lockSleep)
 	}
 }
 
 // Unlock unlocks m, which must be locked.
-func (m *ThreadMutex) Unlock() {
+func (m *Mutex) Unlock() {
 	switch m.state.Swap(lockFree) {
 	case lockFree:
-		panic("link: unlock of a ThreadMutex that is not locked")
+		panic("futex: unlock of a Mutex that is not locked")
 	case lockContended:
-		futexWake(&m.state)
+		Wake(&m.state)
 	}
 }

@@ -1,45 +1,17 @@
 package link
 
 import (
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"time"
-)
 
-func TestThreadMutexExcludes(t *testing.T) {
-	var m ThreadMutex
-	var wait sync.WaitGroup
-	count := 0
-	for range 8 {
-		wait.Go(func() {
-			runtime.LockOSThread()
-			for i := range 2000 {
-				m.Lock()
-				count++
-				if i%100 == 0 {
-					runtime.Gosched() // others find it locked for long
-				}
-				m.Unlock()
-			}
-		})
-	}
-	wait.Wait()
-	if count != 8*2000 {
-		t.Errorf("%d of %d", count, 8*2000)
-	}
-	defer func() {
-		if recover() == nil {
-			t.Error("unlocked twice")
-		}
-	}()
-	m.Unlock()
-}
+	"github.com/cellvisor/cellvisor/link/futex"
+)
 
 // BenchmarkLockedThreads is how long a thread waits for a lock that another one holds for 20 us at a time, half of the time.
 func BenchmarkLockedThreads(b *testing.B) {
-	for name, m := range map[string]sync.Locker{"sync": &sync.Mutex{}, "thread": &ThreadMutex{}} {
+	for name, m := range map[string]sync.Locker{"sync": &sync.Mutex{}, "thread": &futex.Mutex{}} {
 		b.Run(name, func(b *testing.B) {
 			stop := make(chan struct{})
 			var other sync.WaitGroup

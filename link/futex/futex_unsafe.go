@@ -1,0 +1,33 @@
+package futex
+
+import (
+	"math"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	waitPrivate = 0 | 128 // FUTEX_WAIT | FUTEX_PRIVATE_FLAG, linux/futex.h
+	wakePrivate = 1 | 128
+)
+
+// Wait blocks the calling thread while the word has the value, until somebody wakes it or for the given time; it may also return for no reason. The
+// caller looks at the word again.
+func Wait(word *atomic.Uint32, value uint32, atMost time.Duration) {
+	ts := unix.NsecToTimespec(int64(atMost))
+	_, _, _ = syscall.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), waitPrivate, uintptr(value), uintptr(unsafe.Pointer(&ts)), 0, 0)
+}
+
+// Wake wakes one thread that waits on the word.
+func Wake(word *atomic.Uint32) { wake(word, 1) }
+
+// WakeAll wakes all threads that wait on the word.
+func WakeAll(word *atomic.Uint32) { wake(word, math.MaxInt32) }
+
+func wake(word *atomic.Uint32, threads uintptr) {
+	_, _, _ = syscall.RawSyscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), wakePrivate, threads)
+}

@@ -17,6 +17,7 @@
 //	  memory      = "16GiB"      # for guests; default: three quarters of what is available
 //	  overcommit  = 1            # promise guests so many times that much; pages that find no room go to files in data_dir
 //	  paging      = "48GiB"      # these files together at most; default: what is promised beyond memory
+//	  scrub       = "24h"        # all copies of disks here are read and checked so often; "off": never
 //	  idle_cpus   = "awake"      # while pages travel; or "sleep": save power, let remote page faults wait for CPUs to wake up
 //	  secret_file = "/etc/cellvisor/secret"
 //	  nice        = -10
@@ -99,16 +100,17 @@ type Server struct {
 	Role    Role
 	DataDir string
 
-	Slots       int         // vCPUs that may run at a time; 0 for a witness
-	MemoryBytes ident.Bytes // for guests; 0 for a witness
-	Sched       Sched       // how vCPUs share the slots
-	Overcommit  int         // so many times the memory is promised to guests, which get it as they touch it; at least 1
-	PagingBytes ident.Bytes // of paging files, for what is promised and not there
-	IdleCPUs    IdleCPUs    // while pages travel
-	CPUs        []int       // of the slots, in order; empty: those that the process may use
-	SecretFile  string      // empty: peers are not authenticated (refused unless all addresses are loopback)
-	Secret      []byte      // contents of SecretFile without surrounding white space
-	Nice        int         // of the serve process; failing to set it is no error
+	Slots       int           // vCPUs that may run at a time; 0 for a witness
+	MemoryBytes ident.Bytes   // for guests; 0 for a witness
+	Sched       Sched         // how vCPUs share the slots
+	Overcommit  int           // so many times the memory is promised to guests, which get it as they touch it; at least 1
+	PagingBytes ident.Bytes   // of paging files, for what is promised and not there
+	IdleCPUs    IdleCPUs      // while pages travel
+	Scrub       time.Duration // from one check of all copies of disks here to the next; 0: never
+	CPUs        []int         // of the slots, in order; empty: those that the process may use
+	SecretFile  string        // empty: peers are not authenticated (refused unless all addresses are loopback)
+	Secret      []byte        // contents of SecretFile without surrounding white space
+	Nice        int           // of the serve process; failing to set it is no error
 
 	TLS            TLS         // who this server is to others; empty: nobody can tell (refused unless all addresses are loopback)
 	PageEncryption bool        // of page traffic between workers

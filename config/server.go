@@ -75,7 +75,7 @@ func (p *parser) cluster(top *block, s *Server) {
 }
 
 // serverAttrs are the attributes of the block "server".
-var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "paging", "idle_cpus", "secret_file", "nice"}
+var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "paging", "scrub", "idle_cpus", "secret_file", "nice"}
 
 func (p *parser) self(top *block, s *Server) {
 	c := top.one("server", true)
@@ -108,8 +108,9 @@ func (p *parser) self(top *block, s *Server) {
 	s.MemoryBytes = p.memory(b, s.Role)
 	s.Overcommit = int(b.integer("overcommit", 1, 1, maxOvercommit))
 	s.PagingBytes = p.paging(b, s)
+	s.Scrub = p.scrub(b)
 	if s.Role == RoleWitness {
-		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "paging", "idle_cpus"} {
+		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "paging", "scrub", "idle_cpus"} {
 			if a := b.attrs[name]; a != nil {
 				p.say(&a.Range, "a witness runs no VMs: remove "+name)
 			}
@@ -382,4 +383,14 @@ func number(v cty.Value) (uint64, bool) {
 	f := v.AsBigFloat()
 	n, _ := f.Uint64()
 	return n, f.IsInt() && f.Sign() >= 0
+}
+
+// defaultScrub is how often copies of disks are checked.
+const defaultScrub = 24 * time.Hour
+
+func (p *parser) scrub(b *block) time.Duration {
+	if text, _ := b.str("scrub", ""); text == "off" {
+		return 0
+	}
+	return p.span(b, "scrub", defaultScrub, time.Second, 365*24*time.Hour)
 }

@@ -188,7 +188,7 @@ func (m *Image) replay(c ImageConfig) error {
 	return m.journal.Truncate(m.end)
 }
 
-// ReadBlock reads a block into buf, BlockBytes long. The error wraps ErrBadBlock if it is not what was written.
+// ReadBlock reads a block into buf, BlockBytes long. The error wraps ErrBadBlock if it is not what was written, or cannot be read.
 func (m *Image) ReadBlock(block uint64, buf []byte) error {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -209,8 +209,10 @@ func (m *Image) read(block uint64, buf []byte) error {
 			return nil
 		}
 	}
-	if err := readFull(from, buf, off); err != nil {
+	if err := readFull(from, buf, off); errors.Is(err, os.ErrClosed) {
 		return err
+	} else if err != nil { // what cannot be read can be written again
+		return fmt.Errorf("%w: block %d: %w", ErrBadBlock, block, err)
 	}
 	if sumOf(buf) != want {
 		return fmt.Errorf("%w: block %d", ErrBadBlock, block)

@@ -123,8 +123,15 @@ func workerCounters(s *wire.WorkerStats) *api.WorkerCounters {
 		ResidentBytes: uint64(s.ResidentBytes), VcpuExits: s.VCPUExits, RunMicros: uint64(s.RunMicros),
 		Checkpoints: s.Checkpoints, CheckpointPauseMicros: uint64(s.CutMicros), CheckpointEveryMicros: uint64(s.EveryMicros),
 		CheckpointLagMicros: uint64(s.LagMicros), HeldBytes: s.HeldBytes, DirtyPages: s.DirtyPages, SyncPermille: uint32(s.SyncPermille),
-		Shares: checkpointMessage(s), Paging: pagingMessage(s.Paging),
+		Shares: checkpointMessage(s), Paging: pagingMessage(s.Paging), Scrub: scrubMessage(s.Scrub),
 	}
+}
+
+func scrubMessage(s *wire.WorkerScrub) *api.ScrubCounters {
+	if s == nil {
+		return nil
+	}
+	return &api.ScrubCounters{Passes: s.Passes, Checking: s.Checking, Permille: uint32(s.Permille), Damaged: s.Damaged, Repaired: s.Repaired}
 }
 
 func pagingMessage(p *wire.WorkerPaging) *api.PagingCounters {

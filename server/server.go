@@ -126,6 +126,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
+	s.workers.scrub = ident.Micros(s.cfg.Scrub.Microseconds())
 	s.workers.rule = memoryRule{on: s.cfg.Overcommit > 1, memory: s.cfg.MemoryBytes, file: s.cfg.PagingBytes}
 	s.workers.prepare, s.workers.report = s.prepareFiles, s.report
 	stored, err := s.store.Load()

@@ -55,6 +55,7 @@ type supervisor struct {
 	diskOf     func(vm ident.VMID, name string) (wire.WorkerDisk, bool)
 	seal       bool                                                                     // page traffic is encrypted
 	idleSleep  bool                                                                     // see wire.WorkerSpec
+	scrub      ident.Micros                                                             // see wire.WorkerSpec
 	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here
 	report     func(monitor.Event)                                                      // blocks until the loop takes it or has ended
 	log        zerolog.Logger

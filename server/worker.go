@@ -123,7 +123,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		return nil, err
 	}
 	spec := a.Spec
-	spec.ListenHost, spec.IdleSleep, spec.DiskDir = s.listenHost, s.idleSleep, s.diskDir()
+	spec.ListenHost, spec.IdleSleep, spec.DiskDir, spec.ScrubMicros = s.listenHost, s.idleSleep, s.diskDir(), s.scrub
 	spec.Memory = s.firstMemory(w, spec.MemoryBytes)
 	s.secure(&spec)
 	if files.payload != "" {

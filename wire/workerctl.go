@@ -35,12 +35,13 @@ type WorkerSpec struct {
 	Builtin     string            `json:"builtin"`      // or the name of a built-in payload
 	Args        string            `json:"args"`
 	OnLossTouch bool              `json:"on_loss_touch"`
-	ListenHost  string            `json:"listen_host"`          // host part of the page-plane address, "127.0.0.1"
-	Secret      string            `json:"secret"`               // of this VM, hex: both sides of a page-plane connection prove that they know it
-	IdleSleep   bool              `json:"idle_sleep,omitempty"` // let idle CPUs sleep while pages travel
-	Seal        bool              `json:"seal,omitempty"`       // page traffic of this part is encrypted
-	Jail        *WorkerJail       `json:"jail,omitempty"`       // nil: not confined
-	Standby     bool              `json:"standby,omitempty"`    // holds a replica of the VM and runs nothing until it has to take over
+	ListenHost  string            `json:"listen_host"`            // host part of the page-plane address, "127.0.0.1"
+	Secret      string            `json:"secret"`                 // of this VM, hex: both sides of a page-plane connection prove that they know it
+	IdleSleep   bool              `json:"idle_sleep,omitempty"`   // let idle CPUs sleep while pages travel
+	ScrubMicros ident.Micros      `json:"scrub_micros,omitempty"` // from one check of all copies of disks here to the next; 0: none
+	Seal        bool              `json:"seal,omitempty"`         // page traffic of this part is encrypted
+	Jail        *WorkerJail       `json:"jail,omitempty"`         // nil: not confined
+	Standby     bool              `json:"standby,omitempty"`      // holds a replica of the VM and runs nothing until it has to take over
 	Options     map[string]string `json:"options,omitempty"`
 
 	Linux *WorkerLinux `json:"linux,omitempty"` // the payload file is a Linux kernel
@@ -320,6 +321,15 @@ type WorkerStalled struct {
 	LimitBytes int64 `json:"limit_bytes"`
 }
 
+// WorkerScrub tells what the checks of the copies of disks here have come to.
+type WorkerScrub struct {
+	Passes   uint64 `json:"passes"`             // over all copies
+	Checking bool   `json:"checking,omitempty"` // one is under way,
+	Permille int    `json:"permille,omitempty"` // and has seen so much
+	Damaged  uint64 `json:"damaged,omitempty"`  // blocks that did not match their checksums, in all
+	Repaired uint64 `json:"repaired,omitempty"` // of these, taken from another copy
+}
+
 // WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.
 type WorkerFenced struct {
 	On bool `json:"on"`
@@ -378,6 +388,7 @@ type WorkerStats struct {
 	ShareBytesSum   uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
 
 	Paging *WorkerPaging `json:"paging,omitempty"`
+	Scrub  *WorkerScrub  `json:"scrub,omitempty"`
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
 	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up

@@ -25,11 +25,13 @@ func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bo
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.base, r.baseOf, r.based, r.synced = seq, booted, false, 0
+	r.base, r.baseOf, r.based, r.synced, r.syncing = seq, booted, false, 0, r.w.plane.ram.Pages()+uint64(to.Len())*r.w.homeDisks().blocks()
 	go func() {
 		if r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
 			r.mu.Lock()
-			r.based = r.base == seq && r.baseOf == booted
+			if r.based = r.base == seq && r.baseOf == booted; r.based {
+				r.synced = r.syncing
+			}
 			r.mu.Unlock()
 		}
 	}()
@@ -92,15 +94,33 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 			return false
 		}
 		r.mu.Lock()
-		r.synced = uint64(page) * 1000 / pages
+		r.synced = uint64(page)
 		r.mu.Unlock()
 	}
 	s.add(recordZero, 0, nil) // so that there is a last chunk; page 0 is never used by a payload
 	return flush(true)
 }
 
-// shipOne sends one chunk of a base to all standbys in to.
+// easeMost bounds a rest between two chunks: one of them may have waited for a peer that was away.
+const easeMost = 20 * time.Millisecond
+
+// ease throttles a full copy: it rests for as long as the last chunk has taken, so that at least half of what the copy takes of CPUs, network and
+// standby is left to the guest and its checkpoints. The slower these are, the longer it rests.
+func (r *replicas) ease(change <-chan struct{}, took time.Duration) bool {
+	select {
+	case <-time.After(min(took, easeMost)):
+		return true
+	case <-change:
+		return false
+	case <-r.w.ctx.Done():
+		return false
+	}
+}
+
+// shipOne sends one chunk of a base to all standbys in to, and rests.
 func (r *replicas) shipOne(s *share, index int, last bool, to ident.PartSet, seq uint64, change <-chan struct{}) bool {
+	began := time.Now()
+	defer func() { r.ease(change, time.Since(began)) }()
 	buf := s.encodeAt(append(make([]byte, 0, wire.DeviceBodyLimit), byte(replicaChunk)), 0, index, last)
 	ok := true
 	to.Each(func(part ident.Part) {

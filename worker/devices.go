@@ -147,31 +147,26 @@ func (c *cutter) isTracking() bool {
 
 // copyAllDisks brings the disks of standbys into step. Only home has disks.
 func (r *replicas) copyAllDisks(to ident.PartSet, seq uint64, change <-chan struct{}) bool {
-	h := r.w.home.Load()
-	if h == nil {
-		return true
-	}
-	h.mu.Lock()
-	disks := h.disks
-	h.mu.Unlock()
-	ok := true
+	disks, ok := r.w.homeDisks(), true
 	to.Each(func(part ident.Part) { ok = ok && (disks == nil || r.copyDisks(disks, part, seq, change)) })
 	return ok
 }
 
-// diskRequest answers home's requests for copies of disks.
+// diskRequest answers home's requests for copies of disks, and a standby's for a block.
 func (h replicaHandler) diskRequest(op replicaOp, body []byte, req link.DeviceRequest) {
 	s := h.r.w.standby.Load()
-	if s == nil {
+	if s == nil && op != replicaBlock {
 		req.Reply(wire.DeviceNotReady, nil)
 		return
 	}
 	var answer []byte
 	var err error
-	switch op {
-	case replicaSums:
+	switch {
+	case s == nil:
+		answer, err = h.r.w.homeDisks().blockOf(body)
+	case op == replicaSums:
 		answer, err = s.sums(body)
-	case replicaBlock:
+	case op == replicaBlock:
 		answer, err = s.blockOf(body)
 	default:
 		err = s.takeBlocks(body)

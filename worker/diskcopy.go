@@ -33,6 +33,9 @@ func (r *replicas) copyDisks(d *disks, to ident.Part, seq uint64, change <-chan 
 			if !c.piece(first) {
 				return false
 			}
+			r.mu.Lock()
+			r.synced += min(sumsPiece, g.image.Blocks()-first)
+			r.mu.Unlock()
 		}
 		r.w.log.Info().Str("disk", g.spec.Name).Stringer("to", to).Uint64("blocks", c.sent).Uint64("of", g.image.Blocks()).Msg("disk copied")
 	}
@@ -80,8 +83,9 @@ func (c *diskCopy) piece(first uint64) bool {
 		c.sent++
 	}
 	for i := range s.chunks {
+		began := time.Now()
 		b := s.encode([]byte{byte(replicaBlocks)}, i, true)
-		if !c.until(func() error { return c.r.request(c.to, c.seq, b) }) {
+		if !c.until(func() error { return c.r.request(c.to, c.seq, b) }) || !c.r.ease(c.change, time.Since(began)) {
 			return false
 		}
 	}
@@ -288,9 +292,18 @@ func (s *standby) blockOf(body []byte) ([]byte, error) {
 	return out, nil
 }
 
-// mend gets a block, whose copy here is damaged, from a standby that has it as it should be, and puts it right.
+// mend puts a block right, whose copy here is damaged, and says so.
 func (w *Worker) mend(g *guestDisk, index int, block uint64) error {
 	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Damaged: fmt.Sprintf("block %d does not match its checksum", block)}})
+	if err := w.fetchRight(g, index, block); err != nil {
+		return err
+	}
+	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Repaired: fmt.Sprintf("block %d was taken from a mirror", block)}})
+	return nil
+}
+
+// fetchRight gets a block, whose copy here is damaged, from a standby that has it as it should be, and puts it right.
+func (w *Worker) fetchRight(g *guestDisk, index int, block uint64) error {
 	p, _ := w.replica.current()
 	ask := binary.LittleEndian.AppendUint64([]byte{byte(replicaBlock)}, diskKey(index, block))
 	for i := range p.Standbys.Len() {
@@ -303,7 +316,6 @@ func (w *Worker) mend(g *guestDisk, index int, block uint64) error {
 			return err
 		}
 		if right {
-			w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Repaired: fmt.Sprintf("block %d was taken from a mirror", block)}})
 			return nil
 		}
 	}

@@ -18,7 +18,8 @@ import (
 //
 //	home   -> member   hold, base, cut, release, freeze, stall
 //	member -> standby  chunk
-//	home   -> standby  commit, align, sums, blocks
+//	home   -> standby  commit, align, sums, blocks, block
+//	standby -> home    block
 //
 // Each may be repeated. An answer of DeviceNotReady means: not yet, ask again.
 type replicaOp uint8
@@ -60,7 +61,8 @@ type replicas struct {
 	base    uint64                 // protected by mu; number of the protection whose full copy was begun by this part
 	baseOf  ident.Epoch            // protected by mu; the boot that it is of
 	based   bool                   // protected by mu; and is sent
-	synced  uint64                 // protected by mu; permille of it
+	synced  uint64                 // protected by mu; pages, and blocks of disks, that it has come past
+	syncing uint64                 // protected by mu; of so many
 	swtch   uint64                 // protected by mu; the number of the protection under which a switchover is asked for
 	poke    chan struct{}          // has a token when a switchover was asked for
 	lineage lineage                // protected by mu; at home

@@ -22,6 +22,7 @@ func (w *Worker) stats() *wire.WorkerStats {
 		s.ResidentBytes = resident
 	}
 	s.Paging = w.pagingStats()
+	s.Scrub = w.scrubStats()
 	w.plane.mu.Lock()
 	c := w.plane.core.Counters()
 	w.plane.mu.Unlock()
@@ -42,7 +43,9 @@ func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 	w.cutter.mu.Unlock()
 	if w.replica != nil {
 		w.replica.mu.Lock()
-		s.SyncPermille = int(w.replica.synced)
+		if r := w.replica; r.syncing > 0 {
+			s.SyncPermille = int(min(1000, r.synced*1000/r.syncing))
+		}
 		w.replica.mu.Unlock()
 	}
 	if b := w.standby.Load(); b != nil {

@@ -49,6 +49,7 @@ type Worker struct {
 	holder  holder
 	hands   handovers
 	drill   drillFaults
+	scrubs  scrub
 	cutter  cutter
 	standby atomic.Pointer[standby] // nil unless this part holds a replica
 	replica *replicas
@@ -138,6 +139,9 @@ func Run(dir string, log zerolog.Logger) error {
 	go w.saver.serve()
 	if w.plane != nil {
 		go w.watchProgress()
+	}
+	if w.plane != nil && len(w.spec.Disks) > 0 && w.spec.ScrubMicros > 0 {
+		go w.scrubAll(time.Duration(w.spec.ScrubMicros) * time.Microsecond)
 	}
 	w.watch()
 	w.shutDown()

@@ -207,6 +207,7 @@ type Counters struct {
 	RunMicros    uint64 `json:"run_micros"`
 
 	Paging *Paging `json:"paging,omitempty"`
+	Scrub  *Scrub  `json:"scrub,omitempty"`
 }
 
 // OfVM converts one VM.
@@ -248,7 +249,7 @@ func ofWorker(w *api.Worker) Worker {
 		out.Counters = &Counters{
 			RemoteReads: c.GetRemoteReads(), RemoteWrites: c.GetRemoteWrites(), LocalFaults: c.GetLocalFaults(),
 			PagesIn: c.GetPagesIn(), PagesOut: c.GetPagesOut(), Resident: c.GetResidentBytes(),
-			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(), Paging: ofPaging(c.GetPaging()),
+			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(), Paging: ofPaging(c.GetPaging()), Scrub: ofScrub(c.GetScrub()),
 		}
 	}
 	return out

@@ -148,7 +148,7 @@ func (a *app) printVM(v *api.VM) error {
 		"processor", v.GetLinux().GetCpu(),
 		"on loss", v.GetOnLoss().Word(),
 		"protect", view.OfVM(v).Protect,
-		"protection", view.OfVM(v).Protection,
+		"protection", protectionLine(v),
 		"restarts", fmt.Sprintf("%d; %s", v.GetRestarts(), crashRule(v)),
 		"checkpoints", checkpointsLine(v),
 		"when lost", restartRule(v),
@@ -170,6 +170,7 @@ func (a *app) printVM(v *api.VM) error {
 	}
 	a.table(lines)
 	a.pagingTable(v)
+	a.scrubTable(v)
 	return nil
 }
 

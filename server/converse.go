@@ -97,7 +97,19 @@ func (s *supervisor) exchange(ctx context.Context, w *worker, conn net.Conn) err
 			}
 			return err
 		}
+		w.hears(true)
 		s.hear(w, &m)
+		w.hears(false)
+	}
+}
+
+// hears notes that a message of the worker has come, or has been taken in.
+func (w *worker) hears(now bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hearing = now
+	if now {
+		w.heard++
 	}
 }
 
@@ -149,9 +161,6 @@ func (w *worker) outgoing() []wire.ToWorker {
 
 // hear takes one message of a worker.
 func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
-	w.mu.Lock()
-	w.heard++
-	w.mu.Unlock()
 	switch {
 	case m.Ready != nil:
 		s.report(monitor.WorkerReady{Incarnation: w.incarnation, Ready: *m.Ready})

@@ -29,9 +29,9 @@ func (s *supervisor) attendSilence(w *worker, p *process) {
 			return
 		}
 		w.mu.Lock()
-		heard := w.heard
+		heard, hearing := w.heard, w.hearing
 		w.mu.Unlock()
-		if silent++; heard == 0 || heard != last {
+		if silent++; heard == 0 || heard != last || hearing { // if it is heard all the time, it is this process that is slow
 			last, silent = heard, 0
 		}
 		if silent == silenceTicks {

@@ -44,6 +44,7 @@ type worker struct {
 	faults  *wire.WorkerFaults                  // protected by mu
 	sent    sentMarks                           // protected by mu; what this connection has carried
 	heard   uint64                              // protected by mu; messages
+	hearing bool                                // protected by mu; one is being taken in, which waits while the loop is busy
 	stats   *wire.WorkerStats                   // protected by mu
 	statsAt ident.Micros                        // protected by mu; when they came
 	asked   *wire.WorkerMapAsk                  // protected by mu; the newest question only
@@ -163,12 +164,10 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		defer group.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock() // a kill either sees the process or prevents the start
 	if w.ctx.Err() != nil {
 		return nil, errors.New("stopped before its worker was started")
 	}
-	if err := cmd.Start(); err != nil {
+	if err := cmd.Start(); err != nil { // without the lock, which the loop wants, too: on a busy host this takes a while
 		return nil, fmt.Errorf("start the worker: %w", err)
 	}
 	p, err := openProcess(cmd.Process.Pid, 0) // our own child, not waited for: its PID cannot have been reused
@@ -177,7 +176,12 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("watch the worker: %w", err)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.proc = p
+	if w.ctx.Err() != nil { // a kill has seen the process, or is made good here
+		_ = p.signal(unix.SIGKILL)
+	}
 	return cmd, nil
 }
 

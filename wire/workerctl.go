@@ -227,7 +227,7 @@ type WorkerTook struct {
 	Bytes int    `json:"bytes"`
 }
 
-// FromWorker is a message from a worker to serve.
+// FromWorker is a message from a worker to serve. An empty one says that the worker lives.
 type FromWorker struct {
 	Ready     *WorkerReady     `json:"ready,omitempty"`
 	Ended     *WorkerEnded     `json:"ended,omitempty"`

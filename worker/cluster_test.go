@@ -56,8 +56,9 @@ type part struct {
 
 // testVM is a VM whose parts are processes of this test's.
 type testVM struct {
-	t     *testing.T
-	parts []*part
+	t      *testing.T
+	parts  []*part
+	pauses uint64 // the number of the last pause, or of its end
 }
 
 // startVM starts a VM of one part for each entry of vcpus: the number of vCPUs there. Part 0 is home.

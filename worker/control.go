@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -21,20 +22,42 @@ const orphanAfter = time.Minute
 
 // control is the worker's end of the socket that serve supervises it by. Any number of serves may connect, one after the other; the latest
 // one is told everything.
+//
+//	serve ──lease────────────────────────────▶ renew, at once
+//	      ──everything else──▶ inbox ────────▶ handle, one after the other: this may take seconds
+//	      ◀──────────────────── queue ◀─────── send, which never waits
+//
+// So a lease does not lapse while something else is carried out, and whoever has something to say may hold any lock.
 type control struct {
 	listener *net.UnixListener
 	log      zerolog.Logger
 	greet    func() []wire.FromWorker // what each new connection is told first
+	renew    func(until ident.Micros)
 	handle   func(wire.ToWorker)
-	alone    func() // called when the connection has ended
+	alone    func() // called when a connection has ended
+	inbox    chan wire.ToWorker
 
-	mu   sync.Mutex
-	conn net.Conn  // protected by mu; nil while no serve is connected
-	lost time.Time // protected by mu; when the last connection ended
+	mu   sync.Mutex // a leaf
+	now  *talk      // protected by mu; nil while no serve is connected
+	lost time.Time  // protected by mu; when the last connection ended
 }
 
+// talk is one connection to serve.
+type talk struct {
+	conn  net.Conn
+	queue []wire.FromWorker // protected by control.mu; not written yet
+	more  chan struct{}     // holds a token when the queue has grown
+	over  chan struct{}     // closed by its reader
+}
+
+const (
+	controlInbox  = 256             // messages that wait to be carried out; then serve has to wait
+	controlQueue  = 1024            // messages that wait for serve to read them; then it is treated as gone
+	writePatience = 5 * time.Second // for serve to read one
+)
+
 // listenControl makes the control socket in the working directory: a socket's path has 107 bytes at most, a data directory may be deeper.
-func listenControl(log zerolog.Logger, greet func() []wire.FromWorker, handle func(wire.ToWorker)) (*control, error) {
+func listenControl(log zerolog.Logger) (*control, error) {
 	const path = wire.WorkerCtlSocket
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)
@@ -43,11 +66,12 @@ func listenControl(log zerolog.Logger, greet func() []wire.FromWorker, handle fu
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	return &control{listener: l, log: log, greet: greet, handle: handle, lost: time.Now()}, nil
+	return &control{listener: l, log: log, inbox: make(chan wire.ToWorker, controlInbox), lost: time.Now()}, nil
 }
 
 // serve accepts connections until the listener is closed.
 func (c *control) serve() {
+	go c.carryOut()
 	for {
 		conn, err := c.listener.AcceptUnix()
 		if err != nil {
@@ -59,66 +83,106 @@ func (c *control) serve() {
 			continue
 		}
 		c.adopt(conn)
-		go c.read(conn)
+	}
+}
+
+// carryOut does what serves say, for as long as the process lives.
+func (c *control) carryOut() {
+	for m := range c.inbox {
+		c.handle(m)
 	}
 }
 
 // adopt makes conn the connection to serve.
 func (c *control) adopt(conn net.Conn) {
+	t := &talk{conn: conn, more: make(chan struct{}, 1), over: make(chan struct{})}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn != nil {
-		c.conn.Close()
+	before := c.now
+	c.now = t
+	c.mu.Unlock()
+	if before != nil {
+		before.conn.Close()
+		c.alone()
 	}
-	c.conn = conn
-	for _, m := range c.greet() {
-		c.write(m)
-	}
+	go c.write(t)
+	go c.read(t)
 }
 
-func (c *control) read(conn net.Conn) {
-	defer c.drop(conn)
+func (c *control) read(t *talk) {
+	defer c.drop(t)
 	for {
 		var m wire.ToWorker
-		if err := wire.ReadJSON(conn, &m, wire.JSONLimit); err != nil {
+		if err := wire.ReadJSON(t.conn, &m, wire.JSONLimit); err != nil {
 			if err != io.EOF && !errors.Is(err, net.ErrClosed) {
 				c.log.Warn().Err(err).Msg("control connection ended")
 			}
 			return
 		}
-		c.handle(m)
-	}
-}
-
-func (c *control) drop(conn net.Conn) {
-	conn.Close()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn == conn {
-		c.conn = nil
-		c.lost = time.Now()
-		if c.alone != nil {
-			c.alone()
+		if m.Lease != nil {
+			c.renew(m.Lease.UntilBootMicros)
+			continue
 		}
+		c.inbox <- m
 	}
 }
 
-// send tells serve, if one is connected, and whether one is. What matters beyond a connection is told again by greet.
+func (c *control) drop(t *talk) {
+	t.conn.Close()
+	close(t.over)
+	c.mu.Lock()
+	ours := c.now == t
+	if ours {
+		c.now, c.lost = nil, time.Now()
+	}
+	c.mu.Unlock()
+	if ours {
+		c.alone()
+	}
+}
+
+// send tells serve, if one is connected, and whether one is. What matters beyond a connection is told again by greet. It does not wait.
 func (c *control) send(m wire.FromWorker) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn != nil {
-		c.write(m)
+	t := c.now
+	if t == nil {
+		return false
 	}
-	return c.conn != nil
+	if len(t.queue) >= controlQueue {
+		c.log.Warn().Int("messages", len(t.queue)).Msg("serve reads nothing: control connection given up")
+		t.conn.Close() // its reader drops it
+		return true
+	}
+	t.queue = append(t.queue, m)
+	select {
+	case t.more <- struct{}{}:
+	default:
+	}
+	return true
 }
 
-// write requires mu. A serve that does not read for a second is treated as gone.
-func (c *control) write(m wire.FromWorker) {
-	_ = c.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	if err := wire.WriteJSON(c.conn, m); err != nil {
-		c.log.Warn().Err(err).Msg("control connection lost")
-		c.conn.Close() // its reader drops it
+// write is the thread that writes to a connection: first what every new one is told, then what is sent. Whatever changes meanwhile is sent after it.
+func (c *control) write(t *talk) {
+	next := c.greet()
+	for {
+		for _, m := range next {
+			_ = t.conn.SetWriteDeadline(time.Now().Add(writePatience))
+			if err := wire.WriteJSON(t.conn, m); err != nil {
+				if !errors.Is(err, net.ErrClosed) {
+					c.log.Warn().Err(err).Msg("control connection lost")
+				}
+				t.conn.Close() // its reader drops it
+				return
+			}
+		}
+		select {
+		case <-t.more:
+		case <-t.over:
+			return
+		}
+		c.mu.Lock()
+		next, t.queue = t.queue, nil
+		c.mu.Unlock()
 	}
 }
 
@@ -126,7 +190,7 @@ func (c *control) write(m wire.FromWorker) {
 func (c *control) orphaned() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.conn == nil && time.Since(c.lost) > orphanAfter
+	return c.now == nil && time.Since(c.lost) > orphanAfter
 }
 
 // processStartTime reads when this process started, in clock ticks since boot: field 22 of /proc/self/stat.

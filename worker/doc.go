@@ -26,8 +26,13 @@
 //
 // # Lock order
 //
-// guard.mu and home.mu are leaves. plane.mu may be held when guard.mu is taken, never the other way round. No lock is held over a call
-// that waits for another part.
+// From the outside in; a lock may be held when one to its right is taken, never the other way round:
+//
+//	handovers.cutting  replicas.tracking  cutter.mu  pauses.mu  home.accessMu  home.mu  plane.mu, the pager's  guestDisk.mu
+//	holder.mu  guard.mu  vcpuMu
+//
+// All others are leaves; so control.send, which takes one and never waits, may be called with any lock held. standby.mu is of a part that is not home yet.
+// No lock is held over a call that waits for another part, but handovers.cutting: nothing that comes from outside wants that one.
 //
 // # Invariants
 //

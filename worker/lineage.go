@@ -87,7 +87,7 @@ var errNoWayBack = errors.New("nothing leads from this replica to the checkpoint
 // the shares of that checkpoint to send. A repeated or late request changes nothing.
 func (s *standby) align(epoch ident.Epoch, number uint64, more bool, booted ident.Epoch) (bool, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	switch {
 	case s.taken:
 		return false, errEnded

@@ -164,9 +164,8 @@ func (s *standby) fromDisks(pages []ident.PageNo) error {
 	return nil
 }
 
-// leftToDisks is how many pages are left to the disks now.
-func (s *standby) leftToDisks() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return uint64(s.refs.Len())
+// unlock gives mu back, and says how many pages are left to the disks now.
+func (s *standby) unlock() {
+	s.left.Store(uint64(s.refs.Len()))
+	s.mu.Unlock()
 }

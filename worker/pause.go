@@ -25,7 +25,7 @@ type pauses struct {
 	tsc   []uint64 // by vCPU here, what the counters stand at; nil if they run on
 }
 
-// setPause carries out a change. It runs on the control connection's reader.
+// setPause carries out a change. It runs on the thread that carries out what serve says.
 func (w *Worker) setPause(p wire.WorkerPause) {
 	s := &w.pauses
 	s.mu.Lock()

@@ -17,6 +17,7 @@ import (
 func (v *testVM) addStandby(seq uint64, builtin, args string, memory ident.Bytes, vcpus int) ident.Part {
 	v.t.Helper()
 	id := len(v.parts)
+	v.pause(true) // however long a standby takes to start, there is a guest to protect then
 	spec := testSpec(id, vcpus, builtin, args, memory)
 	spec.Standby = true
 	p := startPart(v.t, spec)
@@ -50,13 +51,24 @@ func (v *testVM) protectFrom(seq uint64, standbys ident.PartSet, home ident.Part
 	}
 }
 
-// awaitProtected waits until home says that the VM is protected.
+// pause lets the guest stand still, or go on.
+func (v *testVM) pause(on bool) {
+	v.pauses++
+	for i, part := range v.parts {
+		if !part.killed {
+			v.sendTo(i, wire.ToWorker{Pause: &wire.WorkerPause{Seq: v.pauses, On: on}})
+		}
+	}
+}
+
+// awaitProtected waits until home says that the VM is protected. The guest goes on then.
 func (v *testVM) awaitProtected(home int, seq uint64) {
 	v.t.Helper()
 	for deadline := time.After(30 * time.Second); ; {
 		select {
 		case p := <-v.parts[home].protected:
 			if p.Seq == seq {
+				v.pause(false)
 				return
 			}
 		case <-deadline:

@@ -22,7 +22,7 @@ import (
 // the clock go on. What a protected VM had held back stays held back until the first checkpoint of the new boot is safe; shares and full copies
 // carry the boot that they are of, and a standby that sees a later one forgets all memory first.
 
-// reboot takes this part into the boot that m names. It runs on the control connection's reader.
+// reboot takes this part into the boot that m names. It runs on the thread that carries out what serve says.
 func (w *Worker) reboot(m wire.WorkerMembers) error {
 	began := time.Now()
 	h := w.home.Load()
@@ -77,7 +77,7 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	return nil
 }
 
-// startLoad begins to write the image, on a thread of its own. It runs on the control connection's reader.
+// startLoad begins to write the image, on a thread of its own. It runs on the thread that carries out what serve says.
 func (w *Worker) startLoad() {
 	done := make(chan struct{})
 	w.loading = done

@@ -148,7 +148,7 @@ func (r *replicas) ask(to ident.Part, seq uint64, op replicaOp, body ...uint64) 
 		b = binary.LittleEndian.AppendUint64(b, v)
 	}
 	if to == r.w.spec.Part {
-		if !r.serve(op, b[1:]) {
+		if !r.serve(op, seq, b[1:]) {
 			return errNotReady
 		}
 		return nil
@@ -179,8 +179,8 @@ func (r *replicas) query(to ident.Part, seq uint64, body []byte) ([]byte, error)
 	return nil, fmt.Errorf("%s refused replica operation %d", to, body[0])
 }
 
-// serve does an operation that a member or standby is asked for, other than chunks, and tells whether it is done.
-func (r *replicas) serve(op replicaOp, body []byte) bool {
+// serve does an operation that a member or standby is asked for under protection seq, other than chunks, and tells whether it is done.
+func (r *replicas) serve(op replicaOp, seq uint64, body []byte) bool {
 	var v [4]uint64
 	for i := range v {
 		if len(body) >= 8*(i+1) {
@@ -192,7 +192,7 @@ func (r *replicas) serve(op replicaOp, body []byte) bool {
 	case replicaHold:
 		return w.hold(v[0], v[1], ident.Epoch(v[2]))
 	case replicaFreeze:
-		return w.freeze(v[0], v[1], ident.Epoch(v[2]))
+		return w.freeze(seq, v[0], v[1], ident.Epoch(v[2]))
 	case replicaStall:
 		w.stallForNow()
 		return true
@@ -271,7 +271,7 @@ func (h replicaHandler) HandlePages(ident.Part, ident.Epoch, *wire.PageItems) er
 	return fmt.Errorf("%w: a page message on the replica plane", wire.ErrBadFrame)
 }
 
-func (h replicaHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceRequest) {
+func (h replicaHandler) HandleDevice(_ ident.Part, seq ident.Epoch, req link.DeviceRequest) {
 	w := h.r.w
 	switch {
 	case len(req.Payload) == 0 || req.Kind != wire.DeviceGeneric:
@@ -295,7 +295,7 @@ func (h replicaHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.Devic
 	default: // these wait: for vCPUs, for memory
 		op, body := replicaOp(req.Payload[0]), append([]byte(nil), req.Payload[1:]...)
 		serve := func() {
-			if h.r.serve(op, body) {
+			if h.r.serve(op, uint64(seq), body) {
 				req.Reply(wire.DeviceOK, nil)
 			} else {
 				req.Reply(wire.DeviceNotReady, nil)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -21,7 +22,8 @@ import (
 // one cut. A checkpoint or base of a later boot of the guest begins with all memory Zero. Checkpoints may come while the base does. A page of the base is skipped if a checkpoint has brought it already: either that is newer,
 // or the page has changed since and comes with the next one.
 type standby struct {
-	ram *ram.RAM
+	ram  *ram.RAM
+	left atomic.Uint64 // pages that are left to the disks
 
 	mu       sync.Mutex // protects all below
 	bases    map[ident.Part]*staged
@@ -90,7 +92,7 @@ func (s *standby) take(b []byte) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.taken {
 		return errEnded
 	}
@@ -207,7 +209,7 @@ func (s *standby) enterBoot(booted ident.Epoch) error {
 // commit applies checkpoint number if all of it is here, and tells whether it, or a later one, is applied.
 func (s *standby) commit(number uint64) (bool, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.taken {
 		return false, errEnded
 	}
@@ -351,7 +353,7 @@ type replica struct {
 // never asked for does not count: only home knows that no member ran between two captures. It fails if the replica is not complete.
 func (s *standby) takeOver() (*replica, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.taken = true
 	clear(s.shares)
 	defer s.console.Close()

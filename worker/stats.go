@@ -49,7 +49,7 @@ func (w *Worker) checkpointStats(s *wire.WorkerStats) {
 		w.replica.mu.Unlock()
 	}
 	if b := w.standby.Load(); b != nil {
-		s.PagesLeft = b.leftToDisks()
+		s.PagesLeft = b.left.Load()
 	}
 	h := w.home.Load()
 	if h == nil {

@@ -15,11 +15,19 @@ import (
 // moved away) or for a new protection (it stays). So the guest runs at one place only, however late the word comes.
 
 // freeze is hold, with nothing but a release, a new protection or a new life to end it.
-func (w *Worker) freeze(number, committed uint64, booted ident.Epoch) bool {
-	if !w.hold(number, committed, booted) {
+func (w *Worker) freeze(seq, number, committed uint64, booted ident.Epoch) bool {
+	if !w.hold(number, committed, booted) || !w.cutter.freeze(number) {
 		return false
 	}
-	c := &w.cutter
+	if now, _ := w.replica.current(); now.Seq != seq { // its thaw may have come before
+		w.release(number)
+		return false
+	}
+	return true
+}
+
+// freeze makes a hold one that time does not end.
+func (c *cutter) freeze(number uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.held != number {

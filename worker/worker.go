@@ -26,8 +26,12 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// statsEvery is how often serve is told the counters.
-const statsEvery = time.Second
+// statsEvery is how often serve is told the counters. They take locks, one of which may be held until a disk has answered: for statsLate ticks a worker
+// that lives says so instead. After that it is taken for one that hangs.
+const (
+	statsEvery = time.Second
+	statsLate  = 60
+)
 
 // Worker is one VM's part on this server.
 type Worker struct {
@@ -65,7 +69,7 @@ type Worker struct {
 	stallMu     sync.Mutex
 	stallTimer  *time.Timer // protected by stallMu; at other members
 	members     atomic.Pointer[wire.WorkerMembers]
-	loading     chan struct{}   // closed when the image is written, or will not be; nil before; the control connection's reader's
+	loading     chan struct{}   // closed when the image is written, or will not be; nil before; of the thread that carries out what serve says
 	bootedAt    atomic.Int64    // ident.Micros of CLOCK_BOOTTIME, when the guest booted last
 	ctx         context.Context // done when the VM has ended here
 	cancel      context.CancelFunc
@@ -78,7 +82,7 @@ type Worker struct {
 
 	protection *wire.WorkerProtected // protected by mu; the last word on it
 	restored   *wire.WorkerRestored  // protected by mu
-	taken      *replica              // that this part took over with; the control connection's reader's
+	taken      *replica              // that this part took over with; of the thread that carries out what serve says
 	switched   *wire.WorkerSwitched  // protected by mu
 	fromSaved  bool                  // the guest was loaded from a saved VM; of the thread that loads
 	opened     bool                  // protected by mu; the disks, as home
@@ -112,9 +116,10 @@ func Run(dir string, log zerolog.Logger) error {
 		return err
 	}
 	go w.slices.run()
-	if w.control, err = listenControl(w.log, w.greetings, w.handleControl); err != nil {
+	if w.control, err = listenControl(w.log); err != nil {
 		return err
 	}
+	w.control.greet, w.control.renew, w.control.handle = w.greetings, w.guard.renew, w.handleControl
 	if w.saver, err = listenSave(w); err != nil {
 		return err
 	}
@@ -269,10 +274,9 @@ func (w *Worker) greetings() []wire.FromWorker {
 	return all
 }
 
+// handleControl does what serve says, other than to renew the lease. It is called for one message after the other.
 func (w *Worker) handleControl(m wire.ToWorker) {
 	switch {
-	case m.Lease != nil:
-		w.guard.renew(m.Lease.UntilBootMicros)
 	case m.Members != nil:
 		w.takeMembers(*m.Members)
 	case m.Protect != nil:
@@ -309,7 +313,7 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 	}
 }
 
-// takeMembers enters an epoch; the first one starts the VM. It runs on the control connection's reader, so one at a time.
+// takeMembers enters an epoch; the first one starts the VM. It runs on the thread that carries out what serve says, so one at a time.
 func (w *Worker) takeMembers(m wire.WorkerMembers) {
 	before := w.members.Load()
 	if w.plane == nil || before != nil && m.Epoch <= before.Epoch {
@@ -376,16 +380,26 @@ func (w *Worker) launch(v *vcpu) {
 func (w *Worker) watch() {
 	ticker := time.NewTicker(statsEvery)
 	defer ticker.Stop()
+	counted := make(chan *wire.WorkerStats, 1)
+	late := -1 // for how many ticks the counters have been due; -1: they are not
 	for {
 		select {
 		case <-w.stopped:
 			return
+		case s := <-counted:
+			w.control.send(wire.FromWorker{Stats: s})
+			late = -1
 		case <-ticker.C:
 			if w.control.orphaned() && !w.guard.leased() {
 				w.log.Error().Msg("no serve has adopted this worker: ending")
 				return
 			}
-			w.control.send(wire.FromWorker{Stats: w.stats()})
+			switch late++; {
+			case late == 0:
+				go func() { counted <- w.stats() }()
+			case late < statsLate:
+				w.control.send(wire.FromWorker{})
+			}
 		}
 	}
 }

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 // testPatience bounds every wait in these tests. It is far beyond what a loaded machine needs.
-const testPatience = 20 * time.Second
+const testPatience = time.Minute
 
 // event is one callback of a PagesHandler.
 type event struct {

@@ -14,7 +14,7 @@ import (
 const (
 	servePatience  = 3 * time.Second // after SIGTERM: serve hands over and closes its log
 	workerPatience = 1 * time.Second
-	killPatience   = 5 * time.Second // after SIGKILL: only the kernel's own work is left
+	killPatience   = 30 * time.Second // after SIGKILL: only the kernel's own work is left
 )
 
 // Ended is a process that Down ended.

@@ -265,7 +265,7 @@ func garbage(t *testing.T, addr string) {
 	junk := make([]byte, 4096)
 	rand.Read(junk)
 	_, _ = conn.Write(junk)
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 	for {
 		if _, err := conn.Read(junk); err != nil {
 			if e, ok := err.(net.Error); ok && e.Timeout() {

@@ -104,7 +104,7 @@ func TestNotify(t *testing.T) {
 		t.Helper()
 		buf := make([]byte, 100)
 		for {
-			_ = l.SetReadDeadline(time.Now().Add(20 * time.Second))
+			_ = l.SetReadDeadline(time.Now().Add(time.Minute))
 			n, err := l.Read(buf)
 			if err != nil {
 				t.Fatalf("waiting for %s: %v", want, err)

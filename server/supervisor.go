@@ -27,8 +27,8 @@ import (
 // How long the supervisor is patient with a worker.
 const (
 	stopGrace    = 1500 * time.Millisecond // from Stop to SIGKILL
-	adoptGrace   = 2 * time.Second         // for a worker's Ready when serve starts
-	connectGrace = 10 * time.Second        // for the socket of a worker that was just started
+	adoptGrace   = 5 * time.Second         // for a worker's Ready when serve starts
+	connectGrace = 30 * time.Second        // for the socket of a worker that was just started
 	writeGrace   = 2 * time.Second         // for one message to a worker
 	endGrace     = 20 * time.Millisecond   // between the end of a connection and that of its process
 	redialPause  = 5 * time.Millisecond

@@ -19,7 +19,7 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // watcher collects what a supervisor reports.
 type watcher struct {

@@ -26,8 +26,8 @@ import (
 
 const (
 	chaosRounds   = 4 // by default; `make chaos` does a hundred
-	healPatience  = 30 * time.Second
-	faultPatience = 15 * time.Second
+	healPatience  = 90 * time.Second
+	faultPatience = 60 * time.Second
 )
 
 type chaos struct {

@@ -224,7 +224,7 @@ func signalCmd(kind local.Kind, sig syscall.Signal) func(*testscript.TestScript,
 
 // awaitEnd waits for a killed process to be gone.
 func awaitEnd(ts *testscript.TestScript, p local.Process) {
-	deadline := time.NewTimer(5 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -262,7 +262,7 @@ func cmdPowerOff(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Fatalf("%v", err)
 		}
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		members, err = local.Find(ts.Getenv("D"))
 		ts.Check(err)

@@ -23,7 +23,7 @@ import (
 // The console is driven as an operator drives it: `cellvisor top` in a terminal, before real servers and VMs.
 
 const (
-	consolePatience = 40 * time.Second
+	consolePatience = 90 * time.Second
 	drillPatience   = 3 * time.Minute
 
 	consoleColumns, consoleRows = 140, 44

@@ -25,7 +25,7 @@ import (
 const (
 	failoverRounds  = 6 // by default; `make failover` does a hundred
 	failoverVM      = "p"
-	recoverPatience = 20 * time.Second
+	recoverPatience = 60 * time.Second
 	safePatience    = 40 * time.Second
 )
 

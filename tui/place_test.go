@@ -76,7 +76,7 @@ func TestReadOnlyPlaces(t *testing.T) {
 // runUntil lets the program of a process go on until its screen says what is wanted.
 func (r *rig) runUntil(want string) {
 	r.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for m := (processMsg{r.app.screen(), r.app.processes[len(r.app.processes)-1], 0}); !strings.Contains(r.view(), want); {
 		_, next, _ := m.process.since(m.offset)
 		r.send(m)

@@ -82,7 +82,7 @@ func TestPlainLines(t *testing.T) {
 	}()
 	wants := func(text string) {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(time.Minute)
 		for {
 			select {
 			case line := <-out:
@@ -105,7 +105,7 @@ func TestPlainLines(t *testing.T) {
 	wants("  epoch 8  quorum yes  leader a-1  cells 3/3  servers 5/6  VMs 2 running, 6 listed")
 	wants("  VM lock lost: cell b lost-[31m in epoch 8")
 	server.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case line := <-out:

@@ -150,7 +150,7 @@ func (s *session) keys(keys ...string) {
 // wants waits until all texts are on the terminal.
 func (s *session) wants(texts ...string) string {
 	s.t.Helper()
-	screen, err := s.AwaitText(20*time.Second, texts...)
+	screen, err := s.AwaitText(time.Minute, texts...)
 	if err != nil {
 		s.t.Fatal(err)
 	}

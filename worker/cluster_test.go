@@ -134,7 +134,7 @@ func startPart(t *testing.T, spec wire.WorkerSpec) *part {
 // connect waits for the worker's socket and its greeting.
 func (p *part) connect() {
 	p.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		conn, err := net.Dial("unix", filepath.Join(p.dir, wire.WorkerCtlSocket))
 		if err == nil {
@@ -249,7 +249,7 @@ func (v *testVM) stop() {
 			if err != nil {
 				v.t.Errorf("part %d ended: %v\n%s", i, err, p.log())
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			v.t.Errorf("part %d does not stop\n%s", i, p.log())
 			_ = p.cmd.Process.Kill()
 			<-done

@@ -99,7 +99,7 @@ func TestGuardHoldWaitsForEveryThread(t *testing.T) {
 	}
 	g.pause(true)
 	close(ready)
-	if !g.hold(10 * time.Second) {
+	if !g.hold(time.Minute) {
 		t.Fatal("parked threads do not count as held")
 	}
 	g.restart()

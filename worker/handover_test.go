@@ -16,7 +16,7 @@ import (
 func (v *testVM) hand(seq uint64, vcpu ident.VCPU, from, to int) wire.WorkerHanded {
 	v.t.Helper()
 	v.sendTo(0, wire.ToWorker{Hand: &wire.WorkerHand{Seq: seq, VCPU: vcpu, From: ident.Part(from), To: ident.Part(to)}})
-	for deadline := time.After(30 * time.Second); ; {
+	for deadline := time.After(time.Minute); ; {
 		select {
 		case e := <-v.parts[0].handed:
 			if e.Seq == seq {

@@ -64,7 +64,7 @@ func (v *testVM) pause(on bool) {
 // awaitProtected waits until home says that the VM is protected. The guest goes on then.
 func (v *testVM) awaitProtected(home int, seq uint64) {
 	v.t.Helper()
-	for deadline := time.After(30 * time.Second); ; {
+	for deadline := time.After(time.Minute); ; {
 		select {
 		case p := <-v.parts[home].protected:
 			if p.Seq == seq {
@@ -107,7 +107,7 @@ func checkUnbroken(t *testing.T, records []string) int {
 // awaitRecords waits until a part's output log has at least n records.
 func awaitRecords(t *testing.T, v *testVM, part, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); len(outputOf(v.parts[part])) < n; {
+	for deadline := time.Now().Add(time.Minute); len(outputOf(v.parts[part])) < n; {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d records, want %d\n%s", len(outputOf(v.parts[part])), n, v.logs())
 		}

@@ -86,7 +86,7 @@ func TestCrashReportsItsBootAndMayBootAgain(t *testing.T) {
 	}
 	v := startVM(t, path, "", 16*ident.MiB, 1)
 	for epoch := ident.Epoch(1); epoch <= 20; epoch++ {
-		e := v.wait(30 * time.Second)
+		e := v.wait(time.Minute)
 		if !e.Crash || e.State != "failed" || e.Host || !strings.Contains(e.Registers, "rip") || e.Booted != epoch && epoch > 1 {
 			t.Fatalf("boot %d ended %+v", epoch, e)
 		}
@@ -107,7 +107,7 @@ func TestFailoverAfterAReset(t *testing.T) {
 		awaitRecords(t, v, 0, len(v.output())+100)
 		v.boot(2, ident.PartSet(0).Set(standby))
 		if !early {
-			for deadline := time.Now().Add(30 * time.Second); len(boots(t, v.output())) < 2; {
+			for deadline := time.Now().Add(time.Minute); len(boots(t, v.output())) < 2; {
 				if time.Now().After(deadline) {
 					t.Fatalf("no output of the second boot\n%s", v.logs())
 				}

@@ -7,6 +7,41 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
+// statsEvery is how often serve is told the counters. They take locks, one of which may be held until a disk has answered: for statsLate ticks a worker
+// that lives says so instead. After that it is taken for one that hangs.
+const (
+	statsEvery = time.Second
+	statsLate  = 60
+)
+
+// watch waits for serve's stop, sending counters meanwhile. A worker whose serve never comes back ends by itself.
+func (w *Worker) watch() {
+	ticker := time.NewTicker(statsEvery)
+	defer ticker.Stop()
+	counted := make(chan *wire.WorkerStats, 1)
+	late := -1 // for how many ticks the counters have been due; -1: they are not
+	for {
+		select {
+		case <-w.stopped:
+			return
+		case s := <-counted:
+			w.control.send(wire.FromWorker{Stats: s})
+			late = -1
+		case <-ticker.C:
+			if w.control.orphaned() && !w.guard.leased() {
+				w.log.Error().Msg("no serve has adopted this worker: ending")
+				return
+			}
+			switch late++; {
+			case late == 0:
+				go func() { counted <- w.stats() }()
+			case late < statsLate:
+				w.control.send(wire.FromWorker{})
+			}
+		}
+	}
+}
+
 // stats collects the counters that serve is told about once a second.
 func (w *Worker) stats() *wire.WorkerStats {
 	s := &wire.WorkerStats{At: bootMicros()}

@@ -31,7 +31,7 @@ func soon(t *testing.T, c <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal(what)
 	}
 }
@@ -41,7 +41,7 @@ func TestTurn(t *testing.T) {
 	g := openGuard()
 	g.setTurn(false, func() {})
 	waiting := enters(g)
-	if !g.hold(10 * time.Second) { // it returns when the thread has parked
+	if !g.hold(time.Minute) { // it returns when the thread has parked
 		t.Fatal("a vCPU that waits for its turn does not count as stopped")
 	}
 	g.release()
@@ -74,11 +74,11 @@ func TestHoldOutlivesTurn(t *testing.T) {
 	g := openGuard()
 	g.setTurn(false, func() {})
 	waiting := enters(g)
-	if !g.hold(10 * time.Second) {
+	if !g.hold(time.Minute) {
 		t.Fatal("cannot hold")
 	}
 	g.setTurn(true, nil)
-	if !g.hold(10 * time.Second) {
+	if !g.hold(time.Minute) {
 		t.Fatal("a turn has let a vCPU out of a hold")
 	}
 	g.release()

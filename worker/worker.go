@@ -26,13 +26,6 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// statsEvery is how often serve is told the counters. They take locks, one of which may be held until a disk has answered: for statsLate ticks a worker
-// that lives says so instead. After that it is taken for one that hangs.
-const (
-	statsEvery = time.Second
-	statsLate  = 60
-)
-
 // Worker is one VM's part on this server.
 type Worker struct {
 	spec    wire.WorkerSpec
@@ -374,34 +367,6 @@ func (w *Worker) launch(v *vcpu) {
 	w.guard.join()
 	v.over = make(chan struct{})
 	go w.runVCPU(v, false)
-}
-
-// watch waits for serve's stop, sending counters meanwhile. A worker whose serve never comes back ends by itself.
-func (w *Worker) watch() {
-	ticker := time.NewTicker(statsEvery)
-	defer ticker.Stop()
-	counted := make(chan *wire.WorkerStats, 1)
-	late := -1 // for how many ticks the counters have been due; -1: they are not
-	for {
-		select {
-		case <-w.stopped:
-			return
-		case s := <-counted:
-			w.control.send(wire.FromWorker{Stats: s})
-			late = -1
-		case <-ticker.C:
-			if w.control.orphaned() && !w.guard.leased() {
-				w.log.Error().Msg("no serve has adopted this worker: ending")
-				return
-			}
-			switch late++; {
-			case late == 0:
-				go func() { counted <- w.stats() }()
-			case late < statsLate:
-				w.control.send(wire.FromWorker{})
-			}
-		}
-	}
 }
 
 func isNoContents(err error) bool  { return errors.Is(err, uffd.ErrNoContents) }

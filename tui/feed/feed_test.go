@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait of these tests.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // start runs a feed over dial until the test ends.
 func start(t *testing.T, c Config) *Feed {

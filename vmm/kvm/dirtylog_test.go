@@ -26,7 +26,7 @@ func TestDirtyLogHasWhatTheGuestWrites(t *testing.T) {
 	defer h.Stop()
 	for round := range 3 {
 		var pages []ident.PageNo
-		for deadline := time.Now().Add(20 * time.Second); len(pages) == 0; {
+		for deadline := time.Now().Add(time.Minute); len(pages) == 0; {
 			if err := log.Read(func(p ident.PageNo) { pages = append(pages, p) }); err != nil {
 				t.Fatal(err)
 			}

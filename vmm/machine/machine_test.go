@@ -48,7 +48,7 @@ func runKernel(t *testing.T, kernel []byte, change func(*Config)) (Outcome, stri
 	m.Start()
 	select {
 	case <-m.Done():
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("the guest did not end; it printed %q\n%s", out, m.Dump())
 	}
 	return m.Wait(), out.String()
@@ -77,7 +77,7 @@ func TestResetEndsOrRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Start()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	for tick := time.NewTicker(time.Millisecond); bytes.Count([]byte(out.String()), []byte("again\n")) < 3; {
 		select {
 		case <-tick.C:

@@ -11,7 +11,7 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // guest is one end of a segment.
 type guest struct {

@@ -218,6 +218,18 @@ const watchEvery = 100 * time.Millisecond
 
 // watchOperation follows an operation to its end and turns a bad one into an error.
 func (a *app) watchOperation(ctx context.Context, c *api.Client, op *api.Operation) error {
+	op, err := a.awaitOperation(ctx, c, op)
+	if err != nil {
+		return err
+	}
+	if err := a.printOperation(op); err != nil {
+		return err
+	}
+	return opError(op)
+}
+
+// awaitOperation shows an operation's progress until it has ended.
+func (a *app) awaitOperation(ctx context.Context, c *api.Client, op *api.Operation) (*api.Operation, error) {
 	p := a.progress()
 	defer p.done()
 	if !p.on && op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
@@ -231,21 +243,17 @@ func (a *app) watchOperation(ctx context.Context, c *api.Client, op *api.Operati
 		case <-tick.C:
 		case <-ctx.Done():
 			p.done()
-			return api.Detached{Operation: fmt.Sprintf("operation %d (`cellvisor op watch %d`)", op.GetId(), op.GetId())}
+			return nil, api.Detached{Operation: fmt.Sprintf("operation %d (`cellvisor op watch %d`)", op.GetId(), op.GetId())}
 		}
 		next, err := getOperation(ctx, c, op.GetId())
 		switch {
 		case err == nil:
 			op = next
 		case ctx.Err() == nil:
-			return err
+			return nil, err
 		}
 	}
-	p.done()
-	if err := a.printOperation(op); err != nil {
-		return err
-	}
-	return opError(op)
+	return op, nil
 }
 
 // progressLine is "operation 7: drain cell b: 3 of 10 steps, 192MiB of 640MiB, 60MiB/s, about 8s left; vm web: copying".

@@ -15,7 +15,7 @@ import (
 
 func (a *app) vmCmd() *cobra.Command {
 	return a.noun("vm", "Virtual machines",
-		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmPagesCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmMigrateCmd(), a.vmStopCmd(), a.vmResetCmd(), a.vmPauseCmd(), a.vmResumeCmd(), a.vmSaveCmd(), a.vmRestoreCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
+		a.vmRunCmd(), a.vmLsCmd(), a.vmShowCmd(), a.vmPagesCmd(), a.vmWaitCmd(), a.vmProtectCmd(), a.vmMigrateCmd(), a.vmSpreadCmd(), a.vmGatherCmd(), a.vmStopCmd(), a.vmResetCmd(), a.vmPauseCmd(), a.vmResumeCmd(), a.vmSaveCmd(), a.vmRestoreCmd(), a.vmRmCmd(), a.vmConsoleCmd(), a.vmOutputCmd())
 }
 
 func (a *app) vmLsCmd() *cobra.Command {

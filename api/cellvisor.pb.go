@@ -2900,7 +2900,9 @@ type WorkerCounters struct {
 	// Absent unless the server promises more memory than it has.
 	Paging *PagingCounters `protobuf:"bytes,17,opt,name=paging,proto3" json:"paging,omitempty"`
 	// Absent unless this part has copies of disks that are checked.
-	Scrub         *ScrubCounters `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	Scrub *ScrubCounters `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	// For how long the part's gang had its slots here, or needed none of its own because all vCPUs had some.
+	SlotMicros    uint64 `protobuf:"varint,19,opt,name=slot_micros,json=slotMicros,proto3" json:"slot_micros,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3059,6 +3061,13 @@ func (x *WorkerCounters) GetScrub() *ScrubCounters {
 		return x.Scrub
 	}
 	return nil
+}
+
+func (x *WorkerCounters) GetSlotMicros() uint64 {
+	if x != nil {
+		return x.SlotMicros
+	}
+	return 0
 }
 
 // ScrubCounters tell what the checks of a part's copies of disks have come to.
@@ -7933,7 +7942,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04cell\x18\t \x01(\tR\x04cell\x12\x12\n" +
 	"\x04lost\x18\n" +
 	" \x01(\bR\x04lost\x12\x18\n" +
-	"\astandby\x18\v \x01(\bR\astandby\"\xe6\x05\n" +
+	"\astandby\x18\v \x01(\bR\astandby\"\x87\x06\n" +
 	"\x0eWorkerCounters\x12!\n" +
 	"\fremote_reads\x18\x01 \x01(\x04R\vremoteReads\x12#\n" +
 	"\rremote_writes\x18\x02 \x01(\x04R\fremoteWrites\x12!\n" +
@@ -7957,7 +7966,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\rsync_permille\x18\x0f \x01(\rR\fsyncPermille\x128\n" +
 	"\x06shares\x18\x10 \x01(\v2 .cellvisor.v1.CheckpointCountersR\x06shares\x124\n" +
 	"\x06paging\x18\x11 \x01(\v2\x1c.cellvisor.v1.PagingCountersR\x06paging\x121\n" +
-	"\x05scrub\x18\x12 \x01(\v2\x1b.cellvisor.v1.ScrubCountersR\x05scrub\"\x95\x01\n" +
+	"\x05scrub\x18\x12 \x01(\v2\x1b.cellvisor.v1.ScrubCountersR\x05scrub\x12\x1f\n" +
+	"\vslot_micros\x18\x13 \x01(\x04R\n" +
+	"slotMicros\"\x95\x01\n" +
 	"\rScrubCounters\x12\x16\n" +
 	"\x06passes\x18\x01 \x01(\x04R\x06passes\x12\x1a\n" +
 	"\bchecking\x18\x02 \x01(\bR\bchecking\x12\x1a\n" +

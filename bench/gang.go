@@ -200,6 +200,6 @@ func (g *gangBench) fill(r *GangReport) {
 
 func lockSpec(name string, increments int, span ...string) *api.VMSpec {
 	return &api.VMSpec{
-		Name: name, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: strconv.Itoa(increments), Vcpus: gangVCPUs, MemoryBytes: uint64(gangMemory), Span: span,
+		Name: name, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: strconv.Itoa(increments) + " spin", Vcpus: gangVCPUs, MemoryBytes: uint64(gangMemory), Span: span,
 	}
 }

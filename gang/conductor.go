@@ -25,6 +25,7 @@ type conductor struct {
 	start   ident.Micros // of the present slice; it may lie ahead by the lead
 	end     ident.Micros // when the next one begins
 	nominal ident.Micros // when it would end if somebody waited
+	late    ident.Micros // how long after the time for it slices are planned
 	servers []peer       // by rising ID
 	gangs   []gang       // by rising VM
 	virtual int64        // the least virtual time of those that have work; it only grows
@@ -38,6 +39,7 @@ type peer struct {
 	run   []ident.VMID // what it was last told
 	told  ident.Micros // when
 	fresh bool         // was told something
+	delay ident.Micros // of slices on their way to it
 }
 
 // gang is one VM's vCPUs.
@@ -76,7 +78,7 @@ func (c *Core) rebuildConductor(now ident.Micros) {
 	for i, s := range c.domain.servers {
 		servers[i] = peer{id: s.ID, slots: max(1, s.Slots)}
 		if j := l.server(s.ID); j >= 0 {
-			servers[i].clock = l.servers[j].clock
+			servers[i].clock, servers[i].delay = l.servers[j].clock, l.servers[j].delay
 		}
 		if s.ID == c.cfg.Self {
 			servers[i].clock = offset{known: true}
@@ -141,13 +143,23 @@ func (g *gang) demand() int {
 	return n
 }
 
-// lead is how long before its begin a slice must be sent.
+// lead is how long before its begin a slice must be sent: twice what it took lately to arrive at the slowest server.
 func (l *conductor) lead() ident.Micros {
-	if len(l.servers) > 1 {
-		return lead
+	if len(l.servers) < 2 {
+		return 0
 	}
-	return 0
+	late := l.late
+	for i := range l.servers {
+		late = max(late, l.servers[i].delay)
+	}
+	return min(max(minLead, 2*late), maxLead)
 }
+
+// took folds in how long something took: the longest counts, and is forgotten slowly.
+func took(before, now ident.Micros) ident.Micros { return max(now, before-before/delayFade) }
+
+// delayFade is how many times faster ones must follow until a slow one is forgotten, about.
+const delayFade = 32
 
 // planAt is when the next slice is to be planned.
 func (l *conductor) planAt() ident.Micros { return l.end - l.lead() }
@@ -161,7 +173,11 @@ func (c *Core) takeReport(now ident.Micros, from ident.ServerID, r *wire.GangRep
 		return
 	}
 	if from != c.cfg.Self && r.EchoSent != 0 {
-		l.servers[s].clock.learn(now, r.EchoSent, r.Received, r.Sent)
+		p := &l.servers[s]
+		p.clock.learn(now, r.EchoSent, r.Received, r.Sent)
+		if p.clock.known {
+			p.delay = took(p.delay, p.clock.here(r.Received)-r.EchoSent)
+		}
 	}
 	changed := false
 	for _, b := range r.Busy {
@@ -209,6 +225,7 @@ func (c *Core) settle(now ident.Micros, g *gang) {
 func (c *Core) rotate(now ident.Micros) {
 	l := &c.lead
 	start := max(l.end, now)
+	l.late = took(l.late, now-l.planAt())
 	if now > l.planAt() { // late: still together
 		start = max(start, now+l.lead()/2)
 	}
@@ -291,7 +308,7 @@ func (c *Core) tell(now, start ident.Micros) {
 	for i := range l.servers {
 		p := &l.servers[i]
 		run := l.runningAt(i)
-		if p.fresh && slices.Equal(run, p.run) && now < p.told+keepAlive-lead {
+		if p.fresh && slices.Equal(run, p.run) && now < p.told+keepAlive-maxLead {
 			continue
 		}
 		p.run, p.told, p.fresh = run, now, true

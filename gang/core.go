@@ -22,7 +22,8 @@ const (
 )
 
 const (
-	lead       = 2 * ident.Millisecond   // between a plan and its begin on several servers
+	minLead    = 2 * ident.Millisecond // between a plan and its begin on several servers: at least, and at most
+	maxLead    = 8 * ident.Millisecond
 	keepAlive  = 100 * ident.Millisecond // between slices that change nothing
 	orderRenew = 300 * ident.Millisecond // an order is repeated after so long
 	reportGap  = ident.Millisecond       // between reports of a server

@@ -3,59 +3,10 @@ package gang
 import (
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"github.com/cellvisor/cellvisor/ident"
 )
-
-// fairShares is the definition of a fair share: the weighted max-min division of time among gangs. The time of all gangs rises together, by their
-// weights, until a server of some has no more slots; those stop there, and the others rise on. A gang's time is one figure: it holds its slots on all its
-// servers or none.
-func fairShares(servers []Server, vms []VM) map[ident.VMID]float64 {
-	share, done := map[ident.VMID]float64{}, map[ident.VMID]bool{}
-	for len(done) < len(vms) {
-		used, growth := map[ident.ServerID]float64{}, map[ident.ServerID]float64{}
-		for _, vm := range vms {
-			for _, p := range vm.Parts {
-				used[p.Server] += share[vm.ID] * float64(p.VCPUs)
-				if !done[vm.ID] {
-					growth[p.Server] += float64(weightOf(vm) * p.VCPUs)
-				}
-			}
-		}
-		step := -1.0
-		lower := func(s float64) {
-			if step < 0 || s < step {
-				step = s
-			}
-		}
-		for _, s := range servers {
-			if growth[s.ID] > 0 {
-				lower((float64(s.Slots) - used[s.ID]) / growth[s.ID])
-			}
-		}
-		for _, vm := range vms {
-			if !done[vm.ID] {
-				lower((1 - share[vm.ID]) / float64(weightOf(vm)))
-			}
-		}
-		full := map[ident.ServerID]bool{}
-		for _, s := range servers {
-			full[s.ID] = growth[s.ID] > 0 && float64(s.Slots)-used[s.ID]-step*growth[s.ID] < 1e-9
-		}
-		for _, vm := range vms {
-			if done[vm.ID] {
-				continue
-			}
-			share[vm.ID] += step * float64(weightOf(vm))
-			if share[vm.ID] > 1-1e-9 || slices.ContainsFunc(vm.Parts, func(p Part) bool { return full[p.Server] }) {
-				done[vm.ID] = true
-			}
-		}
-	}
-	return share
-}
 
 // What is due is had, by weight: of all on one server, and on two servers of one slot; on more slots as far as gangs pack. What nobody else can use is
 // extra.
@@ -100,18 +51,18 @@ func fairRun(t *testing.T, v View, packs bool) {
 	clear(rig.ran)
 	const long = 50 * ident.Second
 	rig.run(long, nil)
-	due := fairShares(v.Servers, v.VMs)
-	level := 1.0
+	due := FairShares(v.Servers, v.VMs)
+	level := int64(FairWhole)
 	for _, vm := range v.VMs {
-		level = min(level, due[vm.ID]/float64(weightOf(vm)))
+		level = min(level, due[vm.ID]/int64(vm.weight()))
 	}
 	for _, vm := range v.VMs {
-		got, want := float64(rig.ran[vm.ID])/float64(long), due[vm.ID]
+		got, want := int64(rig.ran[vm.ID]*FairWhole/long), due[vm.ID]
 		if !packs {
-			want = 0.8 * level * float64(weightOf(vm))
+			want = level * int64(vm.weight()) * 4 / 5
 		}
-		if got < 0.95*want {
-			t.Errorf("VM %d of weight %d, %v: %.4f of the time, due are %.4f", vm.ID, vm.Weight, vm.Parts, got, want)
+		if got < want-want/20 {
+			t.Errorf("VM %d of weight %d, %v: %d millionths of the time, due are %d", vm.ID, vm.Weight, vm.Parts, got, want)
 		}
 	}
 }

@@ -157,13 +157,13 @@ func TestPaperNoStarvation(t *testing.T) {
 		}
 		total := 0
 		for _, vm := range r.view.VMs {
-			total += weightOf(vm)
+			total += vm.weight()
 		}
 		for _, vm := range r.view.VMs {
 			// The least that is due: its weight's part of the time as if all gangs excluded each other, less some slices for what is under way.
-			due := long*ident.Micros(weightOf(vm))/ident.Micros(total) - 8*MaxSlice*ident.Micros(1+MaxTestWeight/weightOf(vm))
+			due := long*ident.Micros(vm.weight())/ident.Micros(total) - 8*MaxSlice*ident.Micros(1+MaxTestWeight/vm.weight())
 			if ran[vm.ID] < due {
-				rt.Fatalf("VM %d of weight %d of %d ran %d us of %d, due are %d; all: %v", vm.ID, weightOf(vm), total, ran[vm.ID], long, due, ran)
+				rt.Fatalf("VM %d of weight %d of %d ran %d us of %d, due are %d; all: %v", vm.ID, vm.weight(), total, ran[vm.ID], long, due, ran)
 			}
 		}
 	})
@@ -171,13 +171,6 @@ func TestPaperNoStarvation(t *testing.T) {
 
 // MaxTestWeight bounds the weights that the tests draw.
 const MaxTestWeight = 400
-
-func weightOf(vm VM) int {
-	if vm.Weight == 0 {
-		return DefaultWeight
-	}
-	return vm.Weight
-}
 
 // anyRig draws servers and VMs that fit on them.
 func anyRig(t *testing.T, rt *rapid.T) *rig {

@@ -11,15 +11,16 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/gang"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
 	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
-// Twenty VMs of mixed sizes and weights on two slots: twelve stay for the whole time, up to eight others start, stop, move and have their workers killed. Those
-// of one vCPU that stay get their weights' shares, and every guest that ends by itself has counted right. (Of more vCPUs the payload's waiters idle for
-// microseconds, which workers do not count as running: of them only progress is demanded.) SHARES_SECONDS says for how long; the shares of a short run are
-// only told.
+// Twenty VMs of mixed sizes and weights on two slots, one on each of two servers: twelve stay for the whole time, on one of the servers or over both, up to
+// eight others start, stop, move and have their workers killed. Those that stay get the shares that are due to their weights beside whoever is there,
+// and every guest that ends by itself has counted right. What counts is the time on slots; the time in the guest is told: it is longer where the machine is so
+// busy that vCPUs which have been thrown out of the guest wait for a CPU to leave it. SHARES_SECONDS says for how long; the shares of a short run are only told.
 
 const (
 	sharesSeconds = 6  // by default; `make shares` takes ten minutes
@@ -27,6 +28,7 @@ const (
 	sharesWithin  = 0.05
 	sharesSteady  = 12
 	sharesPassing = 8
+	sharesRounds  = 1<<32 - 1 // of the payload, all vCPUs together, that stays
 )
 
 type shares struct {
@@ -36,6 +38,13 @@ type shares struct {
 	killed  map[string]bool
 	ended   int // by themselves, with right sums
 	moved   int
+
+	servers []gang.Server
+	names   map[ident.VMID]string
+	running []gang.VM // when last seen
+	seen    time.Time
+	due     map[string]float64 // seconds on slots
+	inGuest map[string]uint64  // microseconds that each vCPU was in the guest, or was to leave it
 }
 
 func TestShares(t *testing.T) {
@@ -45,10 +54,17 @@ func TestShares(t *testing.T) {
 	needKVM(t)
 	seconds, seed := envNumber(t, "SHARES_SECONDS", sharesSeconds), envNumber(t, "SHARES_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("replay: SHARES_SEED=%d SHARES_SECONDS=%d go test -run TestShares ./tests", seed, seconds)
-	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 9))}, weights: map[string]int{}, killed: map[string]bool{}}
+	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 9))}, weights: map[string]int{}, killed: map[string]bool{}, names: map[ident.VMID]string{}, due: map[string]float64{}, inGuest: map[string]uint64{}}
 	s.begin()
 	for i := range sharesSteady {
-		s.create(fmt.Sprintf("steady-%d", i), 1+i%2, []int{50, 100, 200, 100}[i%4], 1<<30, "a")
+		vcpus, span := 1, []string{"a"}
+		switch i % 3 {
+		case 1:
+			span = []string{"b"}
+		case 2:
+			vcpus, span = 2, []string{"a", "b"}
+		}
+		s.create(steadyName(i), vcpus, []int{50, 100, 200, 100}[i%4], sharesRounds/vcpus, span...)
 	}
 	s.until(faultPatience, "all have run", func(ctx context.Context) error {
 		for name, micros := range s.ran(ctx) {
@@ -58,15 +74,19 @@ func TestShares(t *testing.T) {
 		}
 		return nil
 	})
+	s.look()
+	clear(s.due)
 	before, began := s.ran(t.Context()), time.Now()
-	tick := time.NewTicker(200 * time.Millisecond)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for end := began.Add(time.Duration(seconds) * time.Second); time.Now().Before(end) && !t.Failed(); <-tick.C {
-		s.act()
-		s.reap()
+		if s.rng.IntN(2) == 0 {
+			s.act()
+		}
+		s.look()
 	}
 	s.judge(before, s.ran(t.Context()), seconds >= sharesStrict)
-	t.Logf("%d VMs passed by, %d of them ended by themselves with right sums, %d moves were asked for", s.made-sharesSteady, s.ended, s.moved)
+	t.Logf("%d VMs passed by, %d of them ended by themselves with right sums, %d moves were begun", s.made-sharesSteady, s.ended, s.moved)
 }
 
 func (s *shares) begin() {
@@ -79,7 +99,7 @@ func (s *shares) begin() {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.finish)
-	if s.session, err = local.Start(local.Options{Dir: s.dir, Exe: program, Shape: local.Shape{Cells: 2, PerCell: 1, Slots: 2, Memory: ident.GiB}}); err != nil {
+	if s.session, err = local.Start(local.Options{Dir: s.dir, Exe: program, Shape: local.Shape{Cells: 2, PerCell: 1, Slots: 1, Memory: ident.GiB, Lease: 10 * time.Second}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -90,29 +110,31 @@ func (s *shares) begin() {
 	if s.client, err = api.Dial(ctx, s.session.Cluster.Addrs()); err != nil {
 		t.Fatal(err)
 	}
+	s.servers = []gang.Server{{ID: 1, Slots: 1}, {ID: 2, Slots: 1}}
 }
 
 func (s *shares) create(name string, vcpus, weight, rounds int, span ...string) {
 	w := int32(weight)
-	spec := &api.VMSpec{Name: name, Vcpus: uint32(vcpus), Weight: &w, Span: span, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: fmt.Sprint(rounds),
+	spec := &api.VMSpec{Name: name, Vcpus: uint32(vcpus), Weight: &w, Span: span, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: fmt.Sprint(rounds, " spin"),
 		MemoryBytes: uint64(16 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "none"}
 	s.until(faultPatience, "creating VM "+name, func(ctx context.Context) error { _, err := s.client.Run(ctx, spec, nil); return err })
 	s.weights[name] = weight
 	s.made++
 }
 
-// ran is for how long each vCPU of the VMs that stay has run, in microseconds, as their workers count it.
+// ran is for how long each of the VMs that stay had its slots, in microseconds, as their workers count it.
 func (s *shares) ran(ctx context.Context) map[string]uint64 {
 	out := map[string]uint64{}
 	for i := range sharesSteady {
-		name := fmt.Sprintf("steady-%d", i)
+		name := steadyName(i)
 		r, err := s.client.API().GetVM(ctx, &api.GetVMRequest{Name: name})
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		out[name] = 0
+		out[name], s.inGuest[name] = 0, 0
 		for _, w := range r.GetVm().GetWorkers() {
-			out[name] += w.GetCounters().GetRunMicros() / uint64(r.GetVm().GetVcpus())
+			out[name] += w.GetCounters().GetSlotMicros() / uint64(len(r.GetVm().GetWorkers()))
+			s.inGuest[name] += w.GetCounters().GetRunMicros() / uint64(len(r.GetVm().GetWorkers()))
 		}
 	}
 	return out
@@ -134,7 +156,11 @@ func (s *shares) act() {
 		}
 	}
 	if len(passing) < sharesPassing && s.rng.IntN(2) == 0 || len(passing) == 0 {
-		s.create(fmt.Sprintf("passing-%d", s.made), 1+s.rng.IntN(2), []int{50, 100, 200}[s.rng.IntN(3)], 1000+s.rng.IntN(20_000))
+		vcpus, rounds := 1, 1+s.rng.IntN(30_000_000)
+		if s.rng.IntN(3) == 0 { // over both servers the pages of its locks travel
+			vcpus, rounds = 2, 1+s.rng.IntN(5000)
+		}
+		s.create(fmt.Sprintf("passing-%d", s.made), vcpus, []int{50, 100, 200}[s.rng.IntN(3)], rounds)
 		return
 	}
 	v := passing[s.rng.IntN(len(passing))]
@@ -160,8 +186,8 @@ func (s *shares) act() {
 	}
 }
 
-// reap looks at the VMs that have ended, and removes them.
-func (s *shares) reap() {
+// look adds what was due since it looked last, as things were then, and removes the VMs that have ended.
+func (s *shares) look() {
 	ctx, cancel := context.WithTimeout(s.t.Context(), faultPatience)
 	defer cancel()
 	vms, err := s.vms(ctx)
@@ -169,39 +195,94 @@ func (s *shares) reap() {
 		s.t.Error(err)
 		return
 	}
+	now := time.Now()
+	for id, share := range gang.FairShares(s.servers, s.running) {
+		s.due[s.names[id]] += float64(share) / gang.FairWhole * now.Sub(s.seen).Seconds()
+	}
+	s.running, s.seen = nil, now
 	for name, v := range vms {
 		switch {
-		case !v.GetState().Ended():
-			continue
-		case v.GetState() == api.VMState_VM_STATE_EXITED && v.GetExitStatus() == 0:
-			s.ended++
-		case !s.killed[name]:
-			s.t.Errorf("VM %s is %s with status %d: %s", name, v.GetState().Word(), v.GetExitStatus(), v.GetReason())
-		}
-		if _, err := s.client.API().RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: true}); err != nil {
-			s.t.Errorf("removing VM %s: %v", name, err)
+		case v.GetState() == api.VMState_VM_STATE_RUNNING:
+			s.running = append(s.running, s.gang(v))
+		case v.GetState().Ended():
+			s.reap(ctx, v, name)
 		}
 	}
 }
 
-// judge compares what each VM got with its weight.
-func (s *shares) judge(before, after map[string]uint64, strict bool) {
-	sum, weights := uint64(0), 0
-	for i := 0; i < sharesSteady; i += 2 { // those of one vCPU
-		name := fmt.Sprintf("steady-%d", i)
-		sum += after[name] - before[name]
-		weights += s.weights[name]
+// gang is the VM as the scheduler sees it.
+func (s *shares) gang(v *api.VM) gang.VM {
+	out := gang.VM{ID: ident.VMID(v.GetId()), Weight: int(v.GetWeight())}
+	s.names[out.ID] = v.GetName()
+	for _, w := range v.GetWorkers() {
+		for _, server := range s.servers {
+			if w.GetServer() == []string{"a-1", "b-1"}[server.ID-1] && len(w.GetVcpus()) > 0 {
+				out.Parts = append(out.Parts, gang.Part{Server: server.ID, VCPUs: len(w.GetVcpus())})
+			}
+		}
 	}
+	return out
+}
+
+// reap takes note of how a VM has ended, and removes it.
+func (s *shares) reap(ctx context.Context, v *api.VM, name string) {
+	switch {
+	case v.GetState() == api.VMState_VM_STATE_EXITED && v.GetExitStatus() == 0:
+		s.ended++
+	case !s.killed[name]:
+		s.t.Errorf("VM %s is %s with status %d: %s", name, v.GetState().Word(), v.GetExitStatus(), v.GetReason())
+	}
+	if _, err := s.client.API().RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: true}); err != nil {
+		s.t.Errorf("removing VM %s: %v", name, err)
+	}
+}
+
+// lapses tells how often the schedule was given up for a while because nobody conducted.
+func (s *shares) lapses() string {
+	sum := map[string]uint64{}
+	for _, server := range s.session.Cluster.Servers {
+		client, err := api.Dial(s.t.Context(), server.API)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		r, err := client.API().DebugCounters(s.t.Context(), &api.DebugCountersRequest{})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, name := range []string{"gang.slices", "gang.lapses", "gang.start_skew.p50_us", "gang.start_skew.p99_us"} {
+			sum[name] += r.GetCounters()[name]
+		}
+		client.Close()
+	}
+	return fmt.Sprintf("%d slices, %d lapses, gangs over both began within %d us (median), %d us (p99)", sum["gang.slices"], sum["gang.lapses"], sum["gang.start_skew.p50_us"],
+		sum["gang.start_skew.p99_us"])
+}
+
+// judge compares what each VM that stayed got with what those beside it got, by weight; and tells how that compares with what was due to it beside all that
+// was there, as far as that could be seen.
+func (s *shares) judge(before, after map[string]uint64, strict bool) {
+	got, all, due := map[string]float64{}, 0.0, 0.0
+	beside, weights := [3]float64{}, [3]float64{}
 	for i := range sharesSteady {
-		name := fmt.Sprintf("steady-%d", i)
-		got, due := float64(after[name]-before[name]), float64(sum)*float64(s.weights[name])/float64(weights)
-		off := got/due - 1
-		s.t.Logf("%s, weight %d: each vCPU ran %.0f ms, due are %.0f (%+.1f%%)", name, s.weights[name], got/1000, due/1000, 100*off)
+		name := steadyName(i)
+		got[name] = float64(after[name]-before[name]) / 1e6
+		all, due = all+got[name], due+s.due[name]
+		beside[i%3] += got[name]
+		weights[i%3] += float64(s.weights[name])
+	}
+	s.t.Logf("those that stayed had %.1f%% of the time that was due to them; %s", 100*all/due, s.lapses())
+	for i := range sharesSteady {
+		name := steadyName(i)
+		off := got[name]/(beside[i%3]*float64(s.weights[name])/weights[i%3]) - 1
+		s.t.Logf("%s, weight %d, %s: %.2f s on its slots, %+.1f%% beside its like, %+.1f%% of what seemed due; in the guest for %.2f s of %.2f", name, s.weights[name],
+			[]string{"on a", "on b", "on both"}[i%3], got[name], 100*off, 100*(got[name]/all/(s.due[name]/due)-1), float64(s.inGuest[name])/1e6, float64(after[name])/1e6)
 		switch {
-		case got == 0:
+		case got[name] == 0:
 			s.t.Errorf("VM %s did not run", name)
-		case i%2 == 0 && strict && (off > sharesWithin || off < -sharesWithin):
+		case strict && (off > sharesWithin || off < -sharesWithin):
 			s.t.Errorf("VM %s got %.1f%% off its share", name, 100*off)
 		}
 	}
 }
+
+func steadyName(i int) string { return fmt.Sprintf("steady-%d", i) }

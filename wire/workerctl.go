@@ -391,6 +391,7 @@ type WorkerStats struct {
 	Scrub  *WorkerScrub  `json:"scrub,omitempty"`
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
+	SlotMicros ident.Micros `json:"slot_micros,omitempty"` // that the gang was not held
 	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up
 	At         ident.Micros `json:"at,omitempty"`          // when these figures were taken
 }

@@ -39,6 +39,9 @@ type slicer struct {
 	idle atomic.Int32  // vCPUs that have left the gang
 	mode atomic.Uint32 // wire.SliceMode; written by the thread
 
+	slotSum  atomic.Int64 // microseconds that the gang was not held, until slotFrom
+	slotFrom atomic.Int64 // when it was let go, 0 if it is held
+
 	paused atomic.Bool // the VM is paused: no vCPU is in the gang
 
 	order   wire.SliceOrder   // carried out; the thread's
@@ -53,6 +56,7 @@ func newSlicer(w *Worker) (*slicer, error) {
 	if err := os.Remove(wire.WorkerRunSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("socket for slices: %w", err)
 	}
+	s.slotFrom.Store(int64(bootMicros()))
 	var err error
 	if s.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return nil, fmt.Errorf("socket for slices: %w", err)
@@ -151,6 +155,7 @@ func (s *slicer) carryOut(o wire.SliceOrder) {
 	before := s.order
 	s.order = o
 	s.mode.Store(uint32(o.Mode))
+	s.countSlots(o.Mode == wire.SliceHold)
 	note := wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}
 	switch {
 	case o.Mode == wire.SliceHold:
@@ -171,6 +176,27 @@ func (s *slicer) carryOut(o wire.SliceOrder) {
 	if before.Mode == wire.SliceFree || note.Number != 0 {
 		s.send(note)
 	}
+}
+
+// countSlots notes that the gang is held from now on, or not.
+func (s *slicer) countSlots(held bool) {
+	now := int64(bootMicros())
+	switch from := s.slotFrom.Load(); {
+	case held && from != 0:
+		s.slotFrom.Store(0)
+		s.slotSum.Add(now - from)
+	case !held && from == 0:
+		s.slotFrom.Store(now)
+	}
+}
+
+// slotTime is for how long the gang was not held.
+func (s *slicer) slotTime(now ident.Micros) ident.Micros {
+	sum := ident.Micros(s.slotSum.Load())
+	if from := ident.Micros(s.slotFrom.Load()); from != 0 {
+		sum += max(0, now-from)
+	}
+	return sum
 }
 
 // pin binds the threads of the vCPUs that have work to one CPU each, the others to the same CPUs in turn; no CPUs: to none.

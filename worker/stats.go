@@ -50,6 +50,7 @@ func (w *Worker) stats() *wire.WorkerStats {
 		s.RunMicros += ident.Micros(v.runMicros.Load())
 		s.IdleMicros += v.idled(s.At)
 	}
+	s.SlotMicros = w.slices.slotTime(s.At)
 	if w.plane == nil {
 		return s
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -239,7 +240,17 @@ type faultyFile struct {
 	faults *faults
 }
 
-type faults struct{ write, sync error }
+type faults struct {
+	write, sync, read error
+	unreadable        int64 // offset that cannot be read while read is set
+}
+
+func (f faultyFile) ReadAt(b []byte, off int64) (int, error) {
+	if f.faults.read != nil && off <= f.faults.unreadable && f.faults.unreadable < off+int64(len(b)) {
+		return 0, f.faults.read
+	}
+	return f.File.ReadAt(b, off)
+}
 
 func (f faultyFile) WriteAt(b []byte, off int64) (int, error) {
 	if f.faults.write != nil {
@@ -290,6 +301,53 @@ func TestFailingFiles(t *testing.T) {
 	again := openTestImage(t, dir, ImageConfig{})
 	again.mustHold(t, 1, blockOf(1))
 	again.Close()
+}
+
+// A block that the disk cannot read any more is found, is said to be damaged, and is well again once it was written anew.
+func TestUnreadableBlocks(t *testing.T) {
+	dir := t.TempDir()
+	m := openTestImage(t, dir, ImageConfig{Bytes: 8 * BlockBytes})
+	if err := m.Commit([]Write{{1, blockOf(1)}, {3, blockOf(3)}, {4, blockOf(4)}}, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil { // all of it is in the image now
+		t.Fatal(err)
+	}
+	bad := &faults{read: unix.EIO, unreadable: 3*BlockBytes + 512}
+	m = openTestImage(t, dir, ImageConfig{Open: func(path string, flags int) (File, error) {
+		f, err := openOSFile(path, flags)
+		if filepath.Base(path) != "image" {
+			return f, err
+		}
+		return faultyFile{f, bad}, err
+	}})
+	buf := make([]byte, BlockBytes)
+	if err := m.ReadBlock(3, buf); !errors.Is(err, unix.EIO) || !errors.Is(err, ErrBadBlock) {
+		t.Fatalf("an unreadable block: %v", err)
+	}
+	var found []uint64
+	for next := uint64(0); next < m.Blocks(); {
+		some, to, err := m.Verify(next, 2)
+		if err != nil || to <= next {
+			t.Fatalf("verify from %d: to %d, %v", next, to, err)
+		}
+		found, next = append(found, some...), to
+	}
+	if !slices.Equal(found, []uint64{3}) {
+		t.Fatalf("blocks %v are found, 3 is damaged", found)
+	}
+	if err := m.Commit([]Write{{3, blockOf(3)}}, true); err != nil {
+		t.Fatal(err)
+	}
+	if some, _, err := m.Verify(0, 8); len(some) > 0 || err != nil {
+		t.Fatalf("after the repair: %v, %v", some, err)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := m.Verify(0, 8); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("verify of a closed image: %v", err)
+	}
 }
 
 // TestFullTmpfs fills a real file system.

@@ -129,6 +129,13 @@ func (f *failover) pair(vm *api.VM) string {
 
 // run makes the protected VM and its reader.
 func (f *failover) run() {
+	f.create()
+	f.reader = newReader(f.t.Context(), f.client, failoverVM)
+	f.awaitSafe("at first")
+}
+
+// create makes the protected VM.
+func (f *failover) create() {
 	spec := &api.VMSpec{Name: failoverVM, Vcpus: cmp.Or(f.vcpus, 2), Span: f.span, Payload: &api.VMSpec_Builtin{Builtin: cmp.Or(f.payload, "count")}, Args: cmp.Or(f.args, "0 1000"), Disks: f.disks,
 		MemoryBytes: uint64(64 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: cmp.Or(f.protect, "replica")}
 	if spec.Span == nil {
@@ -138,8 +145,6 @@ func (f *failover) run() {
 		spec.CrashLimit = new(uint32)
 	}
 	f.until(faultPatience, "creating the VM", func(ctx context.Context) error { _, err := f.client.Run(ctx, spec); return err })
-	f.reader = newReader(f.t.Context(), f.client, failoverVM)
-	f.awaitSafe("at first")
 }
 
 func (f *failover) vm(ctx context.Context) (*api.VM, error) {

@@ -40,7 +40,8 @@ func (s GangSettings) Check() error {
 	return nil
 }
 
-// GangReport is the result of the gang benchmark: two VMs of two vCPUs with the payload lock on two slots. Throughputs are increments of the
+// GangReport is the result of the gang benchmark: two VMs of two vCPUs with the payload lock on two slots. Its waiters spin: if they idled, one vCPU would
+// count faster while the other sleeps than both do together, and two VMs that disturb each other could exceed one alone. Throughputs are increments of the
 // shared counters by one vCPU in a second. Names of fields are an interface: see docs/json.md.
 type GangReport struct {
 	Benchmark string       `json:"benchmark"`

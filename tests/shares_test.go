@@ -28,7 +28,8 @@ const (
 	sharesWithin  = 0.05
 	sharesSteady  = 12
 	sharesPassing = 8
-	sharesRounds  = 1<<32 - 1 // of the payload, all vCPUs together, that stays
+	sharesRounds  = 1<<31 - 1 // of those over both servers that stay: their pages travel, so it takes days
+	sharesForever = "10 0 0"  // as fast as it goes, without end
 )
 
 type shares struct {
@@ -57,14 +58,15 @@ func TestShares(t *testing.T) {
 	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 9))}, weights: map[string]int{}, killed: map[string]bool{}, names: map[ident.VMID]string{}, due: map[string]float64{}, inGuest: map[string]uint64{}}
 	s.begin()
 	for i := range sharesSteady {
-		vcpus, span := 1, []string{"a"}
+		weight := []int{50, 100, 200, 100}[i%4]
 		switch i % 3 {
+		case 0:
+			s.create(steadyName(i), 1, weight, "dirty", sharesForever, "a")
 		case 1:
-			span = []string{"b"}
+			s.create(steadyName(i), 1, weight, "dirty", sharesForever, "b")
 		case 2:
-			vcpus, span = 2, []string{"a", "b"}
+			s.create(steadyName(i), 2, weight, "lock", fmt.Sprint(sharesRounds, " spin"), "a", "b")
 		}
-		s.create(steadyName(i), vcpus, []int{50, 100, 200, 100}[i%4], sharesRounds/vcpus, span...)
 	}
 	s.until(faultPatience, "all have run", func(ctx context.Context) error {
 		for name, micros := range s.ran(ctx) {
@@ -113,9 +115,9 @@ func (s *shares) begin() {
 	s.servers = []gang.Server{{ID: 1, Slots: 1}, {ID: 2, Slots: 1}}
 }
 
-func (s *shares) create(name string, vcpus, weight, rounds int, span ...string) {
+func (s *shares) create(name string, vcpus, weight int, payload, args string, span ...string) {
 	w := int32(weight)
-	spec := &api.VMSpec{Name: name, Vcpus: uint32(vcpus), Weight: &w, Span: span, Payload: &api.VMSpec_Builtin{Builtin: "lock"}, Args: fmt.Sprint(rounds, " spin"),
+	spec := &api.VMSpec{Name: name, Vcpus: uint32(vcpus), Weight: &w, Span: span, Payload: &api.VMSpec_Builtin{Builtin: payload}, Args: args,
 		MemoryBytes: uint64(16 * ident.MiB), OnLoss: api.OnLoss_ON_LOSS_STOP, Protect: "none"}
 	s.until(faultPatience, "creating VM "+name, func(ctx context.Context) error { _, err := s.client.Run(ctx, spec, nil); return err })
 	s.weights[name] = weight
@@ -160,7 +162,7 @@ func (s *shares) act() {
 		if s.rng.IntN(3) == 0 { // over both servers the pages of its locks travel
 			vcpus, rounds = 2, 1+s.rng.IntN(5000)
 		}
-		s.create(fmt.Sprintf("passing-%d", s.made), vcpus, []int{50, 100, 200}[s.rng.IntN(3)], rounds)
+		s.create(fmt.Sprintf("passing-%d", s.made), vcpus, []int{50, 100, 200}[s.rng.IntN(3)], "lock", fmt.Sprint(rounds, " spin"))
 		return
 	}
 	v := passing[s.rng.IntN(len(passing))]

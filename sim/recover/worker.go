@@ -142,6 +142,9 @@ func (x *worker) takeMembers(m wire.WorkerMembers) {
 		x.released = 0
 		x.epoch = m.Epoch
 		x.goOnWith(x.truth)
+		if x.disk != nil && x.fallback != 0 { // what is written from now on is all that the other standbys lack
+			x.disk.layers.Note(true)
+		}
 		if !x.holding {
 			x.w.release(x, len(x.log)) // its log file has all of it
 		} else {

@@ -78,6 +78,7 @@ bench-balance: build ## Compare the balancer with Ganeti's hbal (package ganeti-
 sim: build ## Run the simulator over SEEDS=1..2000, and check that every planted bug is found
 	$(BIN) sim --seeds $(SEEDS)
 	$(BIN) sim --canaries --seeds $(CANARY_SEEDS)
+	LONG_WORLDS=1 $(GO) test -count=1 -timeout 20m -run 'TestWorlds/.*crash' ./sim/explore
 
 drills-sim: build ## Run every ready drill on the simulator over DRILL_SEEDS=1..1000
 	for d in $$($(BIN) drill ls -o name); do $(BIN) drill run $$d --sim --seeds $(DRILL_SEEDS) || exit 1; done

@@ -85,6 +85,7 @@ func TestReadyDrills(t *testing.T) {
 	_, env := drillEnv(t)
 	for _, name := range drills.Names() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of a drill is waiting
 			run := exec.Command(program, "drill", "run", name, "--up", "--patience", "4")
 			run.Env = env
 			if out, err := run.CombinedOutput(); err != nil {

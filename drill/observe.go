@@ -79,26 +79,44 @@ func (o *observer) run(ctx context.Context) {
 	}
 }
 
+// looksAtOnce is how often a look is repeated during which the view has changed: what was asked first is of another view than what was asked last.
+const looksAtOnce = 5
+
 func (o *observer) look(ctx context.Context) *snapshot {
-	s := &snapshot{begun: o.clock.Now()}
 	ctx, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	st, err := o.cluster.Status(ctx)
-	if err == nil {
-		s.reached, s.quorum, s.epoch, s.leader = true, st.GetQuorum(), st.GetEpoch(), st.GetLeader()
-		s.servers, err = o.cluster.Servers(ctx)
+	var s *snapshot
+	for range looksAtOnce {
+		s = &snapshot{begun: o.clock.Now()}
+		s.err = o.lookOnce(ctx, s)
+		if s.err != nil {
+			break
+		}
+		if st, err := o.cluster.Status(ctx); err != nil || st.GetEpoch() == s.epoch {
+			break
+		}
 	}
-	if err == nil {
-		s.vms, err = o.cluster.VMs(ctx)
-	}
-	if err == nil {
-		err = o.lookCloser(ctx, s)
-	}
-	if err != nil {
+	if s.err != nil {
 		old := o.now()
-		s.err, s.servers, s.vms = err, old.servers, old.vms
+		s.servers, s.vms = old.servers, old.vms
 	}
 	return s
+}
+
+// lookOnce fills in a snapshot.
+func (o *observer) lookOnce(ctx context.Context, s *snapshot) error {
+	st, err := o.cluster.Status(ctx)
+	if err != nil {
+		return err
+	}
+	s.reached, s.quorum, s.epoch, s.leader = true, st.GetQuorum(), st.GetEpoch(), st.GetLeader()
+	if s.servers, err = o.cluster.Servers(ctx); err != nil {
+		return err
+	}
+	if s.vms, err = o.cluster.VMs(ctx); err != nil {
+		return err
+	}
+	return o.lookCloser(ctx, s)
 }
 
 // lookCloser looks at what conditions ask for beyond the usual.

@@ -238,6 +238,7 @@ func (w *world) fault() {
 		w.Tracef("server %d: serve restarts", s.id)
 		w.felt(gang.OrderLease)
 		w.Crash(s.node)
+		s.core = nil
 		for _, vm := range w.vms {
 			if k := s.workers[vm.ID]; k != nil {
 				k.free()

@@ -236,7 +236,7 @@ func (c *Client) unreachable(ctx context.Context, cause error) error {
 func certificateTrouble(text string) string {
 	switch {
 	case strings.Contains(text, "remote error: tls:"):
-		return "the server refuses this certificate: it has expired, is of another cluster, or its authority is not trusted there; " + text
+		return "the server refuses this certificate: it has expired, was revoked, is of another cluster, or its authority is not trusted there; " + text
 	case strings.Contains(text, "certificate refused:"):
 		return "this client refuses the server's certificate: " + text
 	}

@@ -50,6 +50,29 @@ func IsNoQuorum(err error) bool {
 	return false
 }
 
+// WithPlan adds to the error of a dry run the steps that could be taken.
+func WithPlan(err error, op *Operation) error {
+	with, derr := status.Convert(err).WithDetails(op)
+	if derr != nil {
+		return err
+	}
+	return with.Err()
+}
+
+// PlanOf returns what WithPlan added, or nil.
+func PlanOf(err error) *Operation {
+	st, ok := status.FromError(err)
+	if !ok {
+		return nil
+	}
+	for _, d := range st.Details() {
+		if op, ok := d.(*Operation); ok {
+			return op
+		}
+	}
+	return nil
+}
+
 // Detached is returned when watching was interrupted and the operation goes on without the watcher.
 type Detached struct{ Operation string }
 

@@ -166,6 +166,22 @@ func TestMove(t *testing.T) {
 	}
 }
 
+// A server whose serve has just come back may report the end of a move as that of a recovery: the move is over all the same.
+func TestMoveReportedAsRecovery(t *testing.T) {
+	w := newMoveWorld(t)
+	w.run("web", ProtectNone)
+	w.do(Command{StartOperation: &StartOperation{Kind: OpMigrate, VM: "web", ToServer: "b-1"}})
+	vm := w.settle("web")
+	home := w.home(vm)
+	w.do(Command{SwitchVM: &SwitchVM{VM: vm.ID, Part: home.Part, Server: home.Server, Incarnation: home.Incarnation, Seq: vm.Move.Switching, CutMicros: 3000}})
+	w.wantOp(OpRunning, StepResuming)
+	w.do(Command{VMResumed: &VMResumed{VM: vm.ID, Epoch: w.f.state.VMNamed("web").Epoch, Text: "vm web runs again"}})
+	w.wantOp(OpDone, StepDone)
+	if down := w.op().Steps[0].Down; down != 3000 {
+		t.Errorf("it stood still for %d us, want 3000", down)
+	}
+}
+
 // Whatever is lost during a move, the VM ends up where something is left of it, and the operation says so.
 func TestMoveAndLoss(t *testing.T) {
 	for _, x := range []struct {

@@ -157,6 +157,8 @@ func (f *FSM) followStep(op *Operation, s *OpStep) {
 		s.State, s.Note = op.ofEndedVM(), "the vm has ended"
 	case s.State == StepResuming && vm.Moved.Epoch < vm.Epoch:
 		s.State, s.Note = StepDone, "another loss followed at once: the vm went on from its replica"
+	case s.Kind == StepMove && s.State == StepResuming && vm.Resumed:
+		s.State, s.Down = StepDone, vm.Moved.CutMicros // home runs again, and how long it took is not known
 	case s.Kind == StepStandby && s.State == StepCopying:
 		f.followStandby(op, s, vm)
 	case s.Kind == StepVCPU && s.State.busy() && vm.Hand == nil:

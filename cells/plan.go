@@ -148,10 +148,10 @@ func planDrain(st *State, hooks Hooks, c *StartOperation, op *Operation, servers
 		return nil, faultf(CodeNoCapacity, "%s cannot be drained: of %d servers, none that is live and not cordoned would be left", op.Subject, len(st.Servers))
 	}
 	steps, blocked := planSteps(st.Clone(), hooks, servers, Destination{})
-	if len(blocked) > 0 {
-		return nil, faultf(CodeNoCapacity, "%s cannot be drained, %d of %d steps are blocked: %s", op.Subject, len(blocked), len(blocked)+len(steps), strings.Join(blocked, "; "))
-	}
 	op.Steps = steps
+	if len(blocked) > 0 {
+		return op, faultf(CodeNoCapacity, "%s cannot be drained, %d of %d steps are blocked: %s", op.Subject, len(blocked), len(blocked)+len(steps), strings.Join(blocked, "; "))
+	}
 	return op, nil
 }
 

@@ -17,11 +17,12 @@ type worker struct {
 	part     ident.Part // that it is or was started as
 	up       bool       // it has reported
 	ready    wire.WorkerReady
-	members  ident.Epoch // VM epoch of the members it was last sent
-	protect  uint64      // ProtectSeq it was last sent
-	safe     uint64      // ProtectSeq that it has reported complete
-	restored ident.Epoch // VM epoch whose begin it has reported
-	swtch    uint64      // ProtectSeq under which it was asked for a switchover
+	members  ident.Epoch         // VM epoch of the members it was last sent
+	protect  uint64              // ProtectSeq it was last sent
+	safe     uint64              // ProtectSeq that it has reported complete
+	restored wire.WorkerRestored // the VM epoch whose begin it has reported
+	retold   ident.Epoch         // and that was passed on
+	swtch    uint64              // ProtectSeq under which it was asked for a switchover
 	switched wire.WorkerSwitched
 	hand     uint64 // number of the last hand-over that it was asked for
 	handed   wire.WorkerHanded
@@ -153,6 +154,9 @@ func (c *Core) reconcile() {
 // tend brings one active part to where the registry wants it.
 func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	w := c.workerOf(vm.ID)
+	if w != nil && w.part == p.Part {
+		c.tellRestored(vm, w)
+	}
 	switch {
 	case w == nil && !p.Ready && (vm.State == cells.VMStarting || p.Standby):
 		if c.holdsLease() {
@@ -271,20 +275,27 @@ func (c *Core) workerShort(e WorkerShort) {
 	c.propose("", cells.Command{Report: &cells.Report{Kind: kind, Subject: "vm " + vm.Spec.Name, Text: text}})
 }
 
-// workerRestored reports a recovery that has ended, with its stages as the new home saw them.
+// workerRestored keeps a new home's word that the VM runs again until the registry here, which may lag after a restart, knows of that epoch.
 func (c *Core) workerRestored(e WorkerRestored) {
-	vm, w := c.rep.State().VM(e.VM), c.workerOf(e.VM)
-	if vm == nil || w == nil || e.Restored.Epoch <= w.restored {
+	if w := c.workerOf(e.VM); w != nil && e.Restored.Epoch > w.restored.Epoch {
+		w.restored = e.Restored
+		c.dirty = true
+	}
+}
+
+// tellRestored reports a recovery or a move that has ended, with its stages as the new home saw them.
+func (c *Core) tellRestored(vm *cells.VM, w *worker) {
+	r := w.restored
+	if r.Epoch <= w.retold || r.Epoch > vm.Epoch {
 		return
 	}
-	w.restored = e.Restored.Epoch
-	r := e.Restored
+	w.retold = r.Epoch
 	if vm.Moved.Epoch == r.Epoch {
-		c.propose("", cells.Command{VMMoved: &cells.VMMoved{VM: e.VM, Epoch: r.Epoch, ResumeMicros: r.SinceMicros}})
+		c.propose("", cells.Command{VMMoved: &cells.VMMoved{VM: vm.ID, Epoch: r.Epoch, ResumeMicros: r.SinceMicros}})
 		return
 	}
 	c.propose("", cells.Command{VMResumed: &cells.VMResumed{
-		VM: e.VM, Epoch: r.Epoch,
+		VM: vm.ID, Epoch: r.Epoch,
 		Text: fmt.Sprintf("vm %s runs again on %s from checkpoint %d: remap %d us, resume %d us", vm.Spec.Name, c.cfg.Info.Name, r.Checkpoint, r.RemapMicros, r.ResumeMicros),
 		Fields: map[string]string{"vm_epoch": fmt.Sprint(r.Epoch), "checkpoint": fmt.Sprint(r.Checkpoint),
 			"remap_us": fmt.Sprint(int64(r.RemapMicros)), "resume_us": fmt.Sprint(int64(r.ResumeMicros))},

@@ -67,6 +67,9 @@ func (v *service) StartOperation(ctx context.Context, req *api.StartOperationReq
 	if req.GetDryRun() {
 		v.catchUp(ctx)
 		op, fault := monitor.PlanOperation(v.s.board.now().state, c)
+		if fault != nil && op != nil {
+			return nil, api.WithPlan(faultStatus(fault), operationMessage(op))
+		}
 		if fault != nil {
 			return nil, faultStatus(fault)
 		}

@@ -283,6 +283,8 @@ func (r *drainRound) excuse(v, old *api.VM) string {
 	switch {
 	case !v.GetState().Ended() && r.victim != "" && v.GetProtect() == "replica":
 		return "it went on from its replica"
+	case !v.GetState().Ended() && r.victim == drainedCell && !slices.Contains(v.GetCells(), drainedCell):
+		return "its copy was complete when what it moved from died"
 	case v.GetState().Ended() && r.victim != "" && byVictim && v.GetProtect() != "replica":
 		return "it depended on the cell, without protection"
 	case v.GetState().Ended() && strings.Contains(r.what, "copy of "+v.GetName()+" on") && v.GetProtect() != "replica" && strings.Contains(v.GetReason(), "signal 9"):

@@ -270,17 +270,7 @@ func (a *app) operate(ctx context.Context, c *api.Client, req *api.StartOperatio
 		return op, err
 	}
 	if f.dryRun {
-		op, err := start(true)
-		if err != nil {
-			return err
-		}
-		if a.format != "table" && a.format != "wide" {
-			return a.printOperation(op)
-		}
-		fmt.Fprintf(a.out, "%s %s: %d steps\n", op.GetKind().Word(), op.GetSubject(), len(op.GetSteps()))
-		a.printSteps(op)
-		a.printBalance(op)
-		return nil
+		return a.dryRun(ctx, c, start)
 	}
 	if !f.yes && isTerminal(a.out) {
 		if err := a.ask(start); err != nil {
@@ -298,6 +288,53 @@ func (a *app) operate(ctx context.Context, c *api.Client, req *api.StartOperatio
 		return exitStatus(api.ExitDetached)
 	}
 	return a.watchOperation(ctx, c, op)
+}
+
+// dryRun lists what would be done, with the room that there is for it. What blocks is the error, after the steps that nothing blocks.
+func (a *app) dryRun(ctx context.Context, c *api.Client, start func(dry bool) (*api.Operation, error)) error {
+	op, blocked := start(true)
+	if blocked != nil {
+		if op = api.PlanOf(blocked); op == nil {
+			return blocked
+		}
+	}
+	if a.format != "table" && a.format != "wide" {
+		if err := a.printOperation(op); err != nil {
+			return err
+		}
+		return blocked
+	}
+	fmt.Fprintf(a.out, "%s %s: %d steps\n", op.GetKind().Word(), op.GetSubject(), len(op.GetSteps()))
+	a.printSteps(op)
+	a.printBalance(op)
+	servers, err := listServers(ctx, c)
+	if err != nil {
+		return err
+	}
+	a.printRoom(op, servers)
+	return blocked
+}
+
+// printRoom shows for each server that something goes to how much memory is free there and how much of it the steps may want: a target holds the
+// whole VM for a moment.
+func (a *app) printRoom(op *api.Operation, servers []*api.Server) {
+	wanted := map[string]uint64{}
+	for _, s := range op.GetSteps() {
+		if s.Vcpu == nil {
+			wanted[s.GetTo()] += s.GetBytes()
+		}
+	}
+	lines := [][]string{{"TARGET", "FREE", "AT MOST WANTED", "SLOTS"}}
+	for _, s := range servers {
+		if n, ok := wanted[s.GetName()]; ok {
+			free := s.GetMemoryBytes() - min(s.GetMemoryBytes(), s.GetMemoryUsedBytes())
+			lines = append(lines, []string{s.GetName(), human(free), human(n), fmt.Sprint(s.GetSlots())})
+		}
+	}
+	if len(lines) > 1 {
+		fmt.Fprintln(a.out)
+		a.table(lines)
+	}
 }
 
 // ask shows what would be done and asks whether to.

@@ -271,9 +271,9 @@ func (a *app) showInside(ctx context.Context, c *api.Client, cell string) error 
 func (a *app) cellLoadCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "load",
-		Short: "Show the load tree: vCPUs and slots of the cluster, its cells, their servers",
-		Long: `Prints the tree that the balancer goes down: every node holds the load below it. A VM's part moves where two sides differ by more than one vCPU. "top" draws
-it: 8.`,
+		Short: "Show the load tree: vCPUs, those with work, and slots of the cluster, its cells, their servers",
+		Long: `Prints the tree that the balancer goes down: every node holds the load below it: vCPUs that have work, by what the servers told their parents. A VM's part
+moves where two sides differ by more than one vCPU. "top" draws it: 8. "balance show" has it with the score.`,
 		Example: "  cellvisor cell load",
 		Args:    args(0, 0, ""),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, _ []string) error {
@@ -288,19 +288,29 @@ it: 8.`,
 			if a.format == "json" {
 				return a.json(view.Map(cells, view.OfCell))
 			}
+			b, err := getBalance(ctx, c, "")
+			if err != nil {
+				return err
+			}
+			tree := loadTree{busy: map[string]uint32{}, parent: map[string]string{}}
+			for _, s := range b.GetServers() {
+				tree.busy[s.GetServer()], tree.parent[s.GetServer()] = s.GetBusy(), s.GetParent()
+				tree.busy["cell "+s.GetCell()] += s.GetBusy()
+				tree.busy[""] += s.GetBusy()
+			}
 			all := &api.Cell{Name: "cluster"}
-			lines := [][]string{{"TREE", "VCPUS", "SLOTS", "LOAD", "MEMORY"}, nil}
+			lines := [][]string{{"TREE", "VCPUS", "SLOTS", "BUSY", "LOAD", "MEMORY", "REPORTS TO"}, nil}
 			for _, cell := range cells {
 				all.Slots, all.SlotsUsed = all.Slots+cell.GetSlots(), all.SlotsUsed+cell.GetSlotsUsed()
 				all.MemoryBytes, all.MemoryUsedBytes = all.MemoryBytes+cell.GetMemoryBytes(), all.MemoryUsedBytes+cell.GetMemoryUsedBytes()
-				lines = append(lines, loadLine("  "+cell.GetName(), cell))
+				lines = append(lines, tree.line("  "+cell.GetName(), "cell "+cell.GetName(), cell))
 				for _, s := range servers {
 					if s.GetCell() == cell.GetName() {
-						lines = append(lines, loadLine("    "+s.GetName(), s))
+						lines = append(lines, tree.line("    "+s.GetName(), s.GetName(), s))
 					}
 				}
 			}
-			lines[1] = loadLine("cluster", all)
+			lines[1] = tree.line("cluster", "", all)
 			a.table(lines)
 			return nil
 		}),
@@ -315,10 +325,17 @@ type loaded interface {
 	GetMemoryUsedBytes() uint64
 }
 
-func loadLine(name string, n loaded) []string {
+// loadTree is what servers have told each other of their load: vCPUs with work below a node, and whom a server reports to.
+type loadTree struct {
+	busy   map[string]uint32
+	parent map[string]string
+}
+
+func (t loadTree) line(name, node string, n loaded) []string {
 	load := "-"
 	if n.GetSlots() > 0 {
-		load = fmt.Sprintf("%d%%", uint64(n.GetSlotsUsed())*100/uint64(n.GetSlots()))
+		load = fmt.Sprintf("%d%%", uint64(t.busy[node])*100/uint64(n.GetSlots()))
 	}
-	return []string{name, fmt.Sprint(n.GetSlotsUsed()), fmt.Sprint(n.GetSlots()), load, human(n.GetMemoryUsedBytes()) + "/" + human(n.GetMemoryBytes())}
+	return []string{name, fmt.Sprint(n.GetSlotsUsed()), fmt.Sprint(n.GetSlots()), fmt.Sprint(t.busy[node]), load,
+		human(n.GetMemoryUsedBytes()) + "/" + human(n.GetMemoryBytes()), dash(t.parent[node])}
 }

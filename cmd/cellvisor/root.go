@@ -79,6 +79,7 @@ several servers and cells as one machine with one coherent memory. When a cell f
   cellvisor vm run first --payload hello --vcpus 4 --span a,b --wait
   cellvisor vm console first
   cellvisor status`,
+		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {

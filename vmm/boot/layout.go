@@ -34,7 +34,7 @@ const (
 
 func place(memory ident.Bytes, vcpus int, window bool) (placement, error) {
 	if memory%ident.PageSize != 0 || memory < MinMemory || memory > MaxMemory {
-		return placement{}, fmt.Errorf("memory of %d bytes: must be a multiple of %d, at least %s and at most %s", memory, ident.PageSize, MinMemory, MaxMemory)
+		return placement{}, fmt.Errorf("memory of %s: must be a multiple of %d, at least %s and at most %s", memory, ident.PageSize, MinMemory, MaxMemory)
 	}
 	if vcpus < 1 || vcpus > MaxVCPUs {
 		return placement{}, fmt.Errorf("%d vCPUs: must be 1 to %d", vcpus, MaxVCPUs)

@@ -29,8 +29,8 @@ func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bo
 	go func() {
 		if r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
 			r.mu.Lock()
-			if r.based = r.base == seq && r.baseOf == booted; r.based {
-				r.synced = r.syncing
+			if r.base == seq && r.baseOf == booted { // else it was overtaken by the copy of a later boot, which may be whole already
+				r.based, r.synced = true, r.syncing
 			}
 			r.mu.Unlock()
 		}

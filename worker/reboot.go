@@ -50,10 +50,10 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	if err := w.placeVCPUs(m); err != nil {
 		return err
 	}
-	if err := w.cutter.reboot(m.Booted); err != nil {
+	if err := w.plane.reboot(w.memConfig()); err != nil {
 		return err
 	}
-	if err := w.plane.reboot(w.memConfig()); err != nil {
+	if err := w.cutter.reboot(m.Booted); err != nil { // not before: a full copy that is of the new boot must not find the former one's pages
 		return err
 	}
 	if w.spans() {

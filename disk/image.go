@@ -65,7 +65,7 @@ type Image struct {
 	damaged  int
 }
 
-// OpenImage opens the copy in dir, or makes it. One process at a time may have it open.
+// OpenImage opens the copy in dir, or makes it. One process at a time may have it open: it waits for a while for another one to close it.
 func OpenImage(dir string, c ImageConfig) (*Image, error) {
 	if c.Open == nil {
 		c.Open = openOSFile
@@ -114,8 +114,13 @@ func (m *Image) openFiles(c ImageConfig) (err error) {
 	if m.sumsFile, err = c.Open(filepath.Join(m.dir, "sums"), os.O_RDWR|os.O_CREATE); err != nil {
 		return err
 	}
-	m.journal, err = c.Open(filepath.Join(m.dir, "journal"), os.O_RDWR|os.O_CREATE)
-	return err
+	if m.journal, err = c.Open(filepath.Join(m.dir, "journal"), os.O_RDWR|os.O_CREATE); err != nil {
+		return err
+	}
+	if f, ok := m.journal.(osFile); ok {
+		return claim(f.File, claimPatience)
+	}
+	return nil
 }
 
 // prepare sees to it that there is an image in dir to open, and tells whether it is a link.

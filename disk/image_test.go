@@ -185,8 +185,12 @@ func TestFlippedBitsAreFound(t *testing.T) {
 		t.Run("journal", func(t *testing.T) {
 			dir := crash(t, open)
 			flip(t, filepath.Join(dir, "journal"), at)
-			if _, err := OpenImage(dir, ImageConfig{}); !errors.Is(err, ErrDamaged) && at != 70 {
+			taken, err := OpenImage(dir, ImageConfig{})
+			if !errors.Is(err, ErrDamaged) && at != 70 {
 				t.Errorf("flip at %d: %v", at, err)
+			}
+			if err == nil {
+				taken.Close()
 			}
 			m := openTestImage(t, dir, ImageConfig{Discard: true}) // a copy that is filled up from elsewhere
 			if !m.Rebuilt() {
@@ -347,6 +351,37 @@ func TestUnreadableBlocks(t *testing.T) {
 	}
 	if _, _, err := m.Verify(0, 8); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("verify of a closed image: %v", err)
+	}
+}
+
+// Nobody opens a copy that another one has open: it waits until that is closed.
+func TestOneHasACopyOpen(t *testing.T) {
+	dir := t.TempDir()
+	m := openTestImage(t, dir, ImageConfig{Bytes: 8 * BlockBytes})
+	f, err := os.Open(filepath.Join(dir, "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := claim(f, 0); !errors.Is(err, ErrOpen) {
+		t.Fatalf("while it is open: %v", err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		files, err := OpenFiles(dir, ImageConfig{})
+		opened <- errors.Join(err, files.Close())
+	}()
+	if err := m.Commit([]Write{{1, blockOf(1)}}, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(f, claimPatience); err != nil {
+		t.Errorf("once all have closed it: %v", err)
 	}
 }
 

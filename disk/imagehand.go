@@ -37,8 +37,10 @@ func (f *Files) open(dir string, c ImageConfig) (err error) {
 	if f.Sums, err = os.OpenFile(filepath.Join(dir, "sums"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return err
 	}
-	f.Journal, err = os.OpenFile(filepath.Join(dir, "journal"), os.O_RDWR|os.O_CREATE, 0o600)
-	return err
+	if f.Journal, err = os.OpenFile(filepath.Join(dir, "journal"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	return claim(f.Journal, claimPatience)
 }
 
 // Close closes what is open.

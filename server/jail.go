@@ -89,7 +89,7 @@ const (
 var errForeign = errors.New("that is no part of this VM")
 
 // fetch does what a jailed worker asks for, unless it asks for too much at once.
-func (s *supervisor) fetch(w *worker, do func(ctx context.Context)) {
+func (s *supervisor) fetch(w *worker, patience time.Duration, do func(ctx context.Context)) {
 	select {
 	case w.dials <- struct{}{}:
 	default:
@@ -98,7 +98,7 @@ func (s *supervisor) fetch(w *worker, do func(ctx context.Context)) {
 	}
 	s.start(func() {
 		defer func() { <-w.dials }()
-		ctx, cancel := context.WithTimeout(w.ctx, dialPatience)
+		ctx, cancel := context.WithTimeout(w.ctx, patience)
 		defer cancel()
 		do(ctx)
 	})
@@ -106,7 +106,7 @@ func (s *supervisor) fetch(w *worker, do func(ctx context.Context)) {
 
 // dialFor makes a connection that a jailed worker asks for, if it is to another part of its VM, and hands it over.
 func (s *supervisor) dialFor(w *worker, d wire.WorkerDial) {
-	s.fetch(w, func(ctx context.Context) {
+	s.fetch(w, dialPatience, func(ctx context.Context) {
 		conn, err := net.Conn(nil), errForeign
 		if s.mayDial(w.vm, d.Addr) {
 			conn, err = link.DialPages(ctx, d.Addr)
@@ -142,6 +142,9 @@ func (s *Server) diskOf(vm ident.VMID, name string) (wire.WorkerDisk, bool) {
 	return wire.WorkerDisk{}, false
 }
 
+// diskPatience bounds the opening of a disk.
+const diskPatience = 10 * time.Second
+
 // maxDiskBytes is the largest copy that is made for a worker.
 const maxDiskBytes = 1 << 44
 
@@ -149,7 +152,7 @@ var errNoDisk = errors.New("that is no disk of this VM")
 
 // openFor opens the files of a disk that a jailed worker asks for, if it is one of its VM's, and hands them over.
 func (s *supervisor) openFor(w *worker, o wire.WorkerOpenDisk) {
-	s.fetch(w, func(ctx context.Context) {
+	s.fetch(w, diskPatience, func(ctx context.Context) { // its former user may still have to close it
 		d, ok := s.diskOf(w.vm, o.Disk)
 		if !ok || o.Bytes > maxDiskBytes {
 			s.counts.refusedDials.Add(1)

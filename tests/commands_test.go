@@ -208,7 +208,7 @@ func signalCmd(kind local.Kind, sig syscall.Signal) func(*testscript.TestScript,
 			n := 0
 			for _, m := range processes(ts) {
 				if m.Server == name && (kind == "" || m.Kind == kind) {
-					ts.Check(syscall.Kill(m.PID, sig))
+					ts.Check(local.Signal(sig, m.Process)) // what another one's end has ended by now is no error
 					n++
 					if sig == syscall.SIGKILL {
 						awaitEnd(ts, m.Process)

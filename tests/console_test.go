@@ -289,7 +289,7 @@ func (o *operator) signal(server string, sig syscall.Signal) {
 	}
 	for _, m := range members {
 		if m.Server == server {
-			if err := syscall.Kill(m.PID, sig); err != nil {
+			if err := local.Signal(sig, m.Process); err != nil {
 				o.t.Fatal(err)
 			}
 		}

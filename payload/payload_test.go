@@ -19,7 +19,7 @@ func start(t *testing.T, name, args string, vcpus int, memory ident.Bytes) vmmte
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := vmmtest.Run(t, image, boot.Config{Memory: memory, VCPUs: vcpus, Args: args}, 60*time.Second)
+	r := vmmtest.Run(t, image, boot.Config{Memory: memory, VCPUs: vcpus, Args: args}, 3*time.Minute)
 	t.Logf("%s %q on %d vCPUs took %v", name, args, vcpus, r.Took)
 	return r
 }

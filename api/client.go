@@ -25,7 +25,9 @@ const (
 	dialPatience   = 4 * time.Second        // for any answer at all
 	callPatience   = 10 * time.Second       // of a unary call at one server
 	callBudget     = 30 * time.Second       // of a call with its repetitions at other servers
-	streamSilence  = 4 * time.Second        // a following stream must say something every second
+	streamSilence  = 1 * time.Second        // of a following stream, which says something four times as often, before another server is asked
+	silenceMost    = 4 * time.Second        // the same, after others were silent too
+	callSilence    = 1 * time.Second        // of a unary call, and of its server's status, before another server is asked
 	maxMessageSize = 16 << 20
 )
 
@@ -275,15 +277,74 @@ func (c *Client) Call(ctx context.Context, call func(context.Context, CellvisorC
 	defer cancel()
 	for attempt := 0; ; attempt++ {
 		addr := c.Addr()
-		actx, acancel := context.WithTimeout(ctx, callPatience)
+		actx, acancel := context.WithTimeoutCause(ctx, callPatience, errSilent)
+		actx, leave := context.WithCancelCause(actx)
+		over := c.watchOver(actx, addr, leave)
 		err := call(actx, c.API())
-		silent := err != nil && errors.Is(actx.Err(), context.DeadlineExceeded) && ctx.Err() == nil
+		silent := err != nil && context.Cause(actx) == errSilent && ctx.Err() == nil
+		over()
 		acancel()
 		if err == nil || ctx.Err() != nil || !(elsewhere(err) || silent) || attempt >= 2*len(c.addrs) {
 			return err
 		}
 		if cerr := c.choose(ctx, addr); cerr != nil {
 			return cerr
+		}
+	}
+}
+
+var errSilent = errors.New("the server does not answer")
+
+// watchOver ends a call with errSilent when its server says nothing for long, not even how it is, while another one does: a server that stands
+// still would otherwise be waited for. A server that is only slow with this call is left in peace.
+func (c *Client) watchOver(ctx context.Context, addr string, leave context.CancelCauseFunc) (over func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	if len(c.addrs) == 1 {
+		return cancel
+	}
+	timer := time.AfterFunc(callSilence, func() {
+		for ctx.Err() == nil {
+			pctx, pcancel := context.WithTimeout(ctx, callSilence)
+			own, others := make(chan answer, 1), make(chan answer, len(c.addrs))
+			go c.probe(pctx, addr, own)
+			for _, a := range c.addrs {
+				if a != addr {
+					go c.probe(pctx, a, others)
+				}
+			}
+			<-pctx.Done()
+			pcancel()
+			if ctx.Err() != nil {
+				return
+			}
+			if !anyAnswer(own) && anyGood(others) {
+				leave(errSilent)
+				return
+			}
+		}
+	})
+	return func() { timer.Stop(); cancel() }
+}
+
+func anyAnswer(own <-chan answer) bool {
+	select {
+	case a := <-own:
+		return a.err == nil
+	default:
+		return false
+	}
+}
+
+// anyGood tells whether a server that can serve is among those that have answered.
+func anyGood(answers <-chan answer) bool {
+	for {
+		select {
+		case a := <-answers:
+			if a.err == nil && a.st.GetQuorum() && a.st.GetServerState() == ServerState_SERVER_STATE_LIVE {
+				return true
+			}
+		default:
+			return false
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -155,6 +156,49 @@ func TestCallGoesElsewhere(t *testing.T) {
 	})
 	if status.Code(err) != codes.NotFound || second.calls.Load() != 1 {
 		t.Errorf("a refusal: %v after %d calls", err, second.calls.Load())
+	}
+}
+
+// A call at a server that stands still goes to another one before the patience with a slow call ends; one at a server that is merely slow does not.
+func TestCallLeavesAServerThatStandsStill(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for the silence to be noticed")
+	}
+	t.Parallel()
+	still := &fake{name: "still"}
+	var asked atomic.Bool
+	still.status = func(ctx context.Context) (*StatusResponse, error) {
+		if asked.Load() {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return live("still"), nil
+	}
+	still.getVM = func(ctx context.Context) (*GetVMResponse, error) {
+		asked.Store(true)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	still.start(t)
+	slow := &fake{name: "slow"}
+	slow.getVM = func(ctx context.Context) (*GetVMResponse, error) {
+		select {
+		case <-time.After(3 * callSilence):
+			return &GetVMResponse{Vm: &VM{Name: "x"}}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	slow.start(t)
+	c := dialTest(t, still.addr, slow.addr)
+	c.setCurrent(still.addr)
+	began := time.Now()
+	err := c.Call(t.Context(), func(ctx context.Context, svc CellvisorClient) error {
+		_, err := svc.GetVM(ctx, &GetVMRequest{Name: "x"})
+		return err
+	})
+	if err != nil || c.Addr() != slow.addr || slow.calls.Load() != 1 || still.calls.Load() != 1 {
+		t.Errorf("%v at %s after %d and %d calls, in %v", err, c.Addr(), still.calls.Load(), slow.calls.Load(), time.Since(began))
 	}
 }
 

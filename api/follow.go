@@ -16,9 +16,14 @@ type receiver[M any] interface{ Recv() (*M, error) }
 // follow opens a stream, hands each message to each, and opens it again at another server when the one that serves it dies or falls silent.
 // open is called anew each time, so it must ask for what has not been seen yet. It returns nil at the stream's own end.
 func follow[M any](ctx context.Context, c *Client, watch bool, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) error {
+	patience := streamSilence
 	for failures := 0; ; {
 		addr := c.Addr()
-		progress, err := followOnce(ctx, c.API(), watch, open, each)
+		quiet := patience
+		if !watch {
+			quiet = 0
+		}
+		progress, err := followOnce(ctx, c.API(), quiet, open, each)
 		if own := (errEach{}); errors.As(err, &own) {
 			return own.error
 		}
@@ -30,8 +35,9 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 		case ctx.Err() != nil || !elsewhere(err):
 			return err
 		}
+		patience = min(2*patience, silenceMost) // if all are slow, it does not help to hurry from one to the other
 		if progress {
-			failures = 0
+			failures, patience = 0, streamSilence
 		}
 		if failures++; failures > 2*len(c.addrs)+2 {
 			return err
@@ -51,15 +57,16 @@ func late(ctx context.Context) bool {
 // errEach marks an error of the caller's own function, which must not be taken for one of the stream.
 type errEach struct{ error }
 
-func followOnce[M any](ctx context.Context, svc CellvisorClient, watch bool, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) (progress bool, err error) {
+// followOnce gives up a stream that says nothing for as long as patience; 0: never.
+func followOnce[M any](ctx context.Context, svc CellvisorClient, patience time.Duration, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) (progress bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := errors.New("silence")
 	var quiet *time.Timer
 	sctx, scancel := context.WithCancelCause(ctx)
 	defer scancel(nil)
-	if watch {
-		quiet = time.AfterFunc(streamSilence, func() { scancel(silence) })
+	if patience > 0 {
+		quiet = time.AfterFunc(patience, func() { scancel(silence) })
 		defer quiet.Stop()
 	}
 	stream, err := open(sctx, svc)
@@ -70,7 +77,7 @@ func followOnce[M any](ctx context.Context, svc CellvisorClient, watch bool, ope
 		}
 		progress = true
 		if quiet != nil {
-			quiet.Reset(streamSilence)
+			quiet.Reset(patience)
 		}
 		if eerr := each(m); eerr != nil {
 			return progress, errEach{eerr}
@@ -80,7 +87,7 @@ func followOnce[M any](ctx context.Context, svc CellvisorClient, watch bool, ope
 		return progress, nil
 	}
 	if context.Cause(sctx) == silence {
-		return progress, status.Errorf(codes.Unavailable, "the server said nothing for %v", streamSilence)
+		return progress, status.Errorf(codes.Unavailable, "the server said nothing for %v", patience)
 	}
 	return progress, err
 }

@@ -48,6 +48,8 @@ type Shape struct {
 
 	Lease time.Duration // a new cluster's lease length; 0: the default
 	Slow  int           // a new cluster's timing is so many times slower than the default; 0 is 1
+
+	LogLevel string // of a new cluster's servers; "" is info
 }
 
 // timing is the default with the lease that is wanted.
@@ -196,7 +198,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 				APITCP: s.APITCP},
 			Initial: peers,
 			Timing:  timing(want),
-			Log:     config.Log{Format: "text", Level: "info"},
+			Log:     config.Log{Format: "text", Level: cmp.Or(want.LogLevel, "info")},
 		}
 		files, err := authority.Issue(trust.RoleServer, s.Name, trust.DefaultAuthorityValidity, false)
 		if err != nil {

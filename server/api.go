@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	signOfLife      = time.Second // the longest silence of a stream that follows
+	signOfLife      = 250 * time.Millisecond // the longest silence of a stream that follows: whoever reads it goes to another server soon if this one stands still
 	followPoll      = 15 * time.Millisecond
 	closeGrace      = 500 * time.Millisecond // for calls in progress when the server stops
 	catchUpPatience = 500 * time.Millisecond

@@ -19,7 +19,8 @@ const (
 	watchEveryDefault = 100 * time.Millisecond
 	watchEveryMin     = 20 * time.Millisecond
 	workersEvery      = time.Second
-	watchBatch        = 512 // events in a message
+	watchSign         = time.Second // the longest silence
+	watchBatch        = 512         // events in a message
 )
 
 // watching is what one caller of Watch has been told.
@@ -91,7 +92,7 @@ func (v *service) Watch(req *api.WatchRequest, stream api.Cellvisor_WatchServer)
 		snap := v.s.board.now()
 		m, says := w.next(ctx, snap)
 		m.Whole = first
-		if says || first || time.Since(last) >= signOfLife {
+		if says || first || time.Since(last) >= watchSign {
 			if err := stream.Send(m); err != nil {
 				return err
 			}
@@ -105,7 +106,7 @@ func (v *service) Watch(req *api.WatchRequest, stream api.Cellvisor_WatchServer)
 
 // await returns at the next tick of the pace at which there may be something to say.
 func (w *watching) await(ctx context.Context, snap *snapshot, pace <-chan time.Time) error {
-	idle := time.NewTimer(signOfLife / 2)
+	idle := time.NewTimer(watchSign / 2)
 	defer idle.Stop()
 	if w.from <= snap.events.lastSeq() {
 		idle.Reset(0)

@@ -102,7 +102,7 @@ func (c *chaos) start() {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.finish)
-	if c.session, err = local.Start(local.Options{Dir: c.dir, Exe: program, Shape: local.Shape{Cells: cmp.Or(c.cells, 3), PerCell: 1, Slots: max(8, c.slots), Memory: 512 * ident.MiB, Lease: c.lease}}); err != nil {
+	if c.session, err = local.Start(local.Options{Dir: c.dir, Exe: program, Shape: local.Shape{Cells: cmp.Or(c.cells, 3), PerCell: 1, Slots: max(8, c.slots), Memory: 512 * ident.MiB, Lease: c.lease, LogLevel: serverLogLevel()}}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -59,8 +59,9 @@ func (c *cutter) track(on bool) error {
 }
 
 // hold stops this part's vCPUs for cut number; the cuts up to committed are safe. It reports whether they are stopped and nothing is on its
-// way here. A hold for an earlier cut passes to this one: whoever asked for that does so no more.
-func (w *Worker) hold(number, committed uint64, booted ident.Epoch) bool {
+// way here. A hold for an earlier cut passes to this one: whoever asked for that does so no more. It waits no longer when over says that the cut is not
+// wanted: a vCPU may wait for a page of a part that is gone, and what ends that waits for the cutter.
+func (w *Worker) hold(number, committed uint64, booted ident.Epoch, over func() bool) bool {
 	c := &w.cutter
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,7 +80,7 @@ func (w *Worker) hold(number, committed uint64, booted ident.Epoch) bool {
 	if h := w.home.Load(); h != nil && !h.isLoaded() {
 		return false // there is no state to go back to yet
 	}
-	if c.held == 0 && !w.holdBegun() {
+	if c.held == 0 && !w.holdBegun(over) {
 		return false
 	}
 	if c.held != number {
@@ -89,12 +90,12 @@ func (w *Worker) hold(number, committed uint64, booted ident.Epoch) bool {
 	if h := w.home.Load(); h != nil {
 		h.holdDevices(true)
 	}
-	return w.plane.quiet(holdWithin)
+	return w.plane.quiet(holdWithin, over)
 }
 
 // holdBegun holds the vCPUs, if all of them have begun the life that they are in and the guest has not crashed.
-func (w *Worker) holdBegun() bool {
-	if w.guard.isHalted() || !w.guard.hold(holdWithin) {
+func (w *Worker) holdBegun(over func() bool) bool {
+	if w.guard.isHalted() || !w.guard.holdUnless(holdWithin, over) {
 		return false
 	}
 	life := w.guard.lifeNow.Load()
@@ -135,7 +136,7 @@ func (w *Worker) release(number uint64) bool {
 }
 
 // quiet waits until no request of this part is open: nothing that was written elsewhere is on its way.
-func (p *plane) quiet(within time.Duration) bool {
+func (p *plane) quiet(within time.Duration, over func() bool) bool {
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Microsecond) {
 		p.mu.Lock()
 		open := p.core.Outstanding()
@@ -143,7 +144,7 @@ func (p *plane) quiet(within time.Duration) bool {
 		if open == 0 {
 			return true
 		}
-		if time.Now().After(deadline) {
+		if time.Now().After(deadline) || over() {
 			return false
 		}
 	}

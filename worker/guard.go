@@ -162,6 +162,18 @@ func (g *guard) mayRun() bool {
 // hold throws the vCPUs out of the guest and waits until all of them have parked, or for at most the given time. Each hold that returned
 // true must be released.
 func (g *guard) hold(within time.Duration) bool {
+	return g.holdUnless(within, func() bool { return false })
+}
+
+// lookAgain has whoever waits for vCPUs to park ask whether it still wants that.
+func (g *guard) lookAgain() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stops.ring()
+}
+
+// holdUnless is hold that ends early when over says so; see lookAgain.
+func (g *guard) holdUnless(within time.Duration, over func() bool) bool {
 	deadline := time.Now().Add(within)
 	g.mu.Lock()
 	g.held++
@@ -176,7 +188,7 @@ func (g *guard) hold(within time.Duration) bool {
 	defer g.mu.Unlock()
 	for g.parked < g.threads && !g.stopped {
 		left := time.Until(deadline)
-		if left <= 0 {
+		if left <= 0 || over() {
 			break
 		}
 		g.stops.wait(&g.mu, left)

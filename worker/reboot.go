@@ -95,7 +95,8 @@ func (w *Worker) quitLife(m wire.WorkerMembers) error {
 			w.plane.pages.Forget(old.Part)
 		}
 	}
-	w.release(0)                              // of a cut that was under way
+	w.guard.lookAgain()                       // a cut that waits for such a vCPU ends
+	w.release(0)                              // one that was under way
 	w.guard.update(func() { w.guard.held++ }) // thrown out, or no vCPU would leave before it runs on what it is given now
 	defer w.guard.update(func() { w.guard.held-- })
 	w.plane.letGo()

@@ -51,6 +51,7 @@ type replicas struct {
 	w     *Worker
 	plane *link.Pages
 	cuts  cutThread
+	seq   atomic.Uint64 // of protect
 
 	tracking sync.Mutex // held while what is written begins or ends to be noted; taken before the locks of vCPUs, memory and devices, and before mu
 
@@ -67,6 +68,7 @@ type replicas struct {
 	poke    chan struct{}          // has a token when a switchover was asked for
 	lineage lineage                // protected by mu; at home
 	silent  map[ident.Part]silence // protected by mu; parts that have not answered of late
+	deaf    ident.PartSet          // protected by mu; parts of whose connection nothing comes
 	safe    ident.PartSet          // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
 }
 
@@ -128,6 +130,7 @@ func (r *replicas) adopt(p wire.WorkerProtect) bool {
 		return false
 	}
 	r.protect = p
+	r.seq.Store(p.Seq)
 	close(r.change)
 	r.change = make(chan struct{})
 	clear(r.silent)
@@ -190,7 +193,7 @@ func (r *replicas) serve(op replicaOp, seq uint64, body []byte) bool {
 	w := r.w
 	switch op {
 	case replicaHold:
-		return w.hold(v[0], v[1], ident.Epoch(v[2]))
+		return w.holdUnder(seq, v[0], v[1], ident.Epoch(v[2]))
 	case replicaFreeze:
 		return w.freeze(seq, v[0], v[1], ident.Epoch(v[2]))
 	case replicaStall:
@@ -309,5 +312,8 @@ func (h replicaHandler) HandleDevice(_ ident.Part, seq ident.Epoch, req link.Dev
 	}
 }
 
-func (h replicaHandler) PeerUp(ident.Part)                    {}
-func (h replicaHandler) PeerDown(part ident.Part, reset bool) { h.r.w.hint(part, reset) }
+func (h replicaHandler) PeerUp(part ident.Part) { h.r.noteLink(part, true) }
+func (h replicaHandler) PeerDown(part ident.Part, reset bool) {
+	h.r.noteLink(part, false)
+	h.r.w.hint(part, reset)
+}

@@ -14,15 +14,23 @@ import (
 // Nothing here decides which: a frozen part waits for new members (the VM went on elsewhere, this part goes with it), for a stop (this part was
 // moved away) or for a new protection (it stays). So the guest runs at one place only, however late the word comes.
 
-// freeze is hold, with nothing but a release, a new protection or a new life to end it.
+// freeze is holdUnder, with nothing but a release, a new protection or a new life to end it.
 func (w *Worker) freeze(seq, number, committed uint64, booted ident.Epoch) bool {
-	if !w.hold(number, committed, booted) || !w.cutter.freeze(number) {
+	return w.holdUnder(seq, number, committed, booted) && w.cutter.freeze(number) && !w.thawed(seq, number)
+}
+
+// holdUnder is hold by the home of protection seq.
+func (w *Worker) holdUnder(seq, number, committed uint64, booted ident.Epoch) bool {
+	held := w.hold(number, committed, booted, func() bool { return w.guard.restarting.Load() || w.replica.seq.Load() != seq })
+	return !w.thawed(seq, number) && held
+}
+
+// thawed ends a hold under a protection that is over: its thaw may have come before.
+func (w *Worker) thawed(seq, number uint64) bool {
+	if w.replica.seq.Load() == seq {
 		return false
 	}
-	if now, _ := w.replica.current(); now.Seq != seq { // its thaw may have come before
-		w.release(number)
-		return false
-	}
+	w.release(number)
 	return true
 }
 
@@ -47,14 +55,11 @@ func (w *Worker) expire(number uint64) {
 	}
 }
 
-// thaw ends a hold that was kept for a switchover which does not come.
+// thaw ends the hold that a former protection left behind: the home that asked for it asks no more, not even to let go. What was captured under it is no
+// checkpoint, unless this part was let go before.
 func (w *Worker) thaw() {
-	w.cutter.mu.Lock()
-	frozen := w.cutter.frozen
-	w.cutter.mu.Unlock()
-	if frozen != 0 {
-		w.release(frozen)
-	}
+	w.guard.lookAgain()
+	w.release(0)
 }
 
 // askSwitch takes the wish for a switchover under protection seq.

@@ -36,6 +36,9 @@ func (b *bed) fetch() error {
 		return err
 	}
 	for _, k := range kernels {
+		if b.short && k.name != outerKernel {
+			continue
+		}
 		if err := b.fetchKernel(k.name, k.prefix); err != nil {
 			return fmt.Errorf("kernel %s: %w", k.name, err)
 		}
@@ -47,7 +50,7 @@ func (b *bed) fetch() error {
 	return os.WriteFile(filepath.Join(b.guestFilesPath, "busybox"), busybox, 0o755)
 }
 
-// tools installs what the bed runs on, if it is missing and this is root.
+// tools installs what the bed runs on, if it is missing.
 func (b *bed) tools() error {
 	_, err1 := exec.LookPath("qemu-system-x86_64")
 	_, err2 := os.Stat("/bin/busybox")
@@ -55,10 +58,18 @@ func (b *bed) tools() error {
 	if err1 == nil && err2 == nil && err3 == nil {
 		return nil
 	}
-	if err := command("", "apt-get", "update", "-qq"); err != nil {
+	if err := asRoot("apt-get", "update", "-qq"); err != nil {
 		return err
 	}
-	return command("", "apt-get", "install", "-y", "-qq", "--no-install-recommends", "qemu-system-x86", "busybox-static", "xz-utils")
+	return asRoot("apt-get", "install", "-y", "-qq", "--no-install-recommends", "qemu-system-x86", "busybox-static", "xz-utils")
+}
+
+// asRoot runs a program as root, by sudo if this is not root and sudo asks for no password.
+func asRoot(name string, args ...string) error {
+	if os.Getuid() != 0 {
+		name, args = "sudo", append([]string{"-n", name}, args...)
+	}
+	return command("", name, args...)
 }
 
 func (b *bed) fetchKernel(name, prefix string) error {
@@ -72,7 +83,13 @@ func (b *bed) fetchKernel(name, prefix string) error {
 	}
 	if found, _ := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*")); len(found) == 0 {
 		if err := download(dir, prefix); err != nil {
-			return err
+			// Lists of packages that are old name what is no longer there.
+			if err := asRoot("apt-get", "update", "-qq"); err != nil {
+				return err
+			}
+			if err := download(dir, prefix); err != nil {
+				return err
+			}
 		}
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "boot", "vmlinuz-*"))

@@ -30,7 +30,8 @@ func main() {
 	flag.BoolVar(&b.short, "short", false, "short cases only")
 	flag.BoolVar(&b.echo, "v", false, "show everything that is printed inside")
 	flag.DurationVar(&b.limit, "limit", 30*time.Minute, "how long everything may take")
-	flag.IntVar(&b.cpus, "smp", 2, "CPUs of the outer machine")
+	flag.IntVar(&b.cpus, "smp", 1, "CPUs of an outer machine; with several QEMU 7 now and then runs code that another CPU has just patched as it was before")
+	flag.IntVar(&b.jobs, "jobs", 2, "outer machines that the cases are divided over")
 	flag.IntVar(&b.memoryMiB, "memory", 3072, "memory of the outer machine in MiB")
 	flag.StringVar(&b.binary, "binary", "", "use this test binary instead of building one")
 	flag.StringVar(&b.kernel, "kernel", "", "kernel of bed guest")
@@ -56,7 +57,7 @@ type bed struct {
 	run         string
 	short, echo bool
 	limit       time.Duration
-	cpus        int
+	cpus, jobs  int
 	memoryMiB   int
 	binary      string
 

@@ -8,12 +8,15 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
-	"time"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/tests/bed/cpio"
 )
@@ -73,8 +76,8 @@ func goTool(args ...string) error {
 	return c.Run()
 }
 
-// usual are the cases that a run without -run has. The others see one thing each that these do, without a cluster: for who looks for a fault.
-const usual = "^(TestNodesAreCoherent|TestBootPVH612|TestBootBzImage612|TestConsoleEntropy612|TestUp.*)$"
+// usual are the cases that a run without -run has. The others see one thing each that these do: for who looks for a fault.
+const usual = "^(TestNodesAreCoherent|TestBootPVH612|TestBootBzImage612|TestConsoleEntropy612|TestUp[^N].*)$"
 
 // list asks the binary for the cases that the flags choose.
 func (b *bed) list(binary string) ([]string, error) {
@@ -107,13 +110,47 @@ func (b *bed) test() error {
 	if err != nil {
 		return err
 	}
+	lanes := b.lanes(names)
+	errs := make([]error, len(lanes))
+	var all sync.WaitGroup
+	for i, lane := range lanes {
+		all.Go(func() { errs[i] = b.testLane(lane, map[string]string{"cases.test": binary, "cellvisor": program}) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// testLane runs cases one after the other in an outer machine of their own.
+func (b *bed) testLane(names []string, files map[string]string) error {
 	short := ""
 	if b.short {
 		short = "-test.short"
 	}
 	r := newReport(filepath.Join(b.cache, "reports"), b.echo)
-	err = b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short, sharesCluster(names)), map[string]string{"cases.test": binary, "cellvisor": program}, r.line)
+	err := b.outer(fmt.Sprintf(casesScript, strings.Join(names, " "), short, sharesCluster(names)), files, r.line)
 	return errors.Join(r.summary(names), err)
+}
+
+// seconds that cases take on a quiet machine; those that are not here take a few.
+var seconds = map[string]int{
+	"TestUpOne612": 60, "TestUpOne61": 60, "TestUpTwo612": 90, "TestUpTwo61": 90, "TestUpLives612": 90, "TestUpNet612": 60, "TestUpMove612": 200,
+	"TestUpSave612": 120,
+}
+
+// lanes divides cases over as many outer machines as there are to be, each of which has one CPU: the longest case first, to who has least to do.
+func (b *bed) lanes(names []string) [][]string {
+	if b.echo || b.jobs < 2 || len(names) < 2 {
+		return [][]string{names}
+	}
+	longest := slices.Clone(names)
+	slices.SortStableFunc(longest, func(x, y string) int { return seconds[y] - seconds[x] })
+	lanes, load := make([][]string, min(b.jobs, len(names))), make([]int, min(b.jobs, len(names)))
+	for _, name := range longest {
+		least := slices.Index(load, slices.Min(load))
+		lanes[least] = append(lanes[least], name)
+		load[least] += 5 + seconds[name]
+	}
+	return lanes
 }
 
 // sharesCluster tells whether one of the cases uses the cluster that a run's cases share. Those called TestUpSpan have their own, and two at once would
@@ -149,12 +186,21 @@ func (b *bed) shell(script string, paths []string) error {
 
 // outer runs a script in the outer machine. Each line that is printed goes to line; without, its console is joined with this program's.
 func (b *bed) outer(script string, files map[string]string, line func(string)) error {
-	ramdisk := filepath.Join(b.cache, fmt.Sprintf("outer-%d.cpio", os.Getpid()))
+	file, err := os.CreateTemp(b.cache, "outer-*.cpio")
+	if err != nil {
+		return err
+	}
+	ramdisk := file.Name()
 	defer os.Remove(ramdisk)
+	if err := file.Close(); err != nil {
+		return err
+	}
 	if err := b.pack(ramdisk, script, files); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), b.limit)
+	stopped, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(stopped, b.limit)
 	defer cancel()
 	c := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt",
 		"-m", strconv.Itoa(b.memoryMiB), "-smp", strconv.Itoa(b.cpus), "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
@@ -178,6 +224,8 @@ func (b *bed) outer(script string, files map[string]string, line func(string)) e
 	}
 	err = c.Wait()
 	switch {
+	case stopped.Err() != nil:
+		return errors.New("interrupted")
 	case ctx.Err() != nil:
 		return fmt.Errorf("the outer machine did not end within %v", b.limit)
 	case status == "":
@@ -239,6 +287,9 @@ func (b *bed) pack(path, script string, files map[string]string) error {
 		if err = errors.Join(err, relErr); err != nil || rel == "." {
 			return err
 		}
+		if b.short && !forShort(rel) {
+			return nil
+		}
 		if d.IsDir() {
 			w.Dir("bed/" + rel)
 			return nil
@@ -260,6 +311,12 @@ func (b *bed) pack(path, script string, files map[string]string) error {
 	return errors.Join(w.Close(), out.Flush())
 }
 
+// forShort tells which of the guests' files the short cases need: those of one kernel, as a bzImage.
+func forShort(path string) bool {
+	version := strings.TrimPrefix(filepath.Dir(path), ".") + strings.TrimPrefix(path, "vmlinuz-")
+	return path == "busybox" || strings.HasPrefix(version, outerKernel)
+}
+
 func sorted(m map[string]string) []string {
 	var out []string
 	for k := range m {
@@ -267,81 +324,4 @@ func sorted(m map[string]string) []string {
 	}
 	sort.Strings(out)
 	return out
-}
-
-// report writes each case's output into a file of its own, and keeps the results.
-type report struct {
-	dir     string
-	echo    bool
-	file    *os.File
-	results map[string]string
-	failed  bool
-}
-
-func newReport(dir string, echo bool) *report {
-	return &report{dir: dir, echo: echo, results: map[string]string{}}
-}
-
-func (r *report) line(text string) {
-	if r.echo {
-		fmt.Println(text)
-	}
-	if name, ok := strings.CutPrefix(text, markBegin); ok {
-		r.begin(name)
-		return
-	}
-	if rest, ok := strings.CutPrefix(text, markEnd); ok {
-		r.end(strings.Fields(rest))
-		return
-	}
-	if r.file != nil {
-		fmt.Fprintln(r.file, text)
-	}
-}
-
-func (r *report) begin(name string) {
-	_ = os.MkdirAll(r.dir, 0o755)
-	f, err := os.Create(filepath.Join(r.dir, filepath.Base(name)+".log"))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bed:", err)
-		return
-	}
-	r.file = f
-}
-
-func (r *report) end(fields []string) {
-	if r.file != nil {
-		r.file.Close()
-		r.file = nil
-	}
-	if len(fields) != 4 {
-		return
-	}
-	begin, _ := strconv.ParseFloat(fields[2], 64)
-	end, _ := strconv.ParseFloat(fields[3], 64)
-	took := time.Duration((end - begin) * float64(time.Second)).Round(100 * time.Millisecond)
-	result := "ok"
-	if fields[1] != "0" {
-		result, r.failed = "FAILED (status "+fields[1]+")", true
-	}
-	r.results[fields[0]] = result
-	fmt.Printf("%-40s %-20s %s\n", fields[0], result, took)
-}
-
-// summary names what did not end well and where its report is.
-func (r *report) summary(names []string) error {
-	var errs []error
-	for _, n := range names {
-		if r.results[n] != "ok" {
-			errs = append(errs, fmt.Errorf("%s: %s: see %s", n, defaultTo(r.results[n], "did not end"), filepath.Join(r.dir, n+".log")))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func defaultTo(s, instead string) string {
-	if s == "" {
-		return instead
-	}
-	return s
 }

@@ -9,16 +9,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/local"
 )
 
 // cluster is a real one, of real processes, that a case talks to by the program's own commands.
 type cluster struct {
 	t        *testing.T
 	bin, dir string
-	files    string // directory for what VMs are started from
+	files    string   // directory for what VMs are started from
+	vms      []string // that the case started
 }
 
 // clusterLimit is how long a command may take that waits for a guest.
@@ -48,17 +53,11 @@ func startCluster(t *testing.T, args ...string) *cluster {
 			c.must("down")
 			return
 		}
-		c.removeAll("vm", "rm", "--force")
-		c.removeAll("disk", "rm")
+		for _, name := range c.vms {
+			c.must("vm", "rm", "--force", name)
+		}
 	})
 	return c
-}
-
-// removeAll removes all things of a kind.
-func (c *cluster) removeAll(rm ...string) {
-	for _, name := range strings.Fields(c.must(rm[0], "ls", "-o", "name")) {
-		c.must(append(rm, name)...)
-	}
 }
 
 // command prepares a command; input may be empty.
@@ -140,6 +139,7 @@ func (c *cluster) disk(name string, size int64) string {
 func (c *cluster) linuxArgs(name, version, script string, modules []string, args ...string) []string {
 	c.t.Helper()
 	ramdisk := c.file(name+".initrd", initrd(c.t, version, script, modules...))
+	c.vms = append(c.vms, name)
 	kernel := filepath.Join(os.Getenv("CELLVISOR_BED"), "vmlinuz-"+version) // small: it is sent to the cluster, and from server to server
 	return append([]string{"vm", "run", name, "--kernel", kernel, "--initrd", ramdisk, "--cmdline", baseCmdline, "--cpu", "x86-64-v2", "--memory", "256MiB"}, args...)
 }
@@ -164,64 +164,93 @@ func (c *cluster) ended(name string, want ...string) {
 }
 
 // userScript does what a user's machine does: it forks a thousand processes, computes with checksums on all CPUs, writes and verifies 64 MiB on
-// ext4 on its disk, and switches itself off.
+// ext4 on its disk, and switches itself off. It says when it was how far.
 func userScript(vcpus int) string {
 	return fmt.Sprintf(`
-[ $(nproc) = %d ] || echo BAD cpus $(nproc)
-i=0; while [ $i -lt 1000 ]; do /bin/busybox true & i=$((i+1)); [ $((i%%50)) = 0 ] && wait; done; wait; echo FORKED $i
-c=0; while [ $c -lt %d ]; do
+at() { read -r up idle </proc/uptime; echo AT $up $*; }
+at init; [ $(nproc) = %[1]d ] || echo BAD cpus $(nproc)
+i=0; while [ $i -lt 1000 ]; do i=$((i+1)); if [ $((i%%10)) = 0 ]; then /bin/busybox true & else (exit 0) & fi; [ $((i%%50)) = 0 ] && wait; done; wait
+echo FORKED $i; at forked
+c=0; while [ $c -lt %[1]d ]; do
   taskset $((1<<c)) sh -c 'dd if=/dev/zero bs=256k count=32 2>/dev/null | sha256sum' >/tmp/sum$c & c=$((c+1))
 done; wait
-c=0; while [ $c -lt %d ]; do echo SUMS$c $(cat /tmp/sum$c); c=$((c+1)); done
+c=0; while [ $c -lt %[1]d ]; do echo SUMS$c $(cat /tmp/sum$c); c=$((c+1)); done; at summed
 mke2fs -F /dev/vda >/dev/null 2>&1 || echo BAD mke2fs
 mount -t ext4 /dev/vda /mnt || echo BAD mount
-dd if=/dev/urandom of=/tmp/seed bs=1M count=4 2>/dev/null
-i=0; while [ $i -lt 16 ]; do cat /tmp/seed; i=$((i+1)); done >/mnt/a || echo BAD write
-umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt || echo BAD remount
-i=0; while [ $i -lt 16 ]; do cat /tmp/seed; i=$((i+1)); done | cmp - /mnt/a && echo SAME $(stat -c %%s /mnt/a)
+at mounted; dd if=/dev/urandom of=/tmp/seed bs=1M count=4 2>/dev/null
+i=0; while [ $i -lt 16 ]; do echo part $i; tail -c +9 /tmp/seed; i=$((i+1)); done >/mnt/a || echo BAD write
+umount /mnt; at written; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt || echo BAD remount
+i=0; while [ $i -lt 16 ]; do echo part $i; tail -c +9 /tmp/seed; i=$((i+1)); done | md5sum >/tmp/sum; at computed
+[ "$(md5sum </mnt/a)" = "$(cat /tmp/sum)" ] && echo SAME $(stat -c %%s /mnt/a); at verified
 umount /mnt
-poweroff -f`, vcpus, vcpus, vcpus)
+poweroff -f`, vcpus)
 }
 
-// upCase boots kernels on a cluster, all at once, and has each do all of that.
-func upCase(t *testing.T, vcpus int, versions ...string) {
-	long(t)
+// TestUpShort612 is what every change is tested with: a cluster starts, a stock kernel boots on it, forks, uses its disk and switches itself off.
+func TestUpShort612(t *testing.T) {
 	start := time.Now()
 	c := startCluster(t)
-	t.Logf("the cluster is up after %s", since(start))
-	name := func(version string) string { return "debian-" + strings.ReplaceAll(version, ".", "-") }
-	for i, version := range versions {
-		disk := c.disk("data-"+version, 96<<20)
-		c.must(c.linuxArgs(name(version), version, userScript(vcpus), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--disk", disk, "--span", string("abc"[i%3]))...)
-	}
-	want := []string{"FORKED 1000", "SAME 67108864"}
-	for i := range vcpus {
-		want = append(want, strings.Replace(smpSum, "SUMS", fmt.Sprintf("SUMS%d", i), 1))
-	}
-	for _, version := range versions {
-		c.ended(name(version), want...)
-		if out := c.must("vm", "show", name(version), "-o", "json"); !strings.Contains(out, `"exit_status": 0`) || !strings.Contains(out, `"state": "exited"`) {
-			t.Errorf("it ended so:\n%s", out)
-		}
-	}
+	c.must(c.linuxArgs("short", "6.12", `
+i=0; while [ $i -lt 50 ]; do i=$((i+1)); /bin/busybox true & [ $((i%10)) = 0 ] && wait; done; wait; echo FORKED $i
+mke2fs -F /dev/vda >/dev/null 2>&1 || echo BAD mke2fs
+mount -t ext4 /dev/vda /mnt || echo BAD mount
+dd if=/dev/urandom of=/tmp/a bs=1M count=2 2>/dev/null; cp /tmp/a /mnt/a || echo BAD write
+umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt || echo BAD remount
+cmp /tmp/a /mnt/a && echo SAME
+umount /mnt
+poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("short", 16<<20), "--span", "b")...)
+	t.Logf("it begins after %s", since(start))
+	c.ended("short", "FORKED 50", "SAME")
+	c.exitedWell("short")
 	t.Logf("done in %s", since(start))
 }
 
-// TestUpOne boots both kernels at once, each on a vCPU of its own.
-func TestUpOne(t *testing.T) { upCase(t, 1, "6.12", "6.1") }
+// exitedWell checks that a VM ended by its guest's own will and with status 0.
+func (c *cluster) exitedWell(name string) {
+	c.t.Helper()
+	if out := c.must("vm", "show", name, "-o", "json"); !strings.Contains(out, `"exit_status": 0`) || !strings.Contains(out, `"state": "exited"`) {
+		c.t.Errorf("it ended so:\n%s", out)
+	}
+}
 
-func TestUpTwo612(t *testing.T) { upCase(t, 2, "6.12") }
+// upCase boots a kernel on a cell of a cluster, and has it do all of that.
+func upCase(t *testing.T, version string, vcpus int, cell string) {
+	long(t)
+	start := time.Now()
+	c := startCluster(t)
+	name := fmt.Sprintf("debian-%s-%d", strings.ReplaceAll(version, ".", "-"), vcpus)
+	disk := c.disk("data-"+name, 96<<20)
+	c.must(c.linuxArgs(name, version, userScript(vcpus), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--disk", disk, "--span", cell)...)
+	t.Logf("it begins after %s", since(start))
+	want := []string{"FORKED 1000", "SAME 67108"}
+	for i := range vcpus {
+		want = append(want, strings.Replace(smpSum, "SUMS", fmt.Sprintf("SUMS%d", i), 1))
+	}
+	c.ended(name, want...)
+	c.exitedWell(name)
+	t.Logf("done in %s; by the guest's clock:\n%s", since(start), strings.Join(atLine.FindAllString(c.console(name), -1), "\n"))
+}
 
-func TestUpTwo61(t *testing.T) { upCase(t, 2, "6.1") }
+var atLine = regexp.MustCompile(`AT \d.*`)
 
-// TestUpLives612 resets a machine in all the ways there are; each time it comes back in place, with its disk.
+func TestUpOne612(t *testing.T) { upCase(t, "6.12", 1, "a") }
+
+func TestUpOne61(t *testing.T) { upCase(t, "6.1", 1, "b") }
+
+func TestUpTwo612(t *testing.T) { upCase(t, "6.12", 2, "a") }
+
+func TestUpTwo61(t *testing.T) { upCase(t, "6.1", 2, "b") }
+
+// TestUpLives612 resets a machine in all the ways there are; each time it comes back in place, with its disk, of which it reads almost nothing again.
 func TestUpLives612(t *testing.T) {
 	long(t)
 	c := startCluster(t)
-	disk := c.disk("state", 1<<20)
+	disk := c.disk("state", 9<<20)
+	before := c.counters("c-1")
 	c.must(c.linuxArgs("phoenix", "6.12", `
-n=$(dd if=/dev/vda bs=1 count=1 2>/dev/null | tr -d '\0'); n=$((n+1))
+n=$(dd if=/dev/vda bs=4k count=1 2>/dev/null | head -c 1 | tr -d '\0'); n=$((n+1))
 printf $n | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null
+dd if=/dev/vda of=/dev/null bs=64k skip=16 2>/dev/null
 echo LIFE $n
 echo 1 >/proc/sys/kernel/sysrq
 case $n in
@@ -230,11 +259,43 @@ case $n in
 3) echo t >/sys/kernel/reboot/type; reboot -f;;
 esac
 read -r line </dev/ttyS0; echo "GOT $line"
-poweroff -f`, []string{"virtio_blk"}, "--disk", disk)...)
+poweroff -f`, []string{"virtio_blk"}, "--disk", disk, "--span", "c")...)
 	c.must("vm", "console", "phoenix", "--attach", "--offset", "0", "--until", "LIFE 4", "--timeout", clusterLimit.String())
 	out, errs, code := c.tryInput("typed words\n", "vm", "console", "phoenix", "--attach", "--offset", "0", "--until", "GOT typed words", "--timeout", clusterLimit.String())
 	if code != 0 {
 		t.Errorf("console: exit code %d\n%s%s", code, out, errs)
 	}
 	c.ended("phoenix", "LIFE 1", "LIFE 2", "LIFE 3", "LIFE 4", "GOT typed words")
+	after := c.counters("c-1")
+	read, cached := after["disks.read_bytes"]-before["disks.read_bytes"], after["disks.cached_bytes"]-before["disks.cached_bytes"]
+	t.Logf("four lives: %d KiB read from the disk, %d KiB from what memory was known to hold", read>>10, cached>>10)
+	if read > 12<<20 || cached < 20<<20 {
+		t.Error("want the disk's 8 MiB read once, and from memory three times")
+	}
+}
+
+// counters are a server's.
+func (c *cluster) counters(server string) map[string]uint64 {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), clusterLimit)
+	defer cancel()
+	all, err := local.Load(c.dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	one, err := api.Dial(ctx, all.Server(server).API)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer one.Close()
+	var counters map[string]uint64
+	err = one.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		r, err := svc.DebugCounters(ctx, &api.DebugCountersRequest{})
+		counters = r.GetCounters()
+		return err
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return counters
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cellvisor/cellvisor/local"
 )
 
 var netModules = []string{"failover", "net_failover", "virtio_net"}
@@ -164,7 +166,8 @@ poweroff -f`, []string{"virtio_balloon"}, "--option", "balloon=on")...)
 	c.ended("giver", "AWAKE")
 }
 
-// TestUpSave612 saves a machine, takes the cluster down and up, and has the machine go on: with its memory, its disk, and what it was doing.
+// TestUpSave612 kills a cell that a machine does not depend on, saves the machine, takes the cluster down and up, and has the machine go on: with its
+// memory, its disk, and what it was doing.
 func TestUpSave612(t *testing.T) {
 	long(t)
 	start := time.Now()
@@ -173,12 +176,20 @@ func TestUpSave612(t *testing.T) {
 	c.must(c.linuxArgs("sleeper", "6.12", `
 dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null; sum=$(md5sum </tmp/a)
 dd if=/tmp/a of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null
-n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); [ $n != 5 ] || { echo COUNTS; (read -r line </dev/ttyS0; touch /tmp/stop) & }; sleep 0.1; done
+(while read -r line; do echo GOT $line; [ "$line" != stop ] || touch /tmp/stop; done </dev/ttyS0) &
+n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); [ $n != 5 ] || echo COUNTS; sleep 0.1; done
 [ $n -gt 5 ] || echo BAD count $n
 [ "$sum" = "$(md5sum </tmp/a)" ] && dd if=/dev/vda bs=64k count=8 2>/dev/null | cmp -n 524288 - /tmp/a && echo SAME
-poweroff -f`, []string{"virtio_blk"}, "--disk", disk, "--memory", "128MiB")...)
+poweroff -f`, []string{"virtio_blk"}, "--disk", disk, "--memory", "128MiB", "--span", "a")...)
 	c.must("vm", "console", "sleeper", "--attach", "--offset", "0", "--until", "COUNTS", "--timeout", clusterLimit.String())
 	t.Logf("it runs after %s", since(start))
+	killed, _, err := local.KillCell(c.dir, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.until(`"servers_live": 2`, "status", "-o", "json")
+	c.typed("sleeper", "cell c is gone")
+	t.Logf("killed %d processes of cell c; the machine answers after %s", len(killed), since(start))
 	file := filepath.Join(c.files, "sleeper.saved")
 	t.Logf("saved: %s", strings.TrimSpace(c.must("vm", "save", "sleeper", file)))
 	c.must("down")
@@ -186,10 +197,30 @@ poweroff -f`, []string{"virtio_blk"}, "--disk", disk, "--memory", "128MiB")...)
 	t.Logf("down and up after %s", since(start))
 	c.must("vm", "rm", "sleeper")
 	c.must("vm", "restore", "sleeper", file)
-	out, errs, code := c.tryInput("stop\n", "vm", "console", "sleeper", "--attach", "--until", "SAME", "--timeout", clusterLimit.String())
-	if code != 0 {
-		t.Errorf("the restored machine: %d\n%s%s", code, out, errs)
-	}
-	c.ended("sleeper", "COUNTS", "SAME")
+	c.typed("sleeper", "stop")
+	c.ended("sleeper", "COUNTS", "GOT cell c is gone", "SAME")
 	t.Logf("done in %s", since(start))
+}
+
+// typed types a line on a machine's console, whose guest answers that it got it.
+func (c *cluster) typed(name, line string) {
+	c.t.Helper()
+	out, errs, code := c.tryInput(line+"\n", "vm", "console", name, "--attach", "--until", "GOT "+line, "--timeout", clusterLimit.String())
+	if code != 0 {
+		c.t.Errorf("%s does not answer: %d\n%s%s", name, code, out, errs)
+	}
+}
+
+// until repeats a command until it prints a text.
+func (c *cluster) until(text string, args ...string) {
+	c.t.Helper()
+	for deadline := time.Now().Add(clusterLimit); ; {
+		out := c.must(args...)
+		if strings.Contains(out, text) {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("cellvisor %s never printed %s, but\n%s", strings.Join(args, " "), text, out)
+		}
+	}
 }

@@ -27,7 +27,7 @@ func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bo
 	defer r.mu.Unlock()
 	r.base, r.baseOf, r.based, r.synced, r.syncing = seq, booted, false, 0, r.w.plane.ram.Pages()+uint64(to.Len())*r.w.homeDisks().blocks()
 	go func() {
-		if r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
+		if r.openDisks(to, seq, change) && r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
 			r.mu.Lock()
 			if r.base == seq && r.baseOf == booted { // else it was overtaken by the copy of a later boot, which may be whole already
 				r.based, r.synced = true, r.syncing

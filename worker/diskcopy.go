@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cellvisor/cellvisor/disk"
@@ -53,19 +54,42 @@ type diskCopy struct {
 	sent   uint64
 }
 
-func (c *diskCopy) piece(first uint64) bool {
+// sums asks for the checksums of the blocks of a piece.
+func (c *diskCopy) sums(first, count uint64) (theirs []byte, ok bool) {
 	ask := []byte{byte(replicaSums), byte(c.index)}
 	ask = binary.LittleEndian.AppendUint64(ask, uint64(c.g.Size()))
 	ask = binary.LittleEndian.AppendUint64(ask, first)
-	var theirs []byte
-	count := min(sumsPiece, c.g.image.Blocks()-first)
-	if !c.until(func() (err error) {
+	ok = c.until(func() (err error) {
 		theirs, err = c.r.query(c.to, c.seq, ask)
 		if err == nil && uint64(len(theirs)) != 4*count {
 			err = errNotReady
 		}
 		return err
-	}) {
+	})
+	return theirs, ok
+}
+
+// openDisks has standbys open their copies. It comes before all else of a full copy: until then they can apply no checkpoint in which the guest has
+// written a disk, and while another standby is safe checkpoints go on all the time.
+func (r *replicas) openDisks(to ident.PartSet, seq uint64, change <-chan struct{}) bool {
+	d, ok := r.w.homeDisks(), true
+	if d == nil {
+		return true
+	}
+	to.Each(func(part ident.Part) {
+		for i, g := range d.all {
+			if c := (diskCopy{r: r, g: g, index: i, to: part, seq: seq, change: change}); ok {
+				_, ok = c.sums(g.image.Blocks(), 0)
+			}
+		}
+	})
+	return ok
+}
+
+func (c *diskCopy) piece(first uint64) bool {
+	count := min(sumsPiece, c.g.image.Blocks()-first)
+	theirs, ok := c.sums(first, count)
+	if !ok {
 		return false
 	}
 	s := &share{header: chunkHeader{number: c.seq, members: ident.PartSet(0).Set(c.r.w.spec.Part), part: c.r.w.spec.Part}}
@@ -196,6 +220,23 @@ func (s *standby) takeBlocks(b []byte) error {
 		}
 	}
 	return err
+}
+
+// lacksDisk tells whether a checkpoint writes a disk whose copy is not open yet: it has to wait. It requires mu.
+func (s *standby) lacksDisk(c *cutIn) (lacks bool) {
+	if !slices.Contains(s.disks.images, nil) {
+		return false
+	}
+	for _, p := range c.parts { // the order does not matter
+		for i := range p.total {
+			_ = eachRecord(p.chunks[i], func(t recordType, key uint64, _ []byte) error {
+				index, _ := ofDiskKey(key)
+				lacks = lacks || t == recordDisk && index < len(s.disks.images) && s.disks.images[index] == nil
+				return nil
+			})
+		}
+	}
+	return lacks
 }
 
 // check finds the disk and block of a record.

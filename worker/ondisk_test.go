@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"hash/crc32"
 	"testing"
@@ -16,6 +17,19 @@ import (
 // diskStandby is a standby with a copy of a disk of 16 blocks, complete at checkpoint 1.
 func diskStandby(t *testing.T) *standby {
 	t.Helper()
+	s := freshDiskStandby(t)
+	if _, err := s.disks.open(0, 16*disk.BlockBytes); err != nil {
+		t.Fatal(err)
+	}
+	s.setSeveral(true)
+	s.mustTake(t, base(0, 0b1, 8, 'b'))
+	s.mustCommit(t, diskShare(1))
+	return s
+}
+
+// freshDiskStandby is one whose copy home has not asked for yet.
+func freshDiskStandby(t *testing.T) *standby {
+	t.Helper()
 	memory, err := ram.New(4 * ident.MiB)
 	if err != nil {
 		t.Fatal(err)
@@ -24,17 +38,36 @@ func diskStandby(t *testing.T) *standby {
 	dir := t.TempDir()
 	open := func(_ wire.WorkerDisk, c disk.ImageConfig) (*disk.Image, error) { return disk.OpenImage(dir, c) }
 	d := newStandbyDisks(open, []wire.WorkerDisk{{Name: "d", Dir: "d"}}, func(wire.WorkerDisks) {})
-	if _, err := d.open(0, 16*disk.BlockBytes); err != nil {
-		t.Fatal(err)
-	}
 	s, err := newStandby(&files{dir: t.TempDir()}, memory, d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.setSeveral(true)
-	s.mustTake(t, base(0, 0b1, 8, 'b'))
-	s.mustCommit(t, diskShare(1))
 	return s
+}
+
+// Checkpoints go on while a further standby is made, and may write a disk before it has opened its copy: such a one waits.
+func TestACheckpointWaitsForTheDisk(t *testing.T) {
+	s := freshDiskStandby(t)
+	s.mustCommit(t, diskShare(1))
+	sh := diskShare(2)
+	sh.add(recordDisk, diskKey(0, 3), filled('3'))
+	s.mustTake(t, sh)
+	if done, err := s.commit(2); done || err != nil {
+		t.Fatalf("without the disk: %v, %v", done, err)
+	}
+	ask := make([]byte, 1+8+8)
+	binary.LittleEndian.PutUint64(ask[1:], 16*disk.BlockBytes)
+	binary.LittleEndian.PutUint64(ask[9:], 16)
+	if sums, err := s.sums(ask); len(sums) != 0 || err != nil {
+		t.Fatalf("opening the copy: %v, %v", sums, err)
+	}
+	if done, err := s.commit(2); !done || err != nil {
+		t.Fatalf("with the disk: %v, %v", done, err)
+	}
+	got := make([]byte, disk.BlockBytes)
+	if err := s.disks.images[0].ReadBlock(3, got); err != nil || !bytes.Equal(got, filled('3')) {
+		t.Errorf("block 3 is %q…: %v", got[:4], err)
+	}
 }
 
 // diskShare is checkpoint n over the part that holds the guest.

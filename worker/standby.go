@@ -220,7 +220,7 @@ func (s *standby) commit(number uint64) (bool, error) {
 	if c == nil {
 		return false, nil
 	}
-	if !c.whole() {
+	if !c.whole() || s.lacksDisk(c) {
 		return false, nil
 	}
 	if s.complete && c.since > s.applied {

@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures clean
+.PHONY: serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures campaign clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,25 @@ netcut: build ## Split a cluster that lives in network namespaces, ROUNDS=100 ti
 
 journal: build ## As failover, with a journal on a mirrored disk that is verified all the time, and mirrors that are damaged
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) JOURNAL_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestJournal ./tests
+
+CAMPAIGN := $(CURDIR)/bin/campaign.jsonl
+# $(call step,NAME,SETTINGS,TEST): one step of a campaign. It does not end the campaign when it fails, but is named at the end.
+step = @echo "== $(1)"; cd tests && env CELLVISOR_BIN=$(CURDIR)/$(BIN) CAMPAIGN_FILE=$(CAMPAIGN) CAMPAIGN_STEP='$(1)' $(2) \
+	$(CURDIR)/bin/tests.test -test.count=1 -test.v -test.timeout 60m -test.run '$(3)' >$(CURDIR)/bin/campaign-$(subst $(space),-,$(1)).log 2>&1 || echo '$(1): see bin/campaign-$(subst $(space),-,$(1)).log' | tee -a $(CAMPAIGN).failed
+space := $(subst ,, )
+
+campaign: build ## All proofs of survival one after the other, ROUNDS=100 of each, and one table: 25 minutes on two quiet cores
+	$(GO) test -c -o bin/tests.test ./tests
+	@rm -f $(CAMPAIGN) $(CAMPAIGN).failed
+	$(call step,cells are killed,FAILOVER_FAULTS=cell FAILOVER_ROUNDS=$(ROUNDS),TestFailover$$)
+	$(call step,cells are killed under a journal,JOURNAL_FAULTS=cell JOURNAL_ROUNDS=$(ROUNDS),TestJournal$$)
+	$(call step,cells are stopped,FAILOVER_FAULTS=stop FAILOVER_ROUNDS=$(ROUNDS),TestFailover$$)
+	$(call step,kills during recovery,JOURNAL_FAULTS=midkill JOURNAL_ROUNDS=$(ROUNDS),TestJournalTwoMirrors$$)
+	$(call step,networks are cut,NETCUT_ROUNDS=$$(( ($(ROUNDS)+1)/2 )),TestNetworkCut$$)
+	$(call step,serve processes are killed,SERVEKILL_ROUNDS=60,TestServesAreKilledUnderLoad$$)
+	$(call step,guests crash and lose their home,ONDISK_ROUNDS=10,TestCrashesAndLossesWithADisk$$)
+	@cd tests && CAMPAIGN_FILE=$(CAMPAIGN) $(CURDIR)/bin/tests.test -test.count=1 -test.run 'TestCampaignTable$$' || echo 'a bound was not kept' >>$(CAMPAIGN).failed
+	@if [ -e $(CAMPAIGN).failed ]; then cat $(CAMPAIGN).failed; exit 1; fi
 
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo

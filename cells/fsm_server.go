@@ -7,9 +7,9 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 )
 
-// firstJoinedID is above every ID that an initial server may have: a server that joins later has firstJoinedID plus the log index at
+// FirstJoinedID is above every ID that an initial server may have: a server that joins later has FirstJoinedID plus the log index at
 // which it was added, which no other server ever has.
-const firstJoinedID = 1000
+const FirstJoinedID = 1000
 
 func (f *FSM) addServer(c *AddServer, index uint64) (any, *Fault) {
 	if fault := checkInfo(&c.Info); fault != nil {
@@ -28,7 +28,7 @@ func (f *FSM) addServer(c *AddServer, index uint64) (any, *Fault) {
 	if len(f.state.Servers) >= MaxServers {
 		return nil, faultf(CodeNoCapacity, "the cluster has %d servers, which is the most it can have", MaxServers)
 	}
-	id := ident.ServerID(firstJoinedID + index)
+	id := ident.ServerID(FirstJoinedID + index)
 	s := Server{ID: id, State: ServerJoining}
 	s.take(&c.Info)
 	f.state.Servers = append(f.state.Servers, s) // the highest ID so far: order is kept

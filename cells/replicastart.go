@@ -85,8 +85,8 @@ func decodeEntries(stored []LogEntry, after uint64) ([]*pb.Entry, error) {
 func bootstrap(initial []InitialServer, fsm *FSM) (*Persist, error) {
 	var candidates []Candidate
 	for i, s := range initial {
-		if s.ID == 0 || s.ID >= firstJoinedID {
-			return nil, fmt.Errorf("cells: initial server %s has ID %d: use 1 to %d", s.Name, s.ID, firstJoinedID-1)
+		if s.ID == 0 || s.ID >= FirstJoinedID {
+			return nil, fmt.Errorf("cells: initial server %s has ID %d: use 1 to %d", s.Name, s.ID, FirstJoinedID-1)
 		}
 		for _, o := range initial[:i] {
 			if o.ID == s.ID || o.Name == s.Name {

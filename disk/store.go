@@ -297,10 +297,10 @@ func openError(path string, err error) error {
 	return corrupt(path, err)
 }
 
-// corrupt says what happened and the only safe way out: a server that lost its log may not come back under its old number.
+// corrupt says what happened and the only safe way out: a server that lost its log may not come back under its old number, nor with a former log.
 func corrupt(path string, cause error) error {
-	return fmt.Errorf("%w: %s: %v; nothing was changed: restore the directory from before the damage, or remove it "+
-		"and let the server join as a new one", ErrCorrupt, path, cause)
+	return fmt.Errorf("%w: %s: %v; nothing was changed: move its directory away and start the server again: it joins the others as a new server",
+		ErrCorrupt, path, cause)
 }
 
 func syncDir(dir string) error {

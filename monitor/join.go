@@ -19,6 +19,10 @@ const MaxJoinBytes = 1 << 20
 type JoinRequest struct {
 	ClusterID string           `json:"cluster_id"` // "" accepts any
 	Info      cells.ServerInfo `json:"info"`
+
+	// Asks only whether the cluster has seen this initial server live: with its disk lost it may not begin under its number, for as a voter it would
+	// have forgotten what it promised.
+	Initial ident.ServerID `json:"initial,omitempty"`
 }
 
 // JoinReply answers a JoinRequest.
@@ -28,6 +32,7 @@ type JoinReply struct {
 	Servers   []cells.InitialServer `json:"servers,omitempty"` // all that are known, with their addresses
 	Leader    ident.ServerID        `json:"leader"`            // ask this one, if ID is 0 and Fault is nil
 	Fault     *cells.Fault          `json:"fault,omitempty"`
+	Seen      bool                  `json:"seen,omitempty"` // the initial server that asks was live before
 }
 
 // EncodeJoin returns the bytes of a JoinRequest.

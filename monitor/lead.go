@@ -148,6 +148,9 @@ func (c *Core) joinRequested(e JoinRequested) {
 		c.counters.RefusedCluster++
 		c.joinReply(e.Conn, JoinReply{Fault: &cells.Fault{Code: cells.CodeInvalid,
 			Text: fmt.Sprintf("this server belongs to cluster %q, not to %q", c.cfg.ClusterID, req.ClusterID)}})
+	case req.Initial != 0:
+		s := c.rep.State().Server(req.Initial)
+		c.joinReply(e.Conn, JoinReply{Seen: s == nil || s.State != cells.ServerJoining || s.Incarnation != 0})
 	case !c.rep.Leading():
 		c.joinReply(e.Conn, JoinReply{Leader: c.rep.Leader()})
 	default:

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
@@ -23,7 +26,7 @@ const (
 )
 
 // openStore opens the data directory and returns the peers to begin with. A server that is neither stored nor among the initial ones first
-// asks a running cluster to take it in.
+// asks a running cluster to take it in; so does an initial one that lost its directory.
 func (s *Server) openStore(ctx context.Context) (map[ident.ServerID]string, error) {
 	want := disk.Identity{ClusterID: s.cfg.ClusterID, Server: s.cfg.ID}
 	known := map[ident.ServerID]string{}
@@ -34,7 +37,8 @@ func (s *Server) openStore(ctx context.Context) (map[ident.ServerID]string, erro
 	if err != nil {
 		return nil, err
 	}
-	if !found && want.Server == 0 {
+	if !found && (want.Server == 0 || s.wasLive(ctx)) {
+		delete(known, s.cfg.ID)
 		reply, err := s.join(ctx)
 		if err != nil {
 			return nil, err
@@ -44,7 +48,12 @@ func (s *Server) openStore(ctx context.Context) (map[ident.ServerID]string, erro
 			known[p.ID] = p.Addrs.Peer
 		}
 	}
-	if s.store, err = disk.Open(s.cfg.DataDir, want); err != nil {
+	s.store, err = disk.Open(s.cfg.DataDir, want)
+	if err != nil && found && errors.Is(err, disk.ErrOtherServer) {
+		s.store, err = s.openJoined(err)
+		delete(known, s.cfg.ID)
+	}
+	if err != nil {
 		return nil, err
 	}
 	// The log alone does not tell a server that has only just joined where the others are, before it is told by them.
@@ -60,6 +69,73 @@ func (s *Server) openStore(ctx context.Context) (map[ident.ServerID]string, erro
 		s.savePeers(known)
 	}
 	return known, nil
+}
+
+// openJoined opens the directory of an initial server that lost an earlier one and joined as a new server. other is the error otherwise.
+func (s *Server) openJoined(other error) (*disk.Store, error) {
+	store, err := disk.Open(s.cfg.DataDir, disk.Identity{ClusterID: s.cfg.ClusterID})
+	if err != nil {
+		return nil, err
+	}
+	if store.Identity().Server < cells.FirstJoinedID {
+		return nil, errors.Join(other, store.Close())
+	}
+	return store, nil
+}
+
+// wasLive asks the other initial servers whether the cluster has seen this one live. If so its directory was lost, or removed, and it may not
+// begin under its number. Nobody who could say so may be there: then it begins.
+func (s *Server) wasLive(ctx context.Context) bool {
+	body, err := monitor.EncodeJoin(monitor.JoinRequest{ClusterID: s.cfg.ClusterID, Info: s.info(), Initial: s.cfg.ID})
+	if err != nil {
+		return false
+	}
+	peers, err := s.askingPeers()
+	if err != nil {
+		s.log.Warn().Err(err).Msg("cannot ask the other servers whether this one was live before")
+		return false
+	}
+	defer peers.Close()
+	addrs := s.askedToJoin()
+	seen := make(chan bool, len(addrs))
+	for _, addr := range addrs {
+		go func() {
+			reply, err := s.callJoin(ctx, peers, addr, body)
+			seen <- err == nil && reply.Seen
+		}()
+	}
+	for range addrs {
+		if <-seen {
+			s.log.Warn().Uint64("was", uint64(s.cfg.ID)).Str("data", s.cfg.DataDir).
+				Msg("the data directory is empty, but the cluster has seen this server live: it joins as a new one")
+			return true
+		}
+	}
+	return false
+}
+
+// askedToJoin are the servers that may take this one in.
+func (s *Server) askedToJoin() []string {
+	addrs := slices.Clone(s.cfg.Join)
+	for _, p := range s.cfg.Initial {
+		if p.ID != s.cfg.ID {
+			addrs = append(addrs, p.Peer)
+		}
+	}
+	return addrs
+}
+
+// askingPeers is a plane of our own for questions: the real one needs the number that the answer brings.
+func (s *Server) askingPeers() (*link.Peers, error) {
+	host, _, err := net.SplitHostPort(s.cfg.Listen.Peer)
+	if err != nil {
+		return nil, err
+	}
+	return link.ListenPeers(s.secured(link.PeersConfig{
+		ClusterID: s.cfg.ClusterID, Secret: s.cfg.Secret, ListenAddr: net.JoinHostPort(host, "0"), Handler: nobody{},
+		Stamp: func() (ident.Incarnation, ident.Epoch) { return 0, 0 },
+		Logf:  func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
+	}))
 }
 
 // savePeers keeps the peers' addresses for the next start.
@@ -83,18 +159,13 @@ func (s *Server) join(ctx context.Context) (monitor.JoinReply, error) {
 	if err != nil {
 		return monitor.JoinReply{}, err
 	}
-	// A plane of our own for the question: the real one needs the number that the answer brings.
-	peers, err := link.ListenPeers(s.secured(link.PeersConfig{
-		ClusterID: s.cfg.ClusterID, Secret: s.cfg.Secret, ListenAddr: s.cfg.Listen.Peer, Handler: nobody{},
-		Stamp: func() (ident.Incarnation, ident.Epoch) { return 0, 0 },
-		Logf:  func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
-	}))
+	peers, err := s.askingPeers()
 	if err != nil {
 		return monitor.JoinReply{}, err
 	}
 	defer peers.Close()
 	for said := false; ; said = true {
-		for _, addr := range s.cfg.Join {
+		for _, addr := range s.askedToJoin() {
 			reply, err := s.askToJoin(ctx, peers, addr, body)
 			switch {
 			case ctx.Err() != nil:

@@ -47,6 +47,8 @@ type failover struct {
 
 	protect string // as asked for; "" is replica
 	pulse   *pulse
+	began   time.Time                  // when the first round began
+	gaps    map[string][]time.Duration // by kind of fault: the longest time without a record
 }
 
 func TestFailover(t *testing.T) {
@@ -66,7 +68,8 @@ func TestFailover(t *testing.T) {
 }
 
 func newFailover(t *testing.T, rng *rand.Rand, kinds string) *failover {
-	return &failover{chaos: chaos{t: t, rng: rng}, kinds: strings.Split(kinds, ","), took: make(map[string][]time.Duration), hits: make(map[string]int)}
+	return &failover{chaos: chaos{t: t, rng: rng}, kinds: strings.Split(kinds, ","), took: make(map[string][]time.Duration), gaps: map[string][]time.Duration{},
+		hits: make(map[string]int), began: time.Now()}
 }
 
 // play starts the cluster and the VM, lets faults strike round after round, and reports.
@@ -242,7 +245,11 @@ func (f *failover) strike(kind string, vm *api.VM) (what string, undo func(), fa
 	case "stop":
 		pause := time.Duration(f.rng.IntN(5000)) * time.Millisecond
 		f.signalAll(syscall.SIGSTOP, ofServer(server))
-		return fmt.Sprintf("SIGSTOP of %s for %v", server, pause), func() { <-time.After(pause); f.signalAll(syscall.SIGCONT, ofServer(server)) }, false
+		until := time.Now().Add(pause)
+		return fmt.Sprintf("SIGSTOP of %s for %v", server, pause), func() {
+			<-time.After(time.Until(until))
+			f.signalAll(syscall.SIGCONT, ofServer(server))
+		}, false
 	case "blink":
 		what, undo = f.blink(server, "", 2500*time.Millisecond)
 		return what, undo, false
@@ -314,7 +321,7 @@ func (f *failover) round(n int) {
 	f.timeline(what, began, gap)
 	f.t.Logf("%s: first new record after %v, longest gap %v, recoveries %d -> %d", what, first.Round(time.Millisecond), gap.Round(time.Millisecond),
 		recoveries, after.GetRecoveries())
-	f.took[kind] = append(f.took[kind], first)
+	f.took[kind], f.gaps[kind] = append(f.took[kind], first), append(f.gaps[kind], gap)
 }
 
 // endedByIt starts what was killed, and waits until a VM that may have lost more than it was protected against has either ended or goes on and
@@ -484,6 +491,7 @@ func (f *failover) report() {
 		f.t.Logf("all          %3d times: first new record after %v median, %v p99; %d VMs lost to two faults at once", len(all), all[len(all)/2],
 			all[(99*len(all)-1)/100], f.lost)
 	}
+	campaigned(f.t, f.began, f.reader.count(), f.gaps)
 	if len(f.hits) > 0 {
 		f.t.Logf("second faults by the stage that they hit: %v", f.hits)
 	}

@@ -309,7 +309,7 @@ func (c *cutCluster) cutRound(what, kind string) {
 	c.check(what)
 	c.t.Logf("%s of %s (home %s): first new record after %v, longest gap %v, recoveries %d -> %d", what, name, vm.GetHome(), first.Round(time.Millisecond),
 		gap.Round(time.Millisecond), vm.GetRecoveries(), after.GetRecoveries())
-	c.took[kind] = append(c.took[kind], first)
+	c.took[kind], c.gaps[kind] = append(c.took[kind], first), append(c.gaps[kind], gap)
 }
 
 // stoppedFirst demands that the guest had stopped at its former home, whose lease had lapsed, before another server began to start it. All servers' clocks

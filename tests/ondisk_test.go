@@ -39,13 +39,17 @@ func TestCrashesAndLossesWithADisk(t *testing.T) {
 			return err
 		})
 		<-time.After(time.Duration(f.rng.IntN(300)) * time.Millisecond)
+		struck := time.Now()
 		f.signalAll(syscall.SIGKILL, ofServer(vm.GetHome()))
 		f.awaitKilled()
 		f.reader.await(t, "after the kill of "+vm.GetHome(), f.reader.count()+8)
+		gap, _ := f.reader.longestGap(struck)
+		f.gaps["boots, home kill"] = append(f.gaps["boots, home kill"], gap)
 		f.healAll()
 		f.awaitSafe(fmt.Sprintf("after round %d", round))
 		f.check(fmt.Sprintf("round %d", round))
 	}
+	campaigned(t, f.began, f.reader.count(), f.gaps)
 	t.Logf("%d boots, %d pages named by block", f.reader.count(), left)
 }
 

@@ -94,20 +94,22 @@ func TestServesAreKilledUnderLoad(t *testing.T) {
 	f.reader.await(t, "before the first kill", f.reader.count()+200)
 	g := watchGrowth(files)
 	f.reader.await(t, "before the first kill, watched", f.reader.count()+1000)
-	calm, gaps := g.take(), map[string][]time.Duration{}
+	calm, gaps, all := g.take(), map[string][]time.Duration{}, []time.Duration(nil)
+	began := time.Now()
 	for n := range kills {
 		s := f.session.Cluster.Servers[n%fewKills]
 		f.signalAll(syscall.SIGKILL, func(m local.Member) bool { return m.Server == s.Name && m.Kind == local.KindServe })
 		f.healAll()
 		f.reader.await(t, "after the kill of "+s.Name, f.reader.count()+200)
 		for vm, gap := range g.take() {
-			gaps[vm] = append(gaps[vm], gap)
+			gaps[vm], all = append(gaps[vm], gap), append(all, gap)
 			if kills > fewKills && gap > gapMost {
 				t.Errorf("kill %d, of %s: VM %s showed a gap of %v, at most %v is allowed", n, s.Name, vm, gap.Round(time.Millisecond), gapMost)
 			}
 		}
 	}
 	g.end()
+	campaigned(t, began, f.reader.count(), map[string][]time.Duration{"serve": all})
 	for _, vm := range slices.Sorted(maps.Keys(gaps)) {
 		all := gaps[vm]
 		slices.Sort(all)

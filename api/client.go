@@ -26,7 +26,7 @@ const (
 	callPatience   = 10 * time.Second       // of a unary call at one server
 	callBudget     = 30 * time.Second       // of a call with its repetitions at other servers
 	streamSilence  = 1 * time.Second        // of a following stream, which says something four times as often, before another server is asked
-	silenceMost    = 4 * time.Second        // the same, after others were silent too
+	silenceMost    = 2 * time.Second        // the same, after others were silent too
 	callSilence    = 1 * time.Second        // of a unary call, and of its server's status, before another server is asked
 	maxMessageSize = 16 << 20
 )

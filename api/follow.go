@@ -23,7 +23,7 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 		if !watch {
 			quiet = 0
 		}
-		progress, err := followOnce(ctx, c.API(), quiet, open, each)
+		progress, silent, err := followOnce(ctx, c.API(), quiet, open, each)
 		if own := (errEach{}); errors.As(err, &own) {
 			return own.error
 		}
@@ -35,7 +35,9 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 		case ctx.Err() != nil || !elsewhere(err):
 			return err
 		}
-		patience = min(2*patience, silenceMost) // if all are slow, it does not help to hurry from one to the other
+		if silent { // if all are slow, it does not help to hurry from one to the other
+			patience = min(2*patience, silenceMost)
+		}
 		if progress {
 			failures, patience = 0, streamSilence
 		}
@@ -58,7 +60,7 @@ func late(ctx context.Context) bool {
 type errEach struct{ error }
 
 // followOnce gives up a stream that says nothing for as long as patience; 0: never.
-func followOnce[M any](ctx context.Context, svc CellvisorClient, patience time.Duration, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) (progress bool, err error) {
+func followOnce[M any](ctx context.Context, svc CellvisorClient, patience time.Duration, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) (progress, silent bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	silence := errors.New("silence")
@@ -80,16 +82,16 @@ func followOnce[M any](ctx context.Context, svc CellvisorClient, patience time.D
 			quiet.Reset(patience)
 		}
 		if eerr := each(m); eerr != nil {
-			return progress, errEach{eerr}
+			return progress, false, errEach{eerr}
 		}
 	}
 	if errors.Is(err, io.EOF) {
-		return progress, nil
+		return progress, false, nil
 	}
 	if context.Cause(sctx) == silence {
-		return progress, status.Errorf(codes.Unavailable, "the server said nothing for %v", patience)
+		return progress, true, status.Errorf(codes.Unavailable, "the server said nothing for %v", patience)
 	}
-	return progress, err
+	return progress, false, err
 }
 
 // Wait follows a VM until its state satisfies until, and returns it as it was last seen. each, if not nil, sees every change.

@@ -114,6 +114,18 @@ func (s *Server) wasLive(ctx context.Context) bool {
 	return false
 }
 
+// initial lists the servers that the cluster began with, for one of them.
+func (s *Server) initial() []cells.InitialServer {
+	var out []cells.InitialServer
+	if s.store.Identity().Server != s.cfg.ID { // it joined later, perhaps in the place of an initial one
+		return nil
+	}
+	for _, p := range s.cfg.Initial {
+		out = append(out, cells.InitialServer{ID: p.ID, Name: p.Name, Cell: p.Cell, Role: cells.Role(p.Role), Addrs: cells.Addrs{Peer: p.Peer, Gossip: p.Gossip}})
+	}
+	return out
+}
+
 // askedToJoin are the servers that may take this one in.
 func (s *Server) askedToJoin() []string {
 	addrs := slices.Clone(s.cfg.Join)

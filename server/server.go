@@ -359,18 +359,6 @@ func (s *Server) apiAddr() string {
 	return "unix://" + s.cfg.Listen.APIUnix
 }
 
-// initial lists the servers that the cluster began with, for one of them.
-func (s *Server) initial() []cells.InitialServer {
-	var out []cells.InitialServer
-	if s.store.Identity().Server != s.cfg.ID { // it joined later, perhaps in the place of an initial one
-		return nil
-	}
-	for _, p := range s.cfg.Initial {
-		out = append(out, cells.InitialServer{ID: p.ID, Name: p.Name, Cell: p.Cell, Role: cells.Role(p.Role), Addrs: cells.Addrs{Peer: p.Peer, Gossip: p.Gossip}})
-	}
-	return out
-}
-
 // timing maps the configured periods. The margin of the lease is a tenth: so much may clocks differ in speed.
 func (s *Server) timing() cells.Timing {
 	t, c := cells.DefaultTiming(), s.cfg.Timing

@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/cellvisor/cellvisor/vmm/linux"
 )
@@ -176,9 +179,18 @@ func readModule(path string) ([]byte, error) {
 	return exec.Command("xz", "-dc", path+".xz").Output()
 }
 
+// fetchLimit is how long one step of getting packages may take.
+const fetchLimit = 8 * time.Minute
+
 // command runs a program and shows its output only if it fails.
 func command(dir, name string, args ...string) error {
-	c := exec.Command(name, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), fetchLimit)
+	defer cancel()
+	if strings.HasPrefix(name, "apt-get") || slices.Contains(args, "apt-get") {
+		args = append(args, "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1")
+	}
+	c := exec.CommandContext(ctx, name, args...)
+	c.WaitDelay = time.Second
 	c.Dir = dir
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, &out

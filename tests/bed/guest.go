@@ -10,7 +10,7 @@ import (
 )
 
 // guestScript begins what runs beside a cluster inside.
-const guestScript = `export CELLVISOR_DIR=/tmp/lab PATH=/bin:/
+const guestScript = `stty echo; export CELLVISOR_DIR=/tmp/lab PATH=/bin:/
 cellvisor up --detach --slow 16 --memory 600MiB --timeout 3m || exit 1
 `
 

@@ -75,11 +75,13 @@ const statusNoPackages = 77
 func (b *bed) do(args []string) error {
 	b.cache = os.Getenv("CELLVISOR_BED_CACHE")
 	if b.cache == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return err
+		dir, err := os.UserHomeDir()
+		if err == nil {
+			dir = filepath.Join(dir, ".cache")
+		} else {
+			dir = os.TempDir()
 		}
-		b.cache = filepath.Join(home, ".cache", "cellvisor-linux")
+		b.cache = filepath.Join(dir, "cellvisor-linux")
 	}
 	b.guestFilesPath = filepath.Join(b.cache, "guest")
 	if len(args) == 0 {

@@ -96,10 +96,16 @@ func (w *Worker) askHome(life uint64, r deviceRequest, silent *atomic.Bool) ([]b
 }
 
 // HandleDevice implements link.PagesHandler: a vCPU of another part wants something of the devices here.
-func (w *Worker) HandleDevice(from ident.Part, _ ident.Epoch, req link.DeviceRequest) {
+//
+// The epoch was in force when the request was read, and may be over by now. Home is looked up before the members: whoever finds a new home finds its
+// members too.
+func (w *Worker) HandleDevice(from ident.Part, epoch ident.Epoch, req link.DeviceRequest) {
 	r, err := decodeDeviceRequest(req.Payload)
-	h := w.home.Load()
+	r.epoch = epoch
+	h, m := w.home.Load(), w.members.Load()
 	switch {
+	case m != nil && epoch < m.Epoch:
+		req.Reply(wire.DeviceNotReady, nil)
 	case req.Kind == wire.DeviceVCPU && w.guard.mayAct():
 		w.handleVCPU(req)
 	case req.Kind == wire.DeviceVCPU:

@@ -237,7 +237,7 @@ func (h *home) access(r deviceRequest) (uint64, error) {
 	defer h.accessMu.Unlock()
 	h.mu.Lock()
 	answer, done, err := h.known(r)
-	board := h.board
+	board, life := h.board, h.since
 	if h.machine != nil {
 		board = h.machine()
 	}
@@ -253,6 +253,9 @@ func (h *home) access(r deviceRequest) (uint64, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.down || h.since != life { // the numbers begin anew in the next boot
+		return 0, errEnded
+	}
 	h.done[r.vcpu] = doneRequest{Seq: r.seq, Value: answer}
 	return answer, nil
 }
@@ -261,7 +264,7 @@ func (h *home) access(r deviceRequest) (uint64, error) {
 func (h *home) known(r deviceRequest) (answer uint64, done bool, err error) {
 	last := &h.done[r.vcpu]
 	switch {
-	case h.down:
+	case h.down, r.epoch != 0 && r.epoch < h.since:
 		return 0, false, errEnded
 	case r.seq == last.Seq:
 		return last.Value, true, nil

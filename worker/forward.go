@@ -64,7 +64,7 @@ type notes struct {
 	mu    sync.Mutex // protects everything below; a leaf
 	to    map[ident.Part]*noteQueue
 	taken map[ident.Part]uint64 // the last number taken from each part
-	boot  uint64                // counts boots: what was queued before does not count any more
+	since ident.Epoch           // with which this boot began; 0: the first. What was queued or sent before does not count any more
 }
 
 type noteQueue struct {
@@ -77,11 +77,11 @@ func newNotes(w *Worker) *notes {
 	return &notes{w: w, to: map[ident.Part]*noteQueue{}, taken: map[ident.Part]uint64{}}
 }
 
-// reset forgets everything: a new boot.
-func (x *notes) reset() {
+// reset forgets everything: a new boot begins with the epoch. It comes before the worker has the members of that epoch.
+func (x *notes) reset(epoch ident.Epoch) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.boot++
+	x.since = epoch
 	clear(x.taken)
 	for _, q := range x.to {
 		q.waiting, q.number = nil, 1
@@ -127,7 +127,7 @@ func (x *notes) send(to ident.Part, q *noteQueue) {
 // sendBatch sends what waits, at most a batch; it returns false if nothing does, or never will.
 func (x *notes) sendBatch(to ident.Part, q *noteQueue) bool {
 	x.mu.Lock()
-	boot, number, n := x.boot, q.number, min(noteBatch, len(q.waiting))
+	since, epoch, number, n := x.since, x.w.members.Load().Epoch, q.number, min(noteBatch, len(q.waiting))
 	body := deviceRequest{op: opNotes, seq: number}.encode(make([]byte, 0, deviceRequestBytes+n*noteBytes))
 	for _, one := range q.waiting[:n] {
 		body = one.encode(body)
@@ -136,7 +136,10 @@ func (x *notes) sendBatch(to ident.Part, q *noteQueue) bool {
 	if n == 0 {
 		return false
 	}
-	_, status, err := x.w.plane.pages.Request(to, x.w.members.Load().Epoch, wire.DeviceGeneric, body, time.Now().Add(x.w.patient(deviceDeadline)))
+	status, err := wire.DeviceNotReady, error(nil)
+	if epoch >= since { // else these are of a boot that this part has not begun yet
+		_, status, err = x.w.plane.pages.Request(to, epoch, wire.DeviceGeneric, body, time.Now().Add(x.w.patient(deviceDeadline)))
+	}
 	switch {
 	case errors.Is(err, link.ErrClosed) || x.w.ctx.Err() != nil:
 		return false
@@ -152,23 +155,27 @@ func (x *notes) sendBatch(to ident.Part, q *noteQueue) bool {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.boot == boot {
+	if x.since == since {
 		q.waiting = q.waiting[n:]
 		q.number += uint64(n)
 	}
 	return true
 }
 
-// take takes a batch that another part sent; those of it that came before are passed over.
-func (x *notes) take(from ident.Part, first uint64, body []byte) error {
+// take takes a batch that another part sent in an epoch; those of it that came before are passed over. One of a former boot is not taken: this part may
+// have begun the next before the sender has, which then forgets it.
+func (x *notes) take(from ident.Part, epoch ident.Epoch, first uint64, body []byte) error {
 	if len(body)%noteBytes != 0 || first == 0 {
 		return fmt.Errorf("%w: interrupts of %d bytes from number %d", errBadRequest, len(body), first)
 	}
 	x.taking.Lock()
 	defer x.taking.Unlock()
 	x.mu.Lock()
-	done := x.taken[from]
+	done, since := x.taken[from], x.since
 	x.mu.Unlock()
+	if epoch < since {
+		return errNewLife
+	}
 	if first > done+1 {
 		return fmt.Errorf("%w: interrupt %d after %d", errBadRequest, first, done)
 	}
@@ -185,8 +192,10 @@ func (x *notes) take(from ident.Part, first uint64, body []byte) error {
 		done = first
 	}
 	x.mu.Lock()
-	x.taken[from] = max(x.taken[from], done)
-	x.mu.Unlock()
+	defer x.mu.Unlock()
+	if x.since == since {
+		x.taken[from] = max(x.taken[from], done)
+	}
 	return nil
 }
 
@@ -224,7 +233,12 @@ func (w *Worker) replyNotes(from ident.Part, r deviceRequest, req link.DeviceReq
 		req.Reply(wire.DeviceBad, nil)
 		return
 	}
-	if err := w.linux.span.notes.take(from, r.seq, r.notes); err != nil {
+	err := w.linux.span.notes.take(from, r.epoch, r.seq, r.notes)
+	if errors.Is(err, errNewLife) {
+		req.Reply(wire.DeviceNotReady, nil)
+		return
+	}
+	if err != nil {
 		w.log.Error().Err(err).Stringer("from", from).Msg("interrupts")
 		req.Reply(wire.DeviceBad, nil)
 		return

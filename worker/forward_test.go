@@ -49,22 +49,25 @@ func TestNotesAreTakenOnceInOrder(t *testing.T) {
 		woken int
 		bad   bool
 	}{{1, 2, 2, false}, {1, 2, 2, false}, {2, 2, 3, false}, {5, 1, 3, true}, {0, 1, 3, true}, {4, 1, 4, false}} {
-		err := w.linux.span.notes.take(0, step.first, batch(step.n))
+		err := w.linux.span.notes.take(0, 1, step.first, batch(step.n))
 		if errors.Is(err, errBadRequest) != step.bad || err != nil != step.bad || *woken != step.woken {
 			t.Fatalf("%d from number %d: %v, woken %d times, want %d", step.n, step.first, err, *woken, step.woken)
 		}
 	}
-	if err := w.linux.span.notes.take(2, 1, batch(1)); err != nil || *woken != 5 {
+	if err := w.linux.span.notes.take(2, 1, 1, batch(1)); err != nil || *woken != 5 {
 		t.Errorf("another part counts for itself: %v, %d", err, *woken)
 	}
-	if err := w.linux.span.notes.take(0, 5, nmi[:3]); !errors.Is(err, errBadRequest) {
+	if err := w.linux.span.notes.take(0, 1, 5, nmi[:3]); !errors.Is(err, errBadRequest) {
 		t.Errorf("a piece of a note: %v", err)
 	}
-	if err := w.linux.span.notes.take(0, 5, note{to: 0}.encode(nil)); !errors.Is(err, errBadRequest) {
+	if err := w.linux.span.notes.take(0, 1, 5, note{to: 0}.encode(nil)); !errors.Is(err, errBadRequest) {
 		t.Errorf("an interrupt for another part's vCPU: %v", err)
 	}
-	w.linux.span.notes.reset()
-	if err := w.linux.span.notes.take(0, 1, batch(1)); err != nil {
+	w.linux.span.notes.reset(7)
+	if err := w.linux.span.notes.take(0, 6, 5, batch(1)); !errors.Is(err, errNewLife) {
+		t.Errorf("the sender has not begun the new boot yet: %v", err)
+	}
+	if err := w.linux.span.notes.take(0, 7, 1, batch(1)); err != nil {
 		t.Errorf("a new boot counts from 1: %v", err)
 	}
 }

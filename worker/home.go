@@ -44,7 +44,8 @@ type home struct {
 	exited    bool          // the guest has asked for the end
 	status    uint32
 	closed    bool
-	down      bool // the guest boots again: requests of the former boot are refused
+	down      bool        // the guest boots again: requests of the former boot are refused
+	since     ident.Epoch // of the VM, with which this boot began; 0: the first. Requests of before are refused
 	holding   bool
 	origins   [][]byte              // by vCPU; valid once loaded is closed
 	loaded    chan struct{}         // of this boot; closed when the image is in memory

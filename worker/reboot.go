@@ -39,11 +39,11 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	if w.loading != nil {
 		<-w.loading
 	}
-	w.members.Store(&m)
 	if w.linux != nil {
 		w.linux.restDevices()
-		w.linux.restSpan()
+		w.linux.restSpan(m.Epoch)
 	}
+	w.members.Store(&m)
 	if h != nil {
 		h.resetDevices()
 	}
@@ -62,7 +62,7 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 		}
 	}
 	if h != nil {
-		h.beginLife()
+		h.beginLife(m.Epoch)
 	}
 	w.mu.Lock()
 	w.ended = nil
@@ -142,15 +142,15 @@ func (h *home) endLife() {
 	}
 }
 
-// beginLife makes the devices ready for a new boot. What the guest has written stays, and the clock runs on.
-func (h *home) beginLife() {
+// beginLife makes the devices ready for the boot that an epoch began. What the guest has written stays, and the clock runs on.
+func (h *home) beginLife(epoch ident.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.gone, h.loaded = make(chan struct{}), make(chan struct{})
 	h.origins, h.asked = nil, nil
 	clear(h.done)
 	h.exited, h.status = false, 0
-	h.down = false
+	h.down, h.since = false, epoch
 }
 
 // waits returns what is closed when the image is loaded, and what is closed when it never will be.

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/payload/bad"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -44,6 +46,57 @@ func boots(t *testing.T, records []string) (runs [][]string) {
 		checkUnbroken(t, run)
 	}
 	return runs
+}
+
+// A request that another part sent in a former boot, and that comes late, is none of this one: its number would make the vCPU's own look old.
+func TestRequestsOfAFormerBootAreRefused(t *testing.T) {
+	h, console, _ := testHome(t, 1, nil)
+	if _, err := h.do(deviceRequest{op: opConsole, seq: 500, value: 'a', epoch: 3}); err != nil {
+		t.Fatal(err)
+	}
+	h.endLife()
+	h.beginLife(4)
+	if _, err := h.do(deviceRequest{op: opConsole, seq: 501, value: 'b', epoch: 3}); !errors.Is(err, errEnded) {
+		t.Errorf("late: %v, want errEnded", err)
+	}
+	if _, err := h.do(deviceRequest{op: opConsole, seq: 1, value: 'c', epoch: 4}); err != nil {
+		t.Errorf("the new boot's first: %v", err)
+	}
+	if got := contents(t, console); got != "ac" {
+		t.Errorf("console %q, want ac", got)
+	}
+}
+
+// gate is a console that lets nothing through until it is opened.
+type gate struct{ reached, open chan struct{} }
+
+func (g gate) Write(b []byte) (int, error) {
+	close(g.reached)
+	<-g.open
+	return len(b), nil
+}
+
+// An access that a device is busy with while the guest boots again does not count in the new boot.
+func TestAnAccessThatOutlastsItsBootIsForgotten(t *testing.T) {
+	h, _, _ := testHome(t, 1, nil)
+	g := gate{make(chan struct{}), make(chan struct{})}
+	h.board = machine.NewBoard(machine.BoardConfig{VCPUs: 1, Memory: 16 * ident.MiB, Console: g, Signal: func(uint64, uint32) {}})
+	access := deviceRequest{op: opAccess, seq: 500, epoch: 3, access: machine.Access{Addr: 0x3f8, Data: 'x', Size: 1, Write: true, Port: true}}
+	done := make(chan error, 1)
+	go func() {
+		_, err := h.do(access)
+		done <- err
+	}()
+	<-g.reached
+	h.endLife()
+	h.beginLife(4)
+	close(g.open)
+	if err := <-done; !errors.Is(err, errEnded) {
+		t.Errorf("the access: %v, want errEnded", err)
+	}
+	if _, err := h.do(deviceRequest{op: opClock, seq: 1, epoch: 4}); err != nil {
+		t.Errorf("the new boot's first request: %v", err)
+	}
 }
 
 func TestBootsAgainInPlace(t *testing.T) {

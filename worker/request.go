@@ -25,6 +25,7 @@ const (
 // deviceRequest is one such operation of one vCPU. Seq rises with each request of a vCPU, from 1, so that one repeated after a broken
 // connection is done once.
 type deviceRequest struct {
+	epoch ident.Epoch // of the VM, in which another part sent it; not encoded. 0: it is a vCPU's here, which a new life waits for
 	vcpu  ident.VCPU
 	op    deviceOp
 	seq   uint64

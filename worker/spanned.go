@@ -233,10 +233,10 @@ func (w *Worker) setClock(v *vcpu, c clockOrigin, life uint64) error {
 	return v.cpu.SetTSCOffset(c.offset)
 }
 
-// restSpan begins a new boot: all vCPUs are parked.
-func (g *linuxGuest) restSpan() {
+// restSpan begins the boot that an epoch begins: all vCPUs are parked.
+func (g *linuxGuest) restSpan(epoch ident.Epoch) {
 	if g.span != nil {
-		g.span.notes.reset()
+		g.span.notes.reset(epoch)
 		g.span.interrupts.Reset()
 	}
 }

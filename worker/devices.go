@@ -38,7 +38,7 @@ func (w *Worker) addDevices(h *home) error {
 }
 
 func (w *Worker) plugDevices(h *home, disks *disks) error {
-	disks.full = h.hurry
+	disks.full = h.diskFull
 	disks.mend = w.mend
 	board, err := w.newBoard(disks)
 	if err != nil {
@@ -81,14 +81,6 @@ func (w *Worker) restoreDevices(h *home, r *replica) error {
 		return nil
 	}
 	return h.board.SetBusState(*h.bus)
-}
-
-// hurry asks for a checkpoint soon.
-func (h *home) hurry() {
-	select {
-	case h.urgent <- struct{}{}:
-	default:
-	}
 }
 
 // holdDevices makes the devices rest for a cut, or ends that.

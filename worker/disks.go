@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/disk"
@@ -33,6 +34,7 @@ type guestDisk struct {
 
 	mu     sync.Mutex   // protects layers, and is held over what is done with what they say
 	layers *layers.Disk // what waits, and what checkpoints must have
+	waits  atomic.Int64 // blocks in layers; changed under mu
 }
 
 // Blocks that wait for a checkpoint: from waitingMany on it is to come soon, from waitingMost on writes are slowed down.
@@ -141,13 +143,29 @@ func (d *disks) committed(cut uint64) error {
 func (g *guestDisk) hold(on bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	defer g.count()
 	return g.settle(g.layers.Hold(on))
 }
 
 func (g *guestDisk) committed(cut uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	defer g.count()
 	return g.settle(g.layers.Committed(cut))
+}
+
+// count requires mu.
+func (g *guestDisk) count() { g.waits.Store(int64(g.layers.Waiting())) }
+
+// waiting is how many blocks wait for checkpoints. It takes no lock, since somebody may write to a disk under it.
+func (d *disks) waiting() (n int) {
+	if d == nil {
+		return 0
+	}
+	for _, g := range d.all {
+		n += int(g.waits.Load())
+	}
+	return n
 }
 
 // settle writes what need not wait any more to the image, as one batch. It requires mu.
@@ -279,14 +297,6 @@ func (g *guestDisk) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), g.write(off, int64(len(b)), func(to []byte, at int64) { copy(to, b[at:]) })
 }
 
-// Zero implements virtio.Disk.
-func (g *guestDisk) Zero(off, n int64) error {
-	return g.write(off, n, func(to []byte, _ int64) { clear(to) })
-}
-
-// Discard implements virtio.Disk. Copies must be equal, so what was discarded is zeros.
-func (g *guestDisk) Discard(off, n int64) error { return g.Zero(off, n) }
-
 // write changes n bytes at off; fill fills the piece that begins at an offset of them.
 func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
 	var blocks, waiting int
@@ -329,6 +339,7 @@ func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks,
 			return 0, 0, err
 		}
 	}
+	g.count()
 	return len(written), g.layers.Waiting(), nil
 }
 

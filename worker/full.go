@@ -3,13 +3,15 @@ package worker
 import (
 	"time"
 
+	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
 // Output that is held back takes memory, so there is a bound: a guest that makes output faster than checkpoints become safe, or whose standby is
 // silent, is paused until output has left. Home decides; it tells the other members again and again, and one that hears nothing any more goes on.
 const (
-	heldLimit  = 16 << 20 // bytes: the guest is paused; at half of that it goes on
+	heldLimit  = 16 << 20        // bytes: the guest is paused; at half of that it goes on
+	waitLimit  = 2 * waitingMost // as heldLimit, blocks of disks
 	stallEvery = 200 * time.Millisecond
 	stallFor   = time.Second
 )
@@ -25,28 +27,41 @@ func (w *Worker) openHome() (*home, error) {
 
 // checkHeld looks whether too much output is held back, or no longer too much. It requires mu.
 func (h *home) checkHeld() {
-	held := len(h.console.held) + len(h.output.held)
+	held, waiting, limit := len(h.console.held)+len(h.output.held), h.disks.waiting(), h.heldLimit
 	switch {
 	case !h.full && held > h.heldLimit:
 		h.full = true
-	case h.full && (held <= h.heldLimit/2 || h.closed):
+	case !h.full && waiting > h.waitLimit:
+		h.full, limit = true, h.waitLimit*disk.BlockBytes
+	case h.full && (held <= h.heldLimit/2 && waiting <= h.waitLimit/2 || h.closed):
 		h.full = false
 	default:
 		return
 	}
 	if h.onFull != nil {
-		h.onFull(h.full)
+		h.onFull(h.full, limit)
 	}
 }
 
-// heldTooMuch pauses the guest on all members while home holds back too much output. It must not wait: home's lock is held.
-func (w *Worker) heldTooMuch(on bool) {
+// diskFull is called when so many blocks wait that a checkpoint should come soon.
+func (h *home) diskFull() {
+	select {
+	case h.urgent <- struct{}{}:
+	default:
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.checkHeld()
+}
+
+// heldTooMuch pauses the guest on all members while home holds back too much output: more than limit bytes. It must not wait: home's lock is held.
+func (w *Worker) heldTooMuch(on bool, limit int) {
 	if on == w.stalled.Swap(on) {
 		return
 	}
 	go func() {
 		w.log.Warn().Bool("paused", on).Msg("output that is held back has reached its bound, or has left")
-		w.control.send(wire.FromWorker{Stalled: &wire.WorkerStalled{On: on, LimitBytes: heldLimit}})
+		w.control.send(wire.FromWorker{Stalled: &wire.WorkerStalled{On: on, LimitBytes: int64(limit)}})
 	}()
 	if !on {
 		go w.guard.stall(false)

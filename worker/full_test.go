@@ -10,7 +10,7 @@ func TestHeldOutputIsBounded(t *testing.T) {
 	}
 	defer h.close()
 	var told []bool
-	h.onFull, h.heldLimit = func(on bool) { told = append(told, on) }, 100
+	h.onFull, h.heldLimit = func(on bool, _ int) { told = append(told, on) }, 100
 	if err := h.hold(true); err != nil {
 		t.Fatal(err)
 	}

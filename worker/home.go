@@ -28,9 +28,10 @@ var (
 // every standby (output commit). Held output is part of the checkpoint, so that it leaves exactly once whoever is home then.
 type home struct {
 	onExit func(status uint32)
-	onFull func(on bool) // too much output is held back, or no longer; it must not wait. nil: nobody wants to know
+	onFull func(on bool, limit int) // too much output is held back: more bytes than limit; or no longer. It must not wait. nil: nobody wants to know
 
-	heldLimit int
+	heldLimit int // bytes of streams
+	waitLimit int // blocks of disks
 
 	mu        futex.Mutex // protects all below
 	console   stream
@@ -70,7 +71,7 @@ type doneRequest struct {
 
 // newHome opens the console and output files, which it appends to.
 func newHome(fs *files, vcpus int, onExit func(uint32)) (*home, error) {
-	h := &home{heldLimit: heldLimit, done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
+	h := &home{heldLimit: heldLimit, waitLimit: waitLimit, done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
 	var err error
 	if h.console, err = openStream(fs, wire.WorkerConsoleFile); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)

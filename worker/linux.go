@@ -94,6 +94,7 @@ func (c homeConsole) Write(b []byte) (int, error) {
 	if err := c.h.console.put(b, c.h.holding); err != nil {
 		return 0, err
 	}
+	c.h.checkHeld()
 	return len(b), nil
 }
 

@@ -53,6 +53,7 @@ func TestOperatorErrors(t *testing.T) {
 		{"no vCPU", &api.VMSpec{Name: "x", MemoryBytes: 64 << 20, Payload: builtin}, codes.InvalidArgument, "vCPU"},
 		{"name in use", &api.VMSpec{Name: "taken", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin}, codes.AlreadyExists, "exists"},
 		{"unknown cell", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin, Span: []string{"z"}}, codes.InvalidArgument, "z"},
+		{"fewer vCPUs than cells", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin, Span: []string{"a", "b"}}, codes.InvalidArgument, "each of its span"},
 		{"too many vCPUs", &api.VMSpec{Name: "x", Vcpus: 100, MemoryBytes: 64 << 20, Payload: builtin, Span: []string{"a"}}, codes.InvalidArgument, "100"},
 		{"too much memory", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 30, Payload: builtin}, codes.InvalidArgument, "64GiB"},
 		{"unknown on-loss", &api.VMSpec{Name: "x", Vcpus: 1, MemoryBytes: 64 << 20, Payload: builtin, OnLoss: 77}, codes.InvalidArgument, "on-loss"},

@@ -90,6 +90,9 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 	for _, c := range in.GetSpan() {
 		spec.Span = append(spec.Span, ident.CellName(c))
 	}
+	if n := len(spec.Span); n > spec.VCPUs {
+		return nil, status.Errorf(codes.InvalidArgument, "vm %s: %d vCPUs cannot lie in %d cells: each of its span gets at least one", spec.Name, spec.VCPUs, n)
+	}
 	spec.Disks = disksFrom(in.GetDisks())
 	if in.GetPayload() == nil {
 		return nil, status.Error(codes.InvalidArgument, "the VM needs a payload: the name of a built-in one, or an ELF64 file")

@@ -28,6 +28,22 @@ type app struct {
 	ran      bool // a command's own code began: errors from here on are not the command line's
 }
 
+// flagError says what is wrong with a flag, without the words of the library that found it.
+func flagError(err error) error {
+	flag, why, ok := strings.Cut(err.Error(), ": strconv.")
+	switch {
+	case !ok:
+		return usageError{err}
+	case strings.HasPrefix(why, "ParseBool"):
+		why = "say true or false"
+	case strings.HasSuffix(why, "out of range"):
+		why = "that number is too large, or below 0"
+	default:
+		why = "that is no whole number, or it is below 0"
+	}
+	return usagef("%s: %s", flag, why)
+}
+
 // usageError says that the command line is wrong.
 type usageError struct{ error }
 
@@ -107,7 +123,7 @@ several servers and cells as one machine with one coherent memory. When a cell f
 	add("try", a.demoCmd(), a.drillCmd(), a.simCmd(), a.benchCmd())
 	root.AddCommand(a.workerCmd(), a.manualCmd(), a.versionCmd())
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	return root
 }
 

@@ -50,6 +50,17 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+func TestFlagErrors(t *testing.T) {
+	for _, c := range []struct{ flag, value, want string }{
+		{"--vcpus", "abc", "no whole number"}, {"--vcpus", "-1", "below 0"}, {"--vcpus", "99999999999", "too large"}, {"--reboot-on-crash", "maybe", "true or false"},
+	} {
+		code, _, errs := runTest("vm", "run", "x", "--payload", "hello", c.flag+"="+c.value)
+		if code != api.ExitUsage || !strings.Contains(errs, c.want) || !strings.Contains(errs, c.value) || strings.Contains(errs, "strconv") {
+			t.Errorf("%s=%s: %d, %s", c.flag, c.value, code, errs)
+		}
+	}
+}
+
 func TestVersion(t *testing.T) {
 	if code, out, _ := runTest("version"); code != 0 || !strings.HasPrefix(out, "cellvisor ") {
 		t.Errorf("%d %q", code, out)

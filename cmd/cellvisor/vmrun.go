@@ -156,6 +156,9 @@ func (f *runFlags) check(name string) error {
 		}
 		seen[cell] = true
 	}
+	if n := len(f.span); uint64(n) > uint64(f.vcpus) {
+		return usagef("--span %s needs --vcpus %d or more: each of its cells gets at least one vCPU", strings.Join(f.span, ","), n)
+	}
 	return nil
 }
 
@@ -271,9 +274,15 @@ func takeBack(c *api.Client, created *api.VM) error {
 	return fmt.Errorf("interrupted while VM %s was starting; it was removed", name)
 }
 
+// waitOver says that somebody's patience ended before the VM did.
+type waitOver struct{ name string }
+
+func (w waitOver) Error() string { return fmt.Sprintf("VM %s goes on, the wait is over", w.name) }
+func (w waitOver) Unwrap() error { return context.DeadlineExceeded }
+
 func waitError(name string, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("VM %s goes on, the wait is over: %w", name, context.DeadlineExceeded)
+		return waitOver{name}
 	}
 	return err
 }

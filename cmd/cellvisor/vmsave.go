@@ -39,6 +39,10 @@ func (a *app) vmSave(ctx context.Context, c *api.Client, names []string) error {
 		return fmt.Errorf("%s is there already: choose another name, or remove it", path)
 	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	var perr *os.PathError
+	if errors.As(err, &perr) { // its path is that of the file's first name, which means nothing to anybody
+		return fmt.Errorf("%s cannot be made: %w", path, perr.Err)
+	}
 	if err != nil {
 		return err
 	}

@@ -263,7 +263,9 @@ func (v *service) RemoveVM(ctx context.Context, req *api.RemoveVMRequest) (*api.
 			return nil, err
 		}
 	}
-	if err := v.s.propose(ctx, cells.Command{RemoveVM: &cells.RemoveVM{VM: vm.ID}}, nil); err != nil {
+	// A command that was sent again, since its answer was lost or late, finds the VM gone: it is what was asked for.
+	err = v.s.propose(ctx, cells.Command{RemoveVM: &cells.RemoveVM{VM: vm.ID}}, nil)
+	if err != nil && status.Code(err) != codes.NotFound {
 		return nil, err
 	}
 	return &api.RemoveVMResponse{}, nil

@@ -58,6 +58,9 @@ func initrd(t *testing.T, version, script string, modules ...string) []byte {
 /bin/busybox --install -s /bin
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev; mount -t tmpfs none /tmp
 `
+	if len(modules) > 0 {
+		modules = append(transport(version), modules...)
+	}
 	for _, m := range modules {
 		w.File("mod/"+m+".ko", 0o644, bedFile(t, version+"/"+m+".ko"))
 		init += "insmod /mod/" + m + ".ko || echo BAD module " + m + "\n"
@@ -67,6 +70,16 @@ mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev;
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// transport is the modules that a kernel needs before any device's driver; 6.12 has them built in.
+func transport(version string) (modules []string) {
+	for _, m := range []string{"virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"} {
+		if _, err := os.Stat(filepath.Join(os.Getenv("CELLVISOR_BED"), version, m+".ko")); err == nil {
+			modules = append(modules, m)
+		}
+	}
+	return modules
 }
 
 // console collects what a guest prints, and lets a test wait for it.

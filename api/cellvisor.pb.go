@@ -553,7 +553,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48, 0}
 }
 
 type StatusRequest struct {
@@ -2902,7 +2902,9 @@ type WorkerCounters struct {
 	// Absent unless this part has copies of disks that are checked.
 	Scrub *ScrubCounters `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	// For how long the part's gang had its slots here, or needed none of its own because all vCPUs had some.
-	SlotMicros    uint64 `protobuf:"varint,19,opt,name=slot_micros,json=slotMicros,proto3" json:"slot_micros,omitempty"`
+	SlotMicros uint64 `protobuf:"varint,19,opt,name=slot_micros,json=slotMicros,proto3" json:"slot_micros,omitempty"`
+	// Absent while the VM has one part only.
+	Locality      *LocalityCounters `protobuf:"bytes,20,opt,name=locality,proto3" json:"locality,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3070,6 +3072,184 @@ func (x *WorkerCounters) GetSlotMicros() uint64 {
 	return 0
 }
 
+func (x *WorkerCounters) GetLocality() *LocalityCounters {
+	if x != nil {
+		return x.Locality
+	}
+	return nil
+}
+
+// LocalityCounters tell what the vCPUs of a part wait for pages of other parts, and what was done about it.
+type LocalityCounters struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The VM's option "locality".
+	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Pages that came before anybody touched them.
+	Ahead uint64 `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	// At home: vCPUs that went to where their pages are.
+	Moved uint64 `protobuf:"varint,3,opt,name=moved,proto3" json:"moved,omitempty"`
+	// Regions that are waited for most, hottest first.
+	Hot           []*HotRegion `protobuf:"bytes,4,rep,name=hot,proto3" json:"hot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalityCounters) Reset() {
+	*x = LocalityCounters{}
+	mi := &file_api_cellvisor_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalityCounters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalityCounters) ProtoMessage() {}
+
+func (x *LocalityCounters) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalityCounters.ProtoReflect.Descriptor instead.
+func (*LocalityCounters) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *LocalityCounters) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *LocalityCounters) GetAhead() uint64 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
+}
+
+func (x *LocalityCounters) GetMoved() uint64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *LocalityCounters) GetHot() []*HotRegion {
+	if x != nil {
+		return x.Hot
+	}
+	return nil
+}
+
+// HotRegion is a region of pages that vCPUs of a part wait for.
+type HotRegion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First page, and how many there are.
+	Page  uint64 `protobuf:"varint,1,opt,name=page,proto3" json:"page,omitempty"`
+	Pages uint32 `protobuf:"varint,2,opt,name=pages,proto3" json:"pages,omitempty"`
+	// In the last second or so.
+	Faults       uint32 `protobuf:"varint,3,opt,name=faults,proto3" json:"faults,omitempty"`
+	WaitedMicros uint64 `protobuf:"varint,4,opt,name=waited_micros,json=waitedMicros,proto3" json:"waited_micros,omitempty"`
+	// The vCPU that waits most, unless none does more than all others.
+	Vcpu *uint32 `protobuf:"varint,5,opt,name=vcpu,proto3,oneof" json:"vcpu,omitempty"`
+	// The server that most of it comes from, empty if it is not known any more.
+	From string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
+	// Reading one page brings all.
+	Around        bool `protobuf:"varint,7,opt,name=around,proto3" json:"around,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotRegion) Reset() {
+	*x = HotRegion{}
+	mi := &file_api_cellvisor_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotRegion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotRegion) ProtoMessage() {}
+
+func (x *HotRegion) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotRegion.ProtoReflect.Descriptor instead.
+func (*HotRegion) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *HotRegion) GetPage() uint64 {
+	if x != nil {
+		return x.Page
+	}
+	return 0
+}
+
+func (x *HotRegion) GetPages() uint32 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *HotRegion) GetFaults() uint32 {
+	if x != nil {
+		return x.Faults
+	}
+	return 0
+}
+
+func (x *HotRegion) GetWaitedMicros() uint64 {
+	if x != nil {
+		return x.WaitedMicros
+	}
+	return 0
+}
+
+func (x *HotRegion) GetVcpu() uint32 {
+	if x != nil && x.Vcpu != nil {
+		return *x.Vcpu
+	}
+	return 0
+}
+
+func (x *HotRegion) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *HotRegion) GetAround() bool {
+	if x != nil {
+		return x.Around
+	}
+	return false
+}
+
 // ScrubCounters tell what the checks of a part's copies of disks have come to.
 type ScrubCounters struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -3086,7 +3266,7 @@ type ScrubCounters struct {
 
 func (x *ScrubCounters) Reset() {
 	*x = ScrubCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3278,7 @@ func (x *ScrubCounters) String() string {
 func (*ScrubCounters) ProtoMessage() {}
 
 func (x *ScrubCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[28]
+	mi := &file_api_cellvisor_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3291,7 @@ func (x *ScrubCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubCounters.ProtoReflect.Descriptor instead.
 func (*ScrubCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{28}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ScrubCounters) GetPasses() uint64 {
@@ -3172,7 +3352,7 @@ type PagingCounters struct {
 
 func (x *PagingCounters) Reset() {
 	*x = PagingCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3364,7 @@ func (x *PagingCounters) String() string {
 func (*PagingCounters) ProtoMessage() {}
 
 func (x *PagingCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[29]
+	mi := &file_api_cellvisor_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3377,7 @@ func (x *PagingCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PagingCounters.ProtoReflect.Descriptor instead.
 func (*PagingCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{29}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PagingCounters) GetLimitBytes() uint64 {
@@ -3292,7 +3472,7 @@ type CheckpointCounters struct {
 
 func (x *CheckpointCounters) Reset() {
 	*x = CheckpointCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3484,7 @@ func (x *CheckpointCounters) String() string {
 func (*CheckpointCounters) ProtoMessage() {}
 
 func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[30]
+	mi := &file_api_cellvisor_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3497,7 @@ func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointCounters.ProtoReflect.Descriptor instead.
 func (*CheckpointCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{30}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CheckpointCounters) GetPauseMedianMicros() uint64 {
@@ -3399,7 +3579,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3411,7 +3591,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[31]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,7 +3604,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{31}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchRequest) GetEveryMs() uint32 {
@@ -3482,7 +3662,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3674,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3687,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchResponse) GetWhole() bool {
@@ -3609,7 +3789,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +3801,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3814,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 type ListWorkersResponse struct {
@@ -3646,7 +3826,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +3838,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +3851,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*WorkerInfo {
@@ -3695,7 +3875,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3707,7 +3887,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3720,7 +3900,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WorkerInfo) GetVmId() uint64 {
@@ -3762,7 +3942,7 @@ type PageMapRequest struct {
 
 func (x *PageMapRequest) Reset() {
 	*x = PageMapRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +3954,7 @@ func (x *PageMapRequest) String() string {
 func (*PageMapRequest) ProtoMessage() {}
 
 func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +3967,7 @@ func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapRequest.ProtoReflect.Descriptor instead.
 func (*PageMapRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PageMapRequest) GetName() string {
@@ -3817,7 +3997,7 @@ type PageMapResponse struct {
 
 func (x *PageMapResponse) Reset() {
 	*x = PageMapResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3829,7 +4009,7 @@ func (x *PageMapResponse) String() string {
 func (*PageMapResponse) ProtoMessage() {}
 
 func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3842,7 +4022,7 @@ func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapResponse.ProtoReflect.Descriptor instead.
 func (*PageMapResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PageMapResponse) GetVmId() uint64 {
@@ -3890,7 +4070,7 @@ type PageHolder struct {
 
 func (x *PageHolder) Reset() {
 	*x = PageHolder{}
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3902,7 +4082,7 @@ func (x *PageHolder) String() string {
 func (*PageHolder) ProtoMessage() {}
 
 func (x *PageHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3915,7 +4095,7 @@ func (x *PageHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageHolder.ProtoReflect.Descriptor instead.
 func (*PageHolder) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PageHolder) GetPart() uint32 {
@@ -3972,7 +4152,7 @@ type SlicesRequest struct {
 
 func (x *SlicesRequest) Reset() {
 	*x = SlicesRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +4164,7 @@ func (x *SlicesRequest) String() string {
 func (*SlicesRequest) ProtoMessage() {}
 
 func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +4177,7 @@ func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesRequest.ProtoReflect.Descriptor instead.
 func (*SlicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SlicesRequest) GetServer() string {
@@ -4030,7 +4210,7 @@ type SlicesResponse struct {
 
 func (x *SlicesResponse) Reset() {
 	*x = SlicesResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4222,7 @@ func (x *SlicesResponse) String() string {
 func (*SlicesResponse) ProtoMessage() {}
 
 func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4235,7 @@ func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesResponse.ProtoReflect.Descriptor instead.
 func (*SlicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SlicesResponse) GetServer() string {
@@ -4113,7 +4293,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4125,7 +4305,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4138,7 +4318,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Slice) GetVm() string {
@@ -4198,7 +4378,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +4390,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +4403,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
 }
 
 type ListVMsResponse struct {
@@ -4235,7 +4415,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4247,7 +4427,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4260,7 +4440,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -4279,7 +4459,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4471,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4484,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -4323,7 +4503,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4335,7 +4515,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4348,7 +4528,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -4370,7 +4550,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4562,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4575,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -4429,7 +4609,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4441,7 +4621,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4454,7 +4634,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -4475,7 +4655,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4487,7 +4667,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4500,7 +4680,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -4526,7 +4706,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4538,7 +4718,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4551,7 +4731,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -4574,7 +4754,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4586,7 +4766,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4599,7 +4779,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PauseVMRequest) GetName() string {
@@ -4632,7 +4812,7 @@ type PauseVMResponse struct {
 
 func (x *PauseVMResponse) Reset() {
 	*x = PauseVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4824,7 @@ func (x *PauseVMResponse) String() string {
 func (*PauseVMResponse) ProtoMessage() {}
 
 func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4837,7 @@ func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMResponse.ProtoReflect.Descriptor instead.
 func (*PauseVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PauseVMResponse) GetVm() *VM {
@@ -4679,7 +4859,7 @@ type SaveVMRequest struct {
 
 func (x *SaveVMRequest) Reset() {
 	*x = SaveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4691,7 +4871,7 @@ func (x *SaveVMRequest) String() string {
 func (*SaveVMRequest) ProtoMessage() {}
 
 func (x *SaveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4704,7 +4884,7 @@ func (x *SaveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveVMRequest.ProtoReflect.Descriptor instead.
 func (*SaveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SaveVMRequest) GetName() string {
@@ -4736,7 +4916,7 @@ type SaveVMResponse struct {
 
 func (x *SaveVMResponse) Reset() {
 	*x = SaveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +4928,7 @@ func (x *SaveVMResponse) String() string {
 func (*SaveVMResponse) ProtoMessage() {}
 
 func (x *SaveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +4941,7 @@ func (x *SaveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveVMResponse.ProtoReflect.Descriptor instead.
 func (*SaveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SaveVMResponse) GetChunk() []byte {
@@ -4806,7 +4986,7 @@ type RestoreVMRequest struct {
 
 func (x *RestoreVMRequest) Reset() {
 	*x = RestoreVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +4998,7 @@ func (x *RestoreVMRequest) String() string {
 func (*RestoreVMRequest) ProtoMessage() {}
 
 func (x *RestoreVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +5011,7 @@ func (x *RestoreVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreVMRequest.ProtoReflect.Descriptor instead.
 func (*RestoreVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RestoreVMRequest) GetName() string {
@@ -4864,7 +5044,7 @@ type RestoreVMResponse struct {
 
 func (x *RestoreVMResponse) Reset() {
 	*x = RestoreVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4876,7 +5056,7 @@ func (x *RestoreVMResponse) String() string {
 func (*RestoreVMResponse) ProtoMessage() {}
 
 func (x *RestoreVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4889,7 +5069,7 @@ func (x *RestoreVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreVMResponse.ProtoReflect.Descriptor instead.
 func (*RestoreVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RestoreVMResponse) GetVm() *VM {
@@ -4910,7 +5090,7 @@ type PartStateRequest struct {
 
 func (x *PartStateRequest) Reset() {
 	*x = PartStateRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4922,7 +5102,7 @@ func (x *PartStateRequest) String() string {
 func (*PartStateRequest) ProtoMessage() {}
 
 func (x *PartStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4935,7 +5115,7 @@ func (x *PartStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartStateRequest.ProtoReflect.Descriptor instead.
 func (*PartStateRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PartStateRequest) GetName() string {
@@ -4961,7 +5141,7 @@ type PartStateResponse struct {
 
 func (x *PartStateResponse) Reset() {
 	*x = PartStateResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4973,7 +5153,7 @@ func (x *PartStateResponse) String() string {
 func (*PartStateResponse) ProtoMessage() {}
 
 func (x *PartStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4986,7 +5166,7 @@ func (x *PartStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartStateResponse.ProtoReflect.Descriptor instead.
 func (*PartStateResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PartStateResponse) GetChunk() []byte {
@@ -5006,7 +5186,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5018,7 +5198,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5031,7 +5211,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -5056,7 +5236,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5068,7 +5248,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5081,7 +5261,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 type TypeVMRequest struct {
@@ -5095,7 +5275,7 @@ type TypeVMRequest struct {
 
 func (x *TypeVMRequest) Reset() {
 	*x = TypeVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5287,7 @@ func (x *TypeVMRequest) String() string {
 func (*TypeVMRequest) ProtoMessage() {}
 
 func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5300,7 @@ func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMRequest.ProtoReflect.Descriptor instead.
 func (*TypeVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *TypeVMRequest) GetName() string {
@@ -5146,7 +5326,7 @@ type TypeVMResponse struct {
 
 func (x *TypeVMResponse) Reset() {
 	*x = TypeVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5158,7 +5338,7 @@ func (x *TypeVMResponse) String() string {
 func (*TypeVMResponse) ProtoMessage() {}
 
 func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5171,7 +5351,7 @@ func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMResponse.ProtoReflect.Descriptor instead.
 func (*TypeVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TypeVMResponse) GetTaken() uint32 {
@@ -5193,7 +5373,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5205,7 +5385,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5218,7 +5398,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -5254,7 +5434,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5266,7 +5446,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5279,7 +5459,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -5308,7 +5488,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5320,7 +5500,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5333,7 +5513,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -5369,7 +5549,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5381,7 +5561,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5394,7 +5574,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -5422,7 +5602,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5434,7 +5614,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5447,7 +5627,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -5474,7 +5654,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5486,7 +5666,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5499,7 +5679,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -5542,7 +5722,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5554,7 +5734,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5567,7 +5747,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5678,7 +5858,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5690,7 +5870,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5703,7 +5883,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -5723,7 +5903,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5735,7 +5915,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5748,7 +5928,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -5768,7 +5948,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5780,7 +5960,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5793,7 +5973,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *DebugCountersRequest) GetServer() string {
@@ -5813,7 +5993,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5825,7 +6005,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5838,7 +6018,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -5872,7 +6052,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5884,7 +6064,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5897,7 +6077,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Fault) GetKind() FaultKind {
@@ -5957,7 +6137,7 @@ type SetFaultsRequest struct {
 
 func (x *SetFaultsRequest) Reset() {
 	*x = SetFaultsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5969,7 +6149,7 @@ func (x *SetFaultsRequest) String() string {
 func (*SetFaultsRequest) ProtoMessage() {}
 
 func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5982,7 +6162,7 @@ func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
 func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SetFaultsRequest) GetSet() bool {
@@ -6025,7 +6205,7 @@ type SetFaultsResponse struct {
 
 func (x *SetFaultsResponse) Reset() {
 	*x = SetFaultsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6037,7 +6217,7 @@ func (x *SetFaultsResponse) String() string {
 func (*SetFaultsResponse) ProtoMessage() {}
 
 func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6050,7 +6230,7 @@ func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
 func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SetFaultsResponse) GetServer() string {
@@ -6083,7 +6263,7 @@ type CrashGuestRequest struct {
 
 func (x *CrashGuestRequest) Reset() {
 	*x = CrashGuestRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6095,7 +6275,7 @@ func (x *CrashGuestRequest) String() string {
 func (*CrashGuestRequest) ProtoMessage() {}
 
 func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6108,7 +6288,7 @@ func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
 func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *CrashGuestRequest) GetName() string {
@@ -6126,7 +6306,7 @@ type CrashGuestResponse struct {
 
 func (x *CrashGuestResponse) Reset() {
 	*x = CrashGuestResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6138,7 +6318,7 @@ func (x *CrashGuestResponse) String() string {
 func (*CrashGuestResponse) ProtoMessage() {}
 
 func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6151,7 +6331,7 @@ func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
 func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
 }
 
 type DebugDumpRequest struct {
@@ -6164,7 +6344,7 @@ type DebugDumpRequest struct {
 
 func (x *DebugDumpRequest) Reset() {
 	*x = DebugDumpRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6176,7 +6356,7 @@ func (x *DebugDumpRequest) String() string {
 func (*DebugDumpRequest) ProtoMessage() {}
 
 func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6189,7 +6369,7 @@ func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpRequest.ProtoReflect.Descriptor instead.
 func (*DebugDumpRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DebugDumpRequest) GetServer() string {
@@ -6213,7 +6393,7 @@ type DebugDumpResponse struct {
 
 func (x *DebugDumpResponse) Reset() {
 	*x = DebugDumpResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6225,7 +6405,7 @@ func (x *DebugDumpResponse) String() string {
 func (*DebugDumpResponse) ProtoMessage() {}
 
 func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6238,7 +6418,7 @@ func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpResponse.ProtoReflect.Descriptor instead.
 func (*DebugDumpResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DebugDumpResponse) GetServer() string {
@@ -6284,7 +6464,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6296,7 +6476,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6309,7 +6489,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
 }
 
 type StopServerResponse struct {
@@ -6320,7 +6500,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6332,7 +6512,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6345,7 +6525,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
 }
 
 type CordonRequest struct {
@@ -6360,7 +6540,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6372,7 +6552,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6385,7 +6565,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -6417,7 +6597,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[83]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6429,7 +6609,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[83]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6442,7 +6622,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
 }
 
 type StartOperationRequest struct {
@@ -6476,7 +6656,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[84]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6488,7 +6668,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[84]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6501,7 +6681,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -6612,7 +6792,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[85]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6624,7 +6804,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[85]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6637,7 +6817,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -6673,7 +6853,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[86]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6685,7 +6865,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[86]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6698,7 +6878,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -6826,7 +7006,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[87]
+	mi := &file_api_cellvisor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6838,7 +7018,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[87]
+	mi := &file_api_cellvisor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6851,7 +7031,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -6939,7 +7119,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[88]
+	mi := &file_api_cellvisor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6951,7 +7131,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[88]
+	mi := &file_api_cellvisor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6964,7 +7144,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
 }
 
 type ListOperationsResponse struct {
@@ -6976,7 +7156,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[89]
+	mi := &file_api_cellvisor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6988,7 +7168,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[89]
+	mi := &file_api_cellvisor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7001,7 +7181,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -7020,7 +7200,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[90]
+	mi := &file_api_cellvisor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7032,7 +7212,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[90]
+	mi := &file_api_cellvisor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7045,7 +7225,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -7064,7 +7244,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[91]
+	mi := &file_api_cellvisor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7076,7 +7256,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[91]
+	mi := &file_api_cellvisor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7089,7 +7269,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{91}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -7110,7 +7290,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[92]
+	mi := &file_api_cellvisor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7122,7 +7302,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[92]
+	mi := &file_api_cellvisor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7135,7 +7315,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{92}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -7161,7 +7341,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[93]
+	mi := &file_api_cellvisor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7173,7 +7353,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[93]
+	mi := &file_api_cellvisor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7186,7 +7366,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{93}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -7206,7 +7386,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[94]
+	mi := &file_api_cellvisor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7218,7 +7398,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[94]
+	mi := &file_api_cellvisor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7231,7 +7411,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{94}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -7259,7 +7439,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[95]
+	mi := &file_api_cellvisor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7271,7 +7451,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[95]
+	mi := &file_api_cellvisor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7284,7 +7464,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{95}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -7311,7 +7491,7 @@ type BalanceRequest struct {
 
 func (x *BalanceRequest) Reset() {
 	*x = BalanceRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[96]
+	mi := &file_api_cellvisor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7323,7 +7503,7 @@ func (x *BalanceRequest) String() string {
 func (*BalanceRequest) ProtoMessage() {}
 
 func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[96]
+	mi := &file_api_cellvisor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7336,7 +7516,7 @@ func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
 func (*BalanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{96}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *BalanceRequest) GetMode() string {
@@ -7363,7 +7543,7 @@ type BalanceResponse struct {
 
 func (x *BalanceResponse) Reset() {
 	*x = BalanceResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[97]
+	mi := &file_api_cellvisor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7375,7 +7555,7 @@ func (x *BalanceResponse) String() string {
 func (*BalanceResponse) ProtoMessage() {}
 
 func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[97]
+	mi := &file_api_cellvisor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7388,7 +7568,7 @@ func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
 func (*BalanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{97}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *BalanceResponse) GetMode() string {
@@ -7444,7 +7624,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_api_cellvisor_proto_msgTypes[98]
+	mi := &file_api_cellvisor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7456,7 +7636,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[98]
+	mi := &file_api_cellvisor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7469,7 +7649,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{98}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ServerLoad) GetServer() string {
@@ -7531,7 +7711,7 @@ type AuditLogRequest struct {
 
 func (x *AuditLogRequest) Reset() {
 	*x = AuditLogRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[99]
+	mi := &file_api_cellvisor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7543,7 +7723,7 @@ func (x *AuditLogRequest) String() string {
 func (*AuditLogRequest) ProtoMessage() {}
 
 func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[99]
+	mi := &file_api_cellvisor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7556,7 +7736,7 @@ func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLogRequest.ProtoReflect.Descriptor instead.
 func (*AuditLogRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{99}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *AuditLogRequest) GetServer() string {
@@ -7580,7 +7760,7 @@ type AuditLogResponse struct {
 
 func (x *AuditLogResponse) Reset() {
 	*x = AuditLogResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[100]
+	mi := &file_api_cellvisor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7592,7 +7772,7 @@ func (x *AuditLogResponse) String() string {
 func (*AuditLogResponse) ProtoMessage() {}
 
 func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[100]
+	mi := &file_api_cellvisor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7605,7 +7785,7 @@ func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLogResponse.ProtoReflect.Descriptor instead.
 func (*AuditLogResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{100}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *AuditLogResponse) GetServer() string {
@@ -7645,7 +7825,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[101]
+	mi := &file_api_cellvisor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7657,7 +7837,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[101]
+	mi := &file_api_cellvisor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7670,7 +7850,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{101}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RevokeRequest) GetList() []byte {
@@ -7690,7 +7870,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[102]
+	mi := &file_api_cellvisor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7702,7 +7882,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[102]
+	mi := &file_api_cellvisor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7715,7 +7895,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{102}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RevokeResponse) GetAdded() uint32 {
@@ -7942,7 +8122,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04cell\x18\t \x01(\tR\x04cell\x12\x12\n" +
 	"\x04lost\x18\n" +
 	" \x01(\bR\x04lost\x12\x18\n" +
-	"\astandby\x18\v \x01(\bR\astandby\"\x87\x06\n" +
+	"\astandby\x18\v \x01(\bR\astandby\"\xc3\x06\n" +
 	"\x0eWorkerCounters\x12!\n" +
 	"\fremote_reads\x18\x01 \x01(\x04R\vremoteReads\x12#\n" +
 	"\rremote_writes\x18\x02 \x01(\x04R\fremoteWrites\x12!\n" +
@@ -7968,7 +8148,22 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x06paging\x18\x11 \x01(\v2\x1c.cellvisor.v1.PagingCountersR\x06paging\x121\n" +
 	"\x05scrub\x18\x12 \x01(\v2\x1b.cellvisor.v1.ScrubCountersR\x05scrub\x12\x1f\n" +
 	"\vslot_micros\x18\x13 \x01(\x04R\n" +
-	"slotMicros\"\x95\x01\n" +
+	"slotMicros\x12:\n" +
+	"\blocality\x18\x14 \x01(\v2\x1e.cellvisor.v1.LocalityCountersR\blocality\"\x81\x01\n" +
+	"\x10LocalityCounters\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x14\n" +
+	"\x05ahead\x18\x02 \x01(\x04R\x05ahead\x12\x14\n" +
+	"\x05moved\x18\x03 \x01(\x04R\x05moved\x12)\n" +
+	"\x03hot\x18\x04 \x03(\v2\x17.cellvisor.v1.HotRegionR\x03hot\"\xc0\x01\n" +
+	"\tHotRegion\x12\x12\n" +
+	"\x04page\x18\x01 \x01(\x04R\x04page\x12\x14\n" +
+	"\x05pages\x18\x02 \x01(\rR\x05pages\x12\x16\n" +
+	"\x06faults\x18\x03 \x01(\rR\x06faults\x12#\n" +
+	"\rwaited_micros\x18\x04 \x01(\x04R\fwaitedMicros\x12\x17\n" +
+	"\x04vcpu\x18\x05 \x01(\rH\x00R\x04vcpu\x88\x01\x01\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\x12\x16\n" +
+	"\x06around\x18\a \x01(\bR\x06aroundB\a\n" +
+	"\x05_vcpu\"\x95\x01\n" +
 	"\rScrubCounters\x12\x16\n" +
 	"\x06passes\x18\x01 \x01(\x04R\x06passes\x12\x1a\n" +
 	"\bchecking\x18\x02 \x01(\bR\bchecking\x12\x1a\n" +
@@ -8425,7 +8620,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -8464,86 +8659,88 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*VM)(nil),                      // 34: cellvisor.v1.VM
 	(*Worker)(nil),                  // 35: cellvisor.v1.Worker
 	(*WorkerCounters)(nil),          // 36: cellvisor.v1.WorkerCounters
-	(*ScrubCounters)(nil),           // 37: cellvisor.v1.ScrubCounters
-	(*PagingCounters)(nil),          // 38: cellvisor.v1.PagingCounters
-	(*CheckpointCounters)(nil),      // 39: cellvisor.v1.CheckpointCounters
-	(*WatchRequest)(nil),            // 40: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 41: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 42: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 43: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 44: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 45: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 46: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 47: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 48: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 49: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 50: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 51: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 52: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 53: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 54: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 55: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 56: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 57: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 58: cellvisor.v1.StopVMResponse
-	(*PauseVMRequest)(nil),          // 59: cellvisor.v1.PauseVMRequest
-	(*PauseVMResponse)(nil),         // 60: cellvisor.v1.PauseVMResponse
-	(*SaveVMRequest)(nil),           // 61: cellvisor.v1.SaveVMRequest
-	(*SaveVMResponse)(nil),          // 62: cellvisor.v1.SaveVMResponse
-	(*RestoreVMRequest)(nil),        // 63: cellvisor.v1.RestoreVMRequest
-	(*RestoreVMResponse)(nil),       // 64: cellvisor.v1.RestoreVMResponse
-	(*PartStateRequest)(nil),        // 65: cellvisor.v1.PartStateRequest
-	(*PartStateResponse)(nil),       // 66: cellvisor.v1.PartStateResponse
-	(*RemoveVMRequest)(nil),         // 67: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 68: cellvisor.v1.RemoveVMResponse
-	(*TypeVMRequest)(nil),           // 69: cellvisor.v1.TypeVMRequest
-	(*TypeVMResponse)(nil),          // 70: cellvisor.v1.TypeVMResponse
-	(*ConsoleVMRequest)(nil),        // 71: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 72: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 73: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 74: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 75: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 76: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 77: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 78: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 79: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 80: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 81: cellvisor.v1.DebugCountersResponse
-	(*Fault)(nil),                   // 82: cellvisor.v1.Fault
-	(*SetFaultsRequest)(nil),        // 83: cellvisor.v1.SetFaultsRequest
-	(*SetFaultsResponse)(nil),       // 84: cellvisor.v1.SetFaultsResponse
-	(*CrashGuestRequest)(nil),       // 85: cellvisor.v1.CrashGuestRequest
-	(*CrashGuestResponse)(nil),      // 86: cellvisor.v1.CrashGuestResponse
-	(*DebugDumpRequest)(nil),        // 87: cellvisor.v1.DebugDumpRequest
-	(*DebugDumpResponse)(nil),       // 88: cellvisor.v1.DebugDumpResponse
-	(*StopServerRequest)(nil),       // 89: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 90: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 91: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 92: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 93: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 94: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 95: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 96: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 97: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 98: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 99: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 100: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 101: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 102: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 103: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 104: cellvisor.v1.SafeToStopResponse
-	(*BalanceRequest)(nil),          // 105: cellvisor.v1.BalanceRequest
-	(*BalanceResponse)(nil),         // 106: cellvisor.v1.BalanceResponse
-	(*ServerLoad)(nil),              // 107: cellvisor.v1.ServerLoad
-	(*AuditLogRequest)(nil),         // 108: cellvisor.v1.AuditLogRequest
-	(*AuditLogResponse)(nil),        // 109: cellvisor.v1.AuditLogResponse
-	(*RevokeRequest)(nil),           // 110: cellvisor.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 111: cellvisor.v1.RevokeResponse
-	nil,                             // 112: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 113: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 114: cellvisor.v1.DebugCountersResponse.CountersEntry
-	nil,                             // 115: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	(*timestamppb.Timestamp)(nil),   // 116: google.protobuf.Timestamp
+	(*LocalityCounters)(nil),        // 37: cellvisor.v1.LocalityCounters
+	(*HotRegion)(nil),               // 38: cellvisor.v1.HotRegion
+	(*ScrubCounters)(nil),           // 39: cellvisor.v1.ScrubCounters
+	(*PagingCounters)(nil),          // 40: cellvisor.v1.PagingCounters
+	(*CheckpointCounters)(nil),      // 41: cellvisor.v1.CheckpointCounters
+	(*WatchRequest)(nil),            // 42: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 43: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 44: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 45: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 46: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 47: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 48: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 49: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 50: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 51: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 52: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 53: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 54: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 55: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 56: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 57: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 58: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 59: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 60: cellvisor.v1.StopVMResponse
+	(*PauseVMRequest)(nil),          // 61: cellvisor.v1.PauseVMRequest
+	(*PauseVMResponse)(nil),         // 62: cellvisor.v1.PauseVMResponse
+	(*SaveVMRequest)(nil),           // 63: cellvisor.v1.SaveVMRequest
+	(*SaveVMResponse)(nil),          // 64: cellvisor.v1.SaveVMResponse
+	(*RestoreVMRequest)(nil),        // 65: cellvisor.v1.RestoreVMRequest
+	(*RestoreVMResponse)(nil),       // 66: cellvisor.v1.RestoreVMResponse
+	(*PartStateRequest)(nil),        // 67: cellvisor.v1.PartStateRequest
+	(*PartStateResponse)(nil),       // 68: cellvisor.v1.PartStateResponse
+	(*RemoveVMRequest)(nil),         // 69: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 70: cellvisor.v1.RemoveVMResponse
+	(*TypeVMRequest)(nil),           // 71: cellvisor.v1.TypeVMRequest
+	(*TypeVMResponse)(nil),          // 72: cellvisor.v1.TypeVMResponse
+	(*ConsoleVMRequest)(nil),        // 73: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 74: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 75: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 76: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 77: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 78: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 79: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 80: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 81: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 82: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 83: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 84: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 85: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 86: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 87: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 88: cellvisor.v1.CrashGuestResponse
+	(*DebugDumpRequest)(nil),        // 89: cellvisor.v1.DebugDumpRequest
+	(*DebugDumpResponse)(nil),       // 90: cellvisor.v1.DebugDumpResponse
+	(*StopServerRequest)(nil),       // 91: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 92: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 93: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 94: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 95: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 96: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 97: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 98: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 99: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 100: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 101: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 102: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 103: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 104: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 105: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 106: cellvisor.v1.SafeToStopResponse
+	(*BalanceRequest)(nil),          // 107: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 108: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 109: cellvisor.v1.ServerLoad
+	(*AuditLogRequest)(nil),         // 110: cellvisor.v1.AuditLogRequest
+	(*AuditLogResponse)(nil),        // 111: cellvisor.v1.AuditLogResponse
+	(*RevokeRequest)(nil),           // 112: cellvisor.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 113: cellvisor.v1.RevokeResponse
+	nil,                             // 114: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 115: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 116: cellvisor.v1.DebugCountersResponse.CountersEntry
+	nil,                             // 117: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	(*timestamppb.Timestamp)(nil),   // 118: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,   // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -8557,7 +8754,7 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	4,   // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
 	18,  // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
 	27,  // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
-	112, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	114, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	21,  // 12: cellvisor.v1.ListDisksResponse.disks:type_name -> cellvisor.v1.DiskInfo
 	22,  // 13: cellvisor.v1.DiskInfo.copies:type_name -> cellvisor.v1.DiskCopy
 	25,  // 14: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
@@ -8569,139 +8766,141 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	3,   // 20: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
 	35,  // 21: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,   // 22: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	116, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	116, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	116, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	118, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	118, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	118, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
 	26,  // 26: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
 	27,  // 27: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
 	36,  // 28: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	39,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
-	38,  // 30: cellvisor.v1.WorkerCounters.paging:type_name -> cellvisor.v1.PagingCounters
-	37,  // 31: cellvisor.v1.WorkerCounters.scrub:type_name -> cellvisor.v1.ScrubCounters
-	10,  // 32: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	13,  // 33: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	16,  // 34: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	34,  // 35: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	95,  // 36: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	77,  // 37: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	44,  // 38: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	44,  // 39: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	36,  // 40: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	47,  // 41: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	50,  // 42: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	34,  // 43: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	34,  // 44: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	8,   // 45: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	34,  // 46: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 47: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 48: cellvisor.v1.PauseVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 49: cellvisor.v1.SaveVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 50: cellvisor.v1.RestoreVMResponse.vm:type_name -> cellvisor.v1.VM
-	77,  // 51: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	116, // 52: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	113, // 53: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	114, // 54: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,   // 55: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
-	82,  // 56: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
-	82,  // 57: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	115, // 58: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	6,   // 59: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	95,  // 60: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	6,   // 61: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	7,   // 62: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	96,  // 63: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	116, // 64: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	116, // 65: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	116, // 66: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	95,  // 67: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	95,  // 68: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	95,  // 69: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	107, // 70: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
-	9,   // 71: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11,  // 72: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14,  // 73: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	28,  // 74: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	51,  // 75: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	53,  // 76: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	55,  // 77: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	57,  // 78: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	29,  // 79: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	31,  // 80: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	59,  // 81: cellvisor.v1.Cellvisor.PauseVM:input_type -> cellvisor.v1.PauseVMRequest
-	61,  // 82: cellvisor.v1.Cellvisor.SaveVM:input_type -> cellvisor.v1.SaveVMRequest
-	63,  // 83: cellvisor.v1.Cellvisor.RestoreVM:input_type -> cellvisor.v1.RestoreVMRequest
-	65,  // 84: cellvisor.v1.Cellvisor.PartState:input_type -> cellvisor.v1.PartStateRequest
-	67,  // 85: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	91,  // 86: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	93,  // 87: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	97,  // 88: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	99,  // 89: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	101, // 90: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	105, // 91: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	110, // 92: cellvisor.v1.Cellvisor.Revoke:input_type -> cellvisor.v1.RevokeRequest
-	103, // 93: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	71,  // 94: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	69,  // 95: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
-	73,  // 96: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	75,  // 97: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	40,  // 98: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	42,  // 99: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	19,  // 100: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
-	23,  // 101: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
-	45,  // 102: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	48,  // 103: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	108, // 104: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
-	78,  // 105: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	80,  // 106: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	83,  // 107: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	85,  // 108: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	87,  // 109: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
-	89,  // 110: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10,  // 111: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12,  // 112: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15,  // 113: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	33,  // 114: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	52,  // 115: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	54,  // 116: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	56,  // 117: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	58,  // 118: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	30,  // 119: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	32,  // 120: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	60,  // 121: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
-	62,  // 122: cellvisor.v1.Cellvisor.SaveVM:output_type -> cellvisor.v1.SaveVMResponse
-	64,  // 123: cellvisor.v1.Cellvisor.RestoreVM:output_type -> cellvisor.v1.RestoreVMResponse
-	66,  // 124: cellvisor.v1.Cellvisor.PartState:output_type -> cellvisor.v1.PartStateResponse
-	68,  // 125: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	92,  // 126: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	94,  // 127: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	98,  // 128: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	100, // 129: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	102, // 130: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	106, // 131: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	111, // 132: cellvisor.v1.Cellvisor.Revoke:output_type -> cellvisor.v1.RevokeResponse
-	104, // 133: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	72,  // 134: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	70,  // 135: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	74,  // 136: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	76,  // 137: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	41,  // 138: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	43,  // 139: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	20,  // 140: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
-	24,  // 141: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
-	46,  // 142: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	49,  // 143: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	109, // 144: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
-	79,  // 145: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	81,  // 146: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	84,  // 147: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	86,  // 148: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	88,  // 149: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
-	90,  // 150: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	111, // [111:151] is the sub-list for method output_type
-	71,  // [71:111] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	41,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
+	40,  // 30: cellvisor.v1.WorkerCounters.paging:type_name -> cellvisor.v1.PagingCounters
+	39,  // 31: cellvisor.v1.WorkerCounters.scrub:type_name -> cellvisor.v1.ScrubCounters
+	37,  // 32: cellvisor.v1.WorkerCounters.locality:type_name -> cellvisor.v1.LocalityCounters
+	38,  // 33: cellvisor.v1.LocalityCounters.hot:type_name -> cellvisor.v1.HotRegion
+	10,  // 34: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13,  // 35: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16,  // 36: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	34,  // 37: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	97,  // 38: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	79,  // 39: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	46,  // 40: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	46,  // 41: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	36,  // 42: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	49,  // 43: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	52,  // 44: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	34,  // 45: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	34,  // 46: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,   // 47: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	34,  // 48: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 49: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 50: cellvisor.v1.PauseVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 51: cellvisor.v1.SaveVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 52: cellvisor.v1.RestoreVMResponse.vm:type_name -> cellvisor.v1.VM
+	79,  // 53: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	118, // 54: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	115, // 55: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	116, // 56: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,   // 57: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	84,  // 58: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	84,  // 59: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	117, // 60: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	6,   // 61: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	97,  // 62: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,   // 63: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,   // 64: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	98,  // 65: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	118, // 66: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	118, // 67: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	118, // 68: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	97,  // 69: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	97,  // 70: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	97,  // 71: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	109, // 72: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,   // 73: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11,  // 74: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14,  // 75: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	28,  // 76: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	53,  // 77: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	55,  // 78: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	57,  // 79: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	59,  // 80: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	29,  // 81: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	31,  // 82: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	61,  // 83: cellvisor.v1.Cellvisor.PauseVM:input_type -> cellvisor.v1.PauseVMRequest
+	63,  // 84: cellvisor.v1.Cellvisor.SaveVM:input_type -> cellvisor.v1.SaveVMRequest
+	65,  // 85: cellvisor.v1.Cellvisor.RestoreVM:input_type -> cellvisor.v1.RestoreVMRequest
+	67,  // 86: cellvisor.v1.Cellvisor.PartState:input_type -> cellvisor.v1.PartStateRequest
+	69,  // 87: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	93,  // 88: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	95,  // 89: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	99,  // 90: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	101, // 91: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	103, // 92: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	107, // 93: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	112, // 94: cellvisor.v1.Cellvisor.Revoke:input_type -> cellvisor.v1.RevokeRequest
+	105, // 95: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	73,  // 96: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	71,  // 97: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	75,  // 98: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	77,  // 99: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	42,  // 100: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	44,  // 101: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	19,  // 102: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
+	23,  // 103: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
+	47,  // 104: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	50,  // 105: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	110, // 106: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
+	80,  // 107: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	82,  // 108: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	85,  // 109: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	87,  // 110: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	89,  // 111: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
+	91,  // 112: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10,  // 113: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12,  // 114: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15,  // 115: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	33,  // 116: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	54,  // 117: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	56,  // 118: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	58,  // 119: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	60,  // 120: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	30,  // 121: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32,  // 122: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	62,  // 123: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
+	64,  // 124: cellvisor.v1.Cellvisor.SaveVM:output_type -> cellvisor.v1.SaveVMResponse
+	66,  // 125: cellvisor.v1.Cellvisor.RestoreVM:output_type -> cellvisor.v1.RestoreVMResponse
+	68,  // 126: cellvisor.v1.Cellvisor.PartState:output_type -> cellvisor.v1.PartStateResponse
+	70,  // 127: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	94,  // 128: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	96,  // 129: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	100, // 130: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	102, // 131: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	104, // 132: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	108, // 133: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	113, // 134: cellvisor.v1.Cellvisor.Revoke:output_type -> cellvisor.v1.RevokeResponse
+	106, // 135: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	74,  // 136: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	72,  // 137: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	76,  // 138: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	78,  // 139: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	43,  // 140: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	45,  // 141: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	20,  // 142: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
+	24,  // 143: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
+	48,  // 144: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	51,  // 145: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	111, // 146: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
+	81,  // 147: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	83,  // 148: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	86,  // 149: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	88,  // 150: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	90,  // 151: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
+	92,  // 152: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	113, // [113:153] is the sub-list for method output_type
+	73,  // [73:113] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -8722,15 +8921,16 @@ func file_api_cellvisor_proto_init() {
 		(*RunVMRequest_Spec)(nil),
 		(*RunVMRequest_Chunk)(nil),
 	}
-	file_api_cellvisor_proto_msgTypes[84].OneofWrappers = []any{}
-	file_api_cellvisor_proto_msgTypes[87].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[29].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[86].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[89].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   107,
+			NumMessages:   109,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -57,6 +57,7 @@ type Command struct {
 	VMResumed      *VMResumed      `json:"vm_resumed,omitempty"`
 	AbandonMove    *AbandonMove    `json:"abandon_move,omitempty"`
 	VCPUHanded     *VCPUHanded     `json:"vcpu_handed,omitempty"`
+	PullVCPU       *PullVCPU       `json:"pull_vcpu,omitempty"`
 	SetBalance     *SetBalance     `json:"set_balance,omitempty"`
 	Loads          *Loads          `json:"loads,omitempty"`
 	Revoke         *Revoke         `json:"revoke,omitempty"`

@@ -212,6 +212,8 @@ func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 		return nil, f.abandonMove(c.AbandonMove)
 	case c.VCPUHanded != nil:
 		return nil, f.vcpuHanded(c.VCPUHanded)
+	case c.PullVCPU != nil:
+		return nil, f.pullVCPU(c.PullVCPU)
 	case c.SetBalance != nil:
 		return nil, f.setBalance(c.SetBalance)
 	case c.Loads != nil:

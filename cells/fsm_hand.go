@@ -10,10 +10,10 @@ import (
 // Hand is a vCPU on its way from one part of its VM to another. Home's worker carries it out (see package gang/handover); the registry follows what home
 // has decided.
 //
-//	(none) --step begins--> Hand --home: it is the target's, VCPUs follow / it stays--> (none)
+//	(none) --step begins, or home pulls--> Hand --home: it is the target's, VCPUs follow / it stays--> (none)
 //	                          \---a new life of the guest, which begins with the registry's placement--> (none)
 type Hand struct {
-	Op   OpID       `json:"op"`
+	Op   OpID       `json:"op,omitempty"` // 0: home wished for it
 	Step int        `json:"step"`
 	Seq  uint64     `json:"seq"`
 	VCPU ident.VCPU `json:"vcpu"`
@@ -31,6 +31,42 @@ type VCPUHanded struct {
 	Moved       bool              `json:"moved"`
 	Why         string            `json:"why,omitempty"`
 	DownMicros  ident.Micros      `json:"down_micros,omitempty"`
+}
+
+// PullVCPU is home's wish that a vCPU goes to another part of the VM, where its pages are.
+type PullVCPU struct {
+	VM          ident.VMID        `json:"vm"`
+	Part        ident.Part        `json:"part"`
+	Server      ident.ServerID    `json:"server"`
+	Incarnation ident.Incarnation `json:"incarnation"`
+	VCPU        ident.VCPU        `json:"vcpu"`
+	To          ident.Part        `json:"to"`
+}
+
+// pullToldMs is how often at most an event tells that a VM's vCPUs are pulled about.
+const pullToldMs = 10_000
+
+// pullVCPU begins a hand-over that no operation asks for, if nothing else is going on.
+func (f *FSM) pullVCPU(c *PullVCPU) *Fault {
+	vm, p, fault := f.part(c.VM, c.Part, c.Server, c.Incarnation)
+	if fault != nil {
+		return fault
+	}
+	from := vm.holder(c.VCPU)
+	at := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Part == c.To && !p.Gone && !p.Standby })
+	switch {
+	case p.Part != vm.Home || vm.Spec.Linux != nil || from == nil || at < 0 || from.Part == c.To:
+		return faultf(CodeInvalid, "vm %s: part %d cannot have vCPU %d go to part %d", vm.Spec.Name, c.Part, c.VCPU, c.To)
+	case vm.State != VMRunning || vm.Paused || vm.Move != nil || vm.Hand != nil || vm.Saving.Token != "":
+		return faultf(CodeConflict, "vm %s: something else is done with it", vm.Spec.Name)
+	}
+	to, fault := f.state.partFor(vm, c.VCPU, Destination{Server: vm.Parts[at].Server})
+	if fault != nil {
+		return fault
+	}
+	vm.HandSeq++
+	vm.Hand = &Hand{Seq: vm.HandSeq, VCPU: c.VCPU, From: from.Part, To: to.Part}
+	return nil
 }
 
 // holder returns the part that has a vCPU, or nil.
@@ -148,10 +184,19 @@ func (f *FSM) vcpuHanded(c *VCPUHanded) *Fault {
 		if to := &vm.Parts[i]; to.Part == h.To {
 			to.VCPUs = append(to.VCPUs, h.VCPU)
 			slices.Sort(to.VCPUs)
+			if h.Op == 0 && f.now.UnixMs-vm.PulledMs < pullToldMs {
+				continue
+			}
 			f.emit(Event{Kind: EventVCPUMoved, Subject: "vm " + vm.Spec.Name,
 				Text:   fmt.Sprintf("vCPU %d of vm %s runs on %s: it stood still for %d us", h.VCPU, vm.Spec.Name, to.ServerName, c.DownMicros),
 				Fields: map[string]string{"operation": fmt.Sprint(h.Op), "vcpu": fmt.Sprint(h.VCPU), "to": string(to.ServerName), "down_us": fmt.Sprint(int64(c.DownMicros))}})
 		}
+	}
+	if h.Op == 0 {
+		if f.now.UnixMs-vm.PulledMs >= pullToldMs {
+			vm.PulledMs = f.now.UnixMs
+		}
+		return nil
 	}
 	vm.MovedMs = f.now.UnixMs
 	if s != nil && !s.State.over() {

@@ -65,6 +65,40 @@ func TestTheRegistryFollowsAHandOver(t *testing.T) {
 	}
 }
 
+// Home may have a vCPU go to another part without an operation: if there is room, and nothing else is going on.
+func TestHomePullsAVCPUToItsPages(t *testing.T) {
+	w, vm := handWorld(t)
+	home := w.home(vm)
+	pull := func(id ident.VCPU, to ident.Part) *Fault {
+		return w.try(Command{PullVCPU: &PullVCPU{VM: vm.ID, Part: home.Part, Server: home.Server, Incarnation: home.Incarnation, VCPU: id, To: to}})
+	}
+	for _, bad := range []struct {
+		id ident.VCPU
+		to ident.Part
+	}{{0, 0}, {0, 7}, {9, 1}} {
+		if fault := pull(bad.id, bad.to); fault == nil {
+			t.Errorf("vCPU %d went to part %d", bad.id, bad.to)
+		}
+	}
+	if fault := pull(0, 1); fault != nil {
+		t.Fatal(fault)
+	}
+	if fault := pull(1, 0); fault == nil || fault.Code != CodeConflict {
+		t.Errorf("a second one meanwhile: %v", fault)
+	}
+	if fault := w.handed(w.f.state.VMNamed("m").HandSeq, true); fault != nil {
+		t.Fatal(fault)
+	}
+	now := w.f.state.VMNamed("m")
+	if p := placed(now); len(p[0]) != 0 || !slices.Equal(p[1], []ident.VCPU{0, 1}) || now.Hand != nil || len(w.f.state.Operations) != 0 || now.MovedMs != vm.MovedMs {
+		t.Errorf("parts %v, %+v", p, now)
+	}
+	w.f.state.Server(now.Parts[0].Server).Cordoned = true
+	if fault := pull(1, 0); fault == nil {
+		t.Error("a vCPU went to a cordoned server")
+	}
+}
+
 func TestAHandOverThatComesToNothingChangesNothing(t *testing.T) {
 	w, _ := handWorld(t)
 	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault != nil {

@@ -204,6 +204,8 @@ type VM struct {
 
 	Hand    *Hand  `json:"hand,omitempty"`     // the vCPU that is on its way from part to part
 	HandSeq uint64 `json:"hand_seq,omitempty"` // number of the last one
+
+	PulledMs int64 `json:"pulled_ms,omitempty"` // when it was last told that a vCPU went to where its pages are; Unix time, milliseconds
 }
 
 // Cells lists the cells that the VM depends on, sorted.

@@ -76,6 +76,8 @@ type Event struct {
 	Kind    EventKind
 	Write   bool
 	Fresh   bool
+	By      uint16 // of a fault: the caller's name for who faulted, for Traffic; 0 is nobody
+	Around  uint16 // of a fault for reading: the pages of the aligned block of so many, a power of two, are asked for as well
 	Page    ident.PageNo
 	Token   uint64
 	Epoch   ident.Epoch
@@ -124,6 +126,29 @@ type Effect struct {
 	Token    uint64
 	Msg      wire.PageMsg
 	Body     []byte // of a report; valid until the next Step
+}
+
+// TrafficKind says what became of a page.
+type TrafficKind uint8
+
+// The kinds of Traffic.
+const (
+	CameRead  TrafficKind = iota + 1 // its contents came from Peer, for reading
+	CameWrite                        // its contents came from Peer, for writing
+	Upgraded                         // it was here for reading; Peer, if any but this part, gave up its copy
+	Zeroed                           // touched first, Peer is its directory
+	Left                             // it went to Peer
+	Used                             // one of a block, which was not mapped to see whether it is used, was
+	Unused                           // one that was not mapped left without having been used
+)
+
+// Traffic is a page that came or went, for whoever chooses where work and pages go.
+type Traffic struct {
+	Kind   TrafficKind
+	Peer   ident.Part
+	By     uint16 // who waited for it; 0: nobody that the caller has named
+	Page   ident.PageNo
+	Waited ident.Micros
 }
 
 // State is the state of a page at one part.

@@ -68,6 +68,8 @@ func (c *Core) checkPage(page ident.PageNo, e *pageEntry) error {
 		return fmt.Errorf("pinned is %t", pinned)
 	case e.flags&flagMapped != 0 && e.state == Invalid:
 		return fmt.Errorf("mapped")
+	case e.flags&flagWatched != 0 && (e.state != Shared || e.flags&flagMapped != 0):
+		return fmt.Errorf("watched")
 	case (r != nil) != (e.flags&flagWanted != 0):
 		return fmt.Errorf("request is %t", r != nil)
 	case (d != nil) != (e.flags&flagDeferred != 0):

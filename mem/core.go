@@ -43,6 +43,7 @@ type Core struct {
 
 	loop     []wire.PageMsg // messages to self, not processed yet
 	effects  []Effect
+	traffic  []Traffic
 	counters Counters
 }
 
@@ -86,12 +87,15 @@ func New(cfg Config) *Core {
 // Step takes one event in at time now, which never goes back, and leaves its effects in Effects.
 func (c *Core) Step(now ident.Micros, ev Event) {
 	c.now = max(c.now, now)
-	c.effects = c.effects[:0]
+	c.effects, c.traffic = c.effects[:0], c.traffic[:0]
 	c.expireWindows()
 	switch ev.Kind {
 	case EventTick:
 	case EventFault:
-		c.fault(ev.Page, ev.Write)
+		c.fault(ev.Page, ev.Write, ev.By)
+		if ev.Around > 1 && !ev.Write {
+			c.around(ev.Page, ident.PageNo(ev.Around))
+		}
 	case EventPin:
 		c.pin(ev.Page, ev.Write, ev.Token)
 	case EventUnpin:
@@ -114,6 +118,9 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 
 // Effects returns what the last Step asks for. It is valid until the next Step.
 func (c *Core) Effects() []Effect { return c.effects }
+
+// Traffic returns what pages came and went in the last Step. It is valid until the next one.
+func (c *Core) Traffic() []Traffic { return c.traffic }
 
 // drainLoop processes the messages to self, and those that they cause, until there are none.
 func (c *Core) drainLoop() {

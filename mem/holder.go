@@ -123,7 +123,11 @@ func (c *Core) yield(m *wire.PageMsg, e *pageEntry) {
 		c.effect(EffectRevoke, m.Page)
 		c.setState(e, Invalid)
 		e.grantee = m.Requester
-		e.flags &^= flagMapped
+		if e.flags&flagWatched != 0 {
+			c.note(Traffic{Kind: Unused, Page: m.Page, Peer: m.Requester})
+		}
+		c.note(Traffic{Kind: Left, Page: m.Page, Peer: m.Requester})
+		e.flags &^= flagMapped | flagWatched
 	}
 	switch {
 	case m.Kind == wire.KindInval:

@@ -88,7 +88,7 @@ func (c *Core) abortAll() {
 			c.endRequest(page)
 			return true
 		}
-		*r = request{want: r.want, timer: r.timer}
+		*r = request{want: r.want, by: r.by, since: r.since, timer: r.timer}
 		return true
 	})
 }

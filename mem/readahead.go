@@ -35,18 +35,21 @@ func (c *Core) readAhead(page ident.PageNo, write bool) {
 	from := max(s.next, page+1)
 	s.next = from + ident.PageNo(s.size)
 	for p := from; p < s.next && uint64(p) < c.cfg.Pages; p++ {
-		c.prefetch(p, write)
+		if r := c.prefetch(p, write); r != nil {
+			c.sendRequest(p, r)
+		}
 	}
 }
 
-func (c *Core) prefetch(page ident.PageNo, write bool) {
+// prefetch makes a request for a page that nobody waits for; nil if the page is here, or on its way.
+func (c *Core) prefetch(page ident.PageNo, write bool) *request {
 	if e := c.entry(page); e.flags&flagWanted != 0 || e.state != Invalid {
-		return
+		return nil
 	}
 	r := c.newRequest(page)
 	c.reqID++
 	r.reqID, r.asked, r.prefetch = c.reqID, accessOf(write), true
-	c.sendRequest(page, r)
+	return r
 }
 
 // find returns the stream in whose range page is, or the one longest unused, cleared.
@@ -64,3 +67,22 @@ func (s *streams) find(page ident.PageNo, write bool) *stream {
 	*oldest = stream{}
 	return oldest
 }
+
+// around asks for the other pages of the aligned block of n pages around page, to read: the same has been read nearby. Every so often one is not
+// mapped when it comes, which tells whether the block was of use.
+func (c *Core) around(page, n ident.PageNo) {
+	n = min(n, 1<<c.shift)
+	first := page &^ (n - 1)
+	for p := first; p < first+n && uint64(p) < c.cfg.Pages; p++ {
+		if p == page {
+			continue
+		}
+		if r := c.prefetch(p, false); r != nil {
+			r.watched = (p+p/n)%watchEvery == 0
+			c.sendRequest(p, r)
+		}
+	}
+}
+
+// watchEvery is how many pages of blocks there are for one that is watched.
+const watchEvery = 8

@@ -31,6 +31,9 @@ type request struct {
 	want     access // by faults and pins; none for read-ahead
 	asked    access // by the message reqID; none if it has not been sent
 	prefetch bool   // the message reqID may be refused
+	watched  bool   // it is not mapped unless somebody wants it, which tells whether it was of use
+	by       uint16 // who wanted it first
+	since    ident.Micros
 	reqID    uint64
 	timer    timer
 
@@ -39,6 +42,7 @@ type request struct {
 	need, got ident.PartSet
 	have      bool // Data or Grant is here
 	contents  bool // it was Data
+	source    ident.Part
 	flags     wire.PageFlags
 }
 
@@ -50,7 +54,7 @@ type pin struct {
 	held  bool
 }
 
-func (c *Core) fault(page ident.PageNo, write bool) {
+func (c *Core) fault(page ident.PageNo, write bool, by uint16) {
 	if uint64(page) >= c.cfg.Pages {
 		panic("mem: fault outside the VM's memory") // the shell registers no more than that
 	}
@@ -59,10 +63,14 @@ func (c *Core) fault(page ident.PageNo, write bool) {
 	if e.state.allows(accessOf(write)) {
 		// Two vCPUs faulted together, or the vCPU faulted again before its mapping was there.
 		c.counters.SpuriousFaults++
+		if e.flags&flagWatched != 0 {
+			e.flags &^= flagWatched
+			c.note(Traffic{Kind: Used, Page: page, By: by})
+		}
 		c.mapPage(e, page)
 		return
 	}
-	c.want(page, accessOf(write))
+	c.want(page, accessOf(write), by)
 	if c.cfg.ReadAhead > 0 {
 		c.readAhead(page, write)
 	}
@@ -74,13 +82,16 @@ func (c *Core) mapPage(e *pageEntry, page ident.PageNo) {
 }
 
 // want sees to it that this part gets the access, which it does not have.
-func (c *Core) want(page ident.PageNo, a access) {
+func (c *Core) want(page ident.PageNo, a access, by uint16) {
 	if r := c.requests.get(page); r != nil {
+		if r.want == accessNone {
+			r.by, r.since = by, c.now
+		}
 		r.want = max(r.want, a)
 		return
 	}
 	r := c.newRequest(page)
-	r.want = a
+	r.want, r.by, r.since = a, by, c.now
 	c.ask(page, r)
 }
 
@@ -158,7 +169,7 @@ func (c *Core) granted(m *wire.PageMsg) {
 		c.counters.RefusedStale++
 		return
 	}
-	r.have, r.need, r.flags, r.contents = true, m.Acks, m.Flags, m.Kind == wire.KindData
+	r.have, r.need, r.flags, r.contents, r.source = true, m.Acks, m.Flags, m.Kind == wire.KindData, m.From
 	if r.contents {
 		// From here on the memfd has the new contents: say so, for the reports of a change of epoch that comes before the installation.
 		c.effect(EffectStore, m.Page)
@@ -195,7 +206,7 @@ func (c *Core) tryInstall(page ident.PageNo, r *request, e *pageEntry) {
 	if r.flags&wire.FlagWrite != 0 {
 		got = Modified
 	}
-	c.countInstall(r, e, got)
+	c.countInstall(page, r, e, got)
 	if r.flags&wire.FlagZero != 0 {
 		c.effect(EffectZero, page)
 	}
@@ -203,7 +214,13 @@ func (c *Core) tryInstall(page ident.PageNo, r *request, e *pageEntry) {
 		c.setState(e, got)
 	}
 	e.serial = r.serial
-	c.mapPage(e, page)
+	switch {
+	case r.want != accessNone || !r.watched || e.state != Shared:
+		e.flags &^= flagWatched
+		c.mapPage(e, page)
+	case e.flags&flagMapped == 0:
+		e.flags |= flagWatched
+	}
 	if r.want != accessNone {
 		c.openWindow(page, e)
 	}
@@ -211,16 +228,18 @@ func (c *Core) tryInstall(page ident.PageNo, r *request, e *pageEntry) {
 	c.holdPins(page, e)
 	if !e.state.allows(r.want) {
 		// A reader's grant arrived, and a writer has come meanwhile.
-		r.serial, r.need, r.got, r.have, r.prefetch = 0, 0, 0, false, false
+		r.serial, r.need, r.got, r.have, r.prefetch, r.since = 0, 0, 0, false, false, c.now
 		c.ask(page, r)
 		return
 	}
 	c.endRequest(page)
 }
 
-func (c *Core) countInstall(r *request, e *pageEntry, got State) {
+func (c *Core) countInstall(page ident.PageNo, r *request, e *pageEntry, got State) {
 	if r.want == accessNone {
 		c.counters.Prefetched++
+	} else {
+		c.noteInstall(page, r, e, got)
 	}
 	switch {
 	case r.flags&wire.FlagZero != 0:
@@ -286,7 +305,7 @@ func (c *Core) pin(page ident.PageNo, write bool, token uint64) {
 		c.holdPins(page, e)
 		return
 	}
-	c.want(page, accessOf(write))
+	c.want(page, accessOf(write), 0)
 }
 
 // holdPins answers the pins that wait for page and can be held now.

@@ -33,7 +33,7 @@ func (c *Core) Clone() *Core {
 		}
 		n.rebuild = &r
 	}
-	n.loop, n.effects = nil, nil
+	n.loop, n.effects, n.traffic = nil, nil, nil
 	return &n
 }
 
@@ -49,7 +49,7 @@ func (c *Core) AppendState(b []byte) []byte {
 		b = append(b, 0xff)
 	}
 	appendSorted(&c.requests, func(page ident.PageNo, r *request) {
-		b = appendInts(b, uint64(page), uint64(r.want)|uint64(r.asked)<<8|bit(r.prefetch)<<16|bit(r.have)<<17|bit(r.contents)<<18, r.reqID,
+		b = appendInts(b, uint64(page), uint64(r.want)|uint64(r.asked)<<8|bit(r.prefetch)<<16|bit(r.have)<<17|bit(r.contents)<<18|bit(r.watched)<<19, r.reqID,
 			r.serial, uint64(r.need), uint64(r.got), uint64(r.flags))
 	})
 	b = append(b, 0xff)

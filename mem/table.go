@@ -27,6 +27,7 @@ const (
 	flagPinned                          // by at least one pin that is held
 	flagDeferred                        // a Fwd or Inval waits in Core.deferred
 	flagWanted                          // has a request in Core.requests
+	flagWatched                         // held for reading and not mapped, to see whether it is used
 )
 
 // dirEntry is what the directory knows of a page. While a region is being rebuilt, holders of a Retained entry are all those who retained

@@ -152,6 +152,12 @@ type WorkerHanded struct {
 	Handed wire.WorkerHanded
 }
 
+// WorkerWished is a home worker's wish that a vCPU goes to another part.
+type WorkerWished struct {
+	VM   ident.VMID
+	Wish wire.WorkerWish
+}
+
 // WorkerGone says that a worker process has ended, or could not be started or was stopped before it came up (PID 0).
 type WorkerGone struct {
 	VM     ident.VMID
@@ -185,6 +191,7 @@ func (WorkerProtected) event() {}
 func (WorkerRestored) event()  {}
 func (WorkerSwitched) event()  {}
 func (WorkerHanded) event()    {}
+func (WorkerWished) event()    {}
 func (WorkerStalled) event()   {}
 func (WorkerPaused) event()    {}
 func (WorkerShort) event()     {}

@@ -123,6 +123,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.workerShort(e)
 	case WorkerHanded:
 		c.workerHanded(e)
+	case WorkerWished:
+		c.workerWished(e)
 	case WorkerSwitched:
 		c.workerSwitched(e)
 	case WorkersKilled:

@@ -63,6 +63,18 @@ func (c *Core) workerHanded(e WorkerHanded) {
 	}
 }
 
+// workerWished passes home's wish on. One that comes to nothing is not repeated: home wishes anew when it still would.
+func (c *Core) workerWished(e WorkerWished) {
+	vm := c.rep.State().VM(e.VM)
+	if vm == nil || vm.Hand != nil || !c.holdsLease() {
+		return
+	}
+	if p := vm.PartOn(c.cfg.Server, c.incarnation); p != nil && p.Part == vm.Home {
+		c.propose(fmt.Sprintf("pull/%d", vm.ID), cells.Command{PullVCPU: &cells.PullVCPU{VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
+			VCPU: e.Wish.VCPU, To: e.Wish.To}})
+	}
+}
+
 func (c *Core) workerSwitched(e WorkerSwitched) {
 	if w := c.workerOf(e.VM); w != nil && e.Switched.Seq > w.switched.Seq {
 		w.switched = e.Switched

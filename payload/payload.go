@@ -38,6 +38,8 @@ var list = []Info{
 		"ROUNDS of each test (default 100000); TEST all, or one of sb, sbf, sbx, mp, lb, 22w, s, coww, corr, corw, cowr, wrc, iriw, canary (must fail) (default all)"},
 	{"lock", "all vCPUs increment counters under a spinlock and by atomics; the sums must be exact", "[ROUNDS] [spin]",
 		"ROUNDS increments of each counter by each vCPU (default 5000); spin: who waits never idles"},
+	{"phases", "vCPUs that change what they share: pages of their own, a table, a pipe, a lock; emits the microseconds of each of the four", "[ROUNDS] [SCALE] [LINGER_MS]",
+		"ROUNDS of all four phases (default 6), SCALE of each phase's work (default 10); it idles for LINGER_MS before it ends (default 0)"},
 	{"phoenix", "crashes itself again and again, and checks after every boot that no byte of its disk is read wrong; needs a disk", "[CRASHES] [BLOCKS] [MODE]",
 		"CRASHES before it ends (default 100; run with --crash-limit 0), BLOCKS of 4 KiB (default 64); MODE crash (the default), or read: only read and verify at each boot"},
 	{"walk", "fills memory with a pattern, reads it from other vCPUs, checks it", "[MIB] [PASSES]",

@@ -174,3 +174,10 @@ func TestListAndOpen(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestPhases(t *testing.T) {
+	r := run(t, "phases", "3 1", 3, 32*ident.MiB)
+	if len(r.Records) != 4 {
+		t.Errorf("records %v, want one for each of four phases", r.Records)
+	}
+}

@@ -86,6 +86,7 @@ func (v *service) addLocal(out *api.VM, vm *cells.VM) {
 			if w := v.s.workers.worker(vm.ID); w != nil {
 				if c := w.counters(); c != nil {
 					out.Workers[i].Counters = workerCounters(c)
+					out.Workers[i].Counters.Locality = localityMessage(vm, c.Locality)
 				}
 			}
 			if p.Part == vm.Home {

@@ -34,6 +34,9 @@ func (v *service) RunVM(stream api.Cellvisor_RunVMServer) error {
 		return status.Error(codes.InvalidArgument, "the first message of RunVM must carry the spec")
 	}
 	spec, err := specFrom(asked)
+	if err == nil {
+		err = checkLocality(spec.Options)
+	}
 	if err != nil {
 		return err
 	}

@@ -176,6 +176,8 @@ func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 		s.report(monitor.WorkerRestored{VM: w.vm, Restored: *m.Restored})
 	case m.Handed != nil:
 		s.report(monitor.WorkerHanded{VM: w.vm, Handed: *m.Handed})
+	case m.Wish != nil:
+		s.report(monitor.WorkerWished{VM: w.vm, Wish: *m.Wish})
 	case m.Switched != nil:
 		s.report(monitor.WorkerSwitched{VM: w.vm, Switched: *m.Switched})
 	case m.Paused != nil:

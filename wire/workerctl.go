@@ -237,6 +237,7 @@ type FromWorker struct {
 	Restored  *WorkerRestored  `json:"restored,omitempty"`
 	Switched  *WorkerSwitched  `json:"switched,omitempty"`
 	Handed    *WorkerHanded    `json:"handed,omitempty"`
+	Wish      *WorkerWish      `json:"wish,omitempty"`
 	Stalled   *WorkerStalled   `json:"stalled,omitempty"`
 	Stats     *WorkerStats     `json:"stats,omitempty"`
 	Disks     *WorkerDisks     `json:"disks,omitempty"`
@@ -387,8 +388,9 @@ type WorkerStats struct {
 	PagesLeft       uint64       `json:"pages_left,omitempty"`      // at a standby: that it leaves to its copies of the disks now
 	ShareBytesSum   uint64       `json:"share_bytes_sum,omitempty"` // of all shares, on the wire to one standby
 
-	Paging *WorkerPaging `json:"paging,omitempty"`
-	Scrub  *WorkerScrub  `json:"scrub,omitempty"`
+	Paging   *WorkerPaging   `json:"paging,omitempty"`
+	Scrub    *WorkerScrub    `json:"scrub,omitempty"`
+	Locality *WorkerLocality `json:"locality,omitempty"`
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
 	SlotMicros ident.Micros `json:"slot_micros,omitempty"` // that the gang was not held

@@ -51,6 +51,7 @@ type part struct {
 	protected chan wire.WorkerProtected
 	restored  chan wire.WorkerRestored
 	handed    chan wire.WorkerHanded
+	wished    chan wire.WorkerWish
 	killed    bool
 }
 
@@ -64,6 +65,11 @@ type testVM struct {
 // startVM starts a VM of one part for each entry of vcpus: the number of vCPUs there. Part 0 is home.
 func startVM(t *testing.T, builtin, args string, memory ident.Bytes, vcpus ...int) *testVM {
 	t.Helper()
+	return startVMWith(t, nil, builtin, args, memory, vcpus...)
+}
+
+func startVMWith(t *testing.T, options map[string]string, builtin, args string, memory ident.Bytes, vcpus ...int) *testVM {
+	t.Helper()
 	vmmtest.RequireKVM(t)
 	total := 0
 	for _, n := range vcpus {
@@ -73,6 +79,7 @@ func startVM(t *testing.T, builtin, args string, memory ident.Bytes, vcpus ...in
 	next := 0
 	for i, n := range vcpus {
 		spec := testSpec(i, total, builtin, args, memory)
+		spec.Options = options
 		for range n {
 			spec.LocalVCPUs = append(spec.LocalVCPUs, ident.VCPU(next))
 			next++
@@ -115,7 +122,7 @@ func startPart(t *testing.T, spec wire.WorkerSpec) *part {
 		t.Fatal(err)
 	}
 	p := &part{t: t, dir: dir, vcpus: spec.LocalVCPUs, ended: make(chan wire.WorkerEnded, 4), stats: make(chan wire.WorkerStats, 1000), maps: make(chan wire.WorkerPageMap, 100),
-		protected: make(chan wire.WorkerProtected, 100), restored: make(chan wire.WorkerRestored, 1), handed: make(chan wire.WorkerHanded, 1000)}
+		protected: make(chan wire.WorkerProtected, 100), restored: make(chan wire.WorkerRestored, 1), handed: make(chan wire.WorkerHanded, 1000), wished: make(chan wire.WorkerWish, 1000)}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), workerDirVariable+"="+dir)
 	log, err := os.Create(filepath.Join(dir, wire.WorkerLogFile))
@@ -173,6 +180,8 @@ func (p *part) read(r *bufio.Reader) {
 			p.restored <- *m.Restored
 		case m.Handed != nil:
 			p.handed <- *m.Handed
+		case m.Wish != nil:
+			p.wished <- *m.Wish
 		case m.PageMap != nil:
 			p.maps <- *m.PageMap
 		case m.Stats != nil:

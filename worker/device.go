@@ -114,6 +114,9 @@ func (w *Worker) HandleDevice(from ident.Part, epoch ident.Epoch, req link.Devic
 		req.Reply(wire.DeviceBad, nil)
 	case r.op == opCounter:
 		w.replyCounter(req)
+	case r.op == opWaits:
+		w.hearWaits(from, r.notes)
+		req.Reply(wire.DeviceOK, nil)
 	case r.op == opNotes && !w.guard.mayAct():
 		req.Reply(wire.DeviceNotReady, nil)
 	case r.op == opNotes:

@@ -134,6 +134,7 @@ func (h *handovers) run(want wire.WorkerHand) {
 	defer h.cutting.Unlock()
 	c := &carrier{h: h, want: want, core: handover.NewHome(""), life: w.guard.lifeNow.Load(), members: w.members.Load()}
 	if why := w.cannotHandOver(); why != "" {
+		w.handedOver(want.VCPU, want.To, false)
 		h.end(wire.WorkerHanded{Seq: want.Seq, Why: why})
 		return
 	}
@@ -157,6 +158,7 @@ func (h *handovers) run(want wire.WorkerHand) {
 	}
 	e := wire.WorkerHanded{Seq: want.Seq, Moved: c.over.Moved, Why: c.over.Why, DownMicros: c.down}
 	w.log.Debug().Uint64("seq", e.Seq).Uint16("vcpu", uint16(want.VCPU)).Bool("moved", e.Moved).Int64("us", int64(e.DownMicros)).Msg("hand-over of a vCPU has ended " + e.Why)
+	w.handedOver(want.VCPU, want.To, e.Moved)
 	h.end(e)
 }
 

@@ -41,8 +41,9 @@ type plane struct {
 	anything      atomic.Bool   // every fault is answered with whatever is there: the vCPUs' states are about to be discarded
 	dirty         *dirtyPages
 
-	mu       sync.Mutex
-	core     *mem.Core
+	mu   sync.Mutex
+	core *mem.Core
+	observing
 	epoch    ident.Epoch
 	outbox   *link.Outbox
 	page     [ident.PageSize]byte
@@ -60,6 +61,7 @@ type plane struct {
 // step takes one event through the core and carries out what it asks for. contents are those that came with a message. It requires mu.
 func (p *plane) step(now ident.Micros, ev mem.Event, contents []byte) {
 	p.core.Step(now, ev)
+	p.note(p.core.Traffic())
 	effects := p.core.Effects()
 	for i := range effects {
 		if err := p.execute(&effects[i], contents); err != nil {
@@ -200,7 +202,7 @@ func (p *plane) serveFaults() {
 		p.awake.note(now)
 		for _, f := range faults[:n] {
 			p.faulting = faulting{on: true, page: f.Page, write: f.Write, kind: f.Kind}
-			p.step(now, mem.Event{Kind: mem.EventFault, Page: f.Page, Write: f.Write}, nil)
+			p.step(now, p.fault(f.TID, f.Page, f.Write), nil)
 		}
 		p.faulting.on = false
 		p.settle()

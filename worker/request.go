@@ -20,6 +20,7 @@ const (
 	opAccess                      // access: a port or memory access to the PCI bus; answer: what was read
 	opNotes                       // seq: of the first; notes: interrupts for vCPUs of the receiver, which need not be home
 	opCounter                     // answer: the guest's time stamp counter at home, now
+	opWaits                       // notes: what vCPUs of the sender waited for, see package locality; no answer
 )
 
 // deviceRequest is one such operation of one vCPU. Seq rises with each request of a vCPU, from 1, so that one repeated after a broken
@@ -32,7 +33,7 @@ type deviceRequest struct {
 	value uint32
 
 	access machine.Access // of opAccess, behind the rest
-	notes  []byte         // of opNotes, behind the rest
+	notes  []byte         // of opNotes and opWaits, behind the rest
 }
 
 const deviceRequestBytes = 16
@@ -45,7 +46,7 @@ func (r deviceRequest) encode(b []byte) []byte {
 	if r.op == opAccess {
 		b = r.access.Append(b)
 	}
-	if r.op == opNotes {
+	if r.op == opNotes || r.op == opWaits {
 		b = append(b, r.notes...)
 	}
 	return b
@@ -64,7 +65,7 @@ func decodeDeviceRequest(b []byte) (deviceRequest, error) {
 	var err error
 	if rest := b[deviceRequestBytes:]; r.op == opAccess {
 		r.access, err = machine.ParseAccess(rest)
-	} else if r.op == opNotes {
+	} else if r.op == opNotes || r.op == opWaits {
 		r.notes = rest
 	} else if len(rest) > 0 {
 		err = fmt.Errorf("device request with %d bytes too many", len(rest))

@@ -57,7 +57,7 @@ func (w *Worker) stats() *wire.WorkerStats {
 	if resident, err := w.plane.ram.Resident(); err == nil {
 		s.ResidentBytes = resident
 	}
-	s.Paging = w.pagingStats()
+	s.Paging, s.Locality = w.pagingStats(), w.localityStats()
 	s.Scrub = w.scrubStats()
 	w.plane.mu.Lock()
 	c := w.plane.core.Counters()

@@ -28,34 +28,35 @@ import (
 
 // Worker is one VM's part on this server.
 type Worker struct {
-	spec    wire.WorkerSpec
-	log     zerolog.Logger
-	files   files
-	taps    map[string]*heldTAP // opened before the jail, by interface
-	usher   *usher              // nil: this worker connects by itself
-	jailed  atomic.Bool         // and opens nothing by itself any more
-	control *control
-	guard   *guard
-	plane   *plane
-	home    atomic.Pointer[home] // nil unless this is the home part
-	vm      *kvm.VM
-	vcpuMu  sync.Mutex
-	vcpus   []*vcpu // that this part runs; protected by vcpuMu
-	running sync.WaitGroup
-	slices  *slicer
-	holder  holder
-	hands   handovers
-	drill   drillFaults
-	scrubs  scrub
-	cutter  cutter
-	standby atomic.Pointer[standby] // nil unless this part holds a replica
-	replica *replicas
-	pauses  pauses
-	saver   *saver
-	linux   *linuxGuest // nil unless the guest is a Linux machine
-	pager   *ram.Pager  // nil: this part may hold all of the guest's memory
-	limits  limits
-	hints   hints
+	spec       wire.WorkerSpec
+	log        zerolog.Logger
+	files      files
+	taps       map[string]*heldTAP // opened before the jail, by interface
+	usher      *usher              // nil: this worker connects by itself
+	jailed     atomic.Bool         // and opens nothing by itself any more
+	control    *control
+	guard      *guard
+	plane      *plane
+	home       atomic.Pointer[home] // nil unless this is the home part
+	vm         *kvm.VM
+	vcpuMu     sync.Mutex
+	vcpus      []*vcpu // that this part runs; protected by vcpuMu
+	running    sync.WaitGroup
+	slices     *slicer
+	holder     holder
+	hands      handovers
+	wanderings wanderings
+	drill      drillFaults
+	scrubs     scrub
+	cutter     cutter
+	standby    atomic.Pointer[standby] // nil unless this part holds a replica
+	replica    *replicas
+	pauses     pauses
+	saver      *saver
+	linux      *linuxGuest // nil unless the guest is a Linux machine
+	pager      *ram.Pager  // nil: this part may hold all of the guest's memory
+	limits     limits
+	hints      hints
 
 	checkpoints checkpoints
 	stalled     atomic.Bool // at home: too much output is held back
@@ -329,7 +330,9 @@ func (w *Worker) takeMembers(m wire.WorkerMembers) {
 	}
 	if err != nil {
 		w.fail(err)
+		return
 	}
+	w.startObserving()
 }
 
 // begin starts the VM's part under its first members. Home opens its devices before any peer can ask for them.

@@ -209,6 +209,8 @@ type Counters struct {
 
 	Paging *Paging `json:"paging,omitempty"`
 	Scrub  *Scrub  `json:"scrub,omitempty"`
+
+	Locality *Locality `json:"locality,omitempty"`
 }
 
 // OfVM converts one VM.
@@ -251,6 +253,7 @@ func ofWorker(w *api.Worker) Worker {
 			RemoteReads: c.GetRemoteReads(), RemoteWrites: c.GetRemoteWrites(), LocalFaults: c.GetLocalFaults(),
 			PagesIn: c.GetPagesIn(), PagesOut: c.GetPagesOut(), Resident: c.GetResidentBytes(),
 			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(), SlotMicros: c.GetSlotMicros(), Paging: ofPaging(c.GetPaging()), Scrub: ofScrub(c.GetScrub()),
+			Locality: ofLocality(c.GetLocality()),
 		}
 	}
 	return out

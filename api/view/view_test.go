@@ -75,7 +75,7 @@ func TestFieldsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Event{}, Operation{}, Step{}, Safety{}, Balance{}, ServerLoad{}, Slices{}, Slice{}, PageMap{}, PageHolder{}} {
+	for _, v := range []any{Status{}, Server{}, Cell{}, VM{}, Worker{}, Counters{}, Locality{}, HotRegion{}, Event{}, Operation{}, Step{}, Safety{}, Balance{}, ServerLoad{}, Slices{}, Slice{}, PageMap{}, PageHolder{}} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {
 			name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")

@@ -54,7 +54,7 @@ func (v *vcpu) try() {
 	if p.w.Tracing {
 		p.w.Tracef("p%d.%d faults on page %d write %t", p.self, v.index, op.page, op.write)
 	}
-	p.step(p.w.Clock(p.id), mem.Event{Kind: mem.EventFault, Page: op.page, Write: op.write}, nil)
+	p.step(p.w.Clock(p.id), mem.Event{Kind: mem.EventFault, Page: op.page, Write: op.write, By: uint16(v.index) + 1, Around: p.w.around}, nil)
 }
 
 // wake is UFFDIO_WAKE: the thread runs on some time later.

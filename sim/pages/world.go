@@ -60,6 +60,7 @@ type world struct {
 	touched []ident.PartSet // by page: parts that asked for it or were its directory
 	open    int             // operations not over yet
 	image   uint64          // what all pages hold at the start
+	around  uint16          // pages of the block that faults for reading ask for, too
 
 	afterWrite func(p *part, page ident.PageNo) // unless nil, called after each write
 }
@@ -159,6 +160,9 @@ func (w *world) draw(canary string, of kind) settings {
 	}
 	if r.IntN(2) == 0 {
 		s.core.ReadAhead = 1 + r.IntN(4)
+	}
+	if r.IntN(2) == 0 {
+		w.around = 1 << r.IntN(4)
 	}
 	if r.IntN(5) == 0 && !s.reboots {
 		s.core.Image = ident.PartSet(0).Set(ident.Part(r.IntN(s.parts)))

@@ -28,6 +28,9 @@ type Config struct {
 	// is also the most; worlds with few pages take less, so as to have many regions.
 	RegionPages uint
 
+	// Observe fills Traffic in.
+	Observe bool
+
 	// Image, if not empty, is the one part whose memfd holds all of the VM's memory when the first epoch starts: the VM goes back to a
 	// checkpoint there, or was on that one server before. A page that nobody was granted is then that part's, not Zero, and lost with it.
 	// All parts are told the same.

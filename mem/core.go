@@ -119,7 +119,7 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 // Effects returns what the last Step asks for. It is valid until the next Step.
 func (c *Core) Effects() []Effect { return c.effects }
 
-// Traffic returns what pages came and went in the last Step. It is valid until the next one.
+// Traffic returns what pages came and went in the last Step, if Config.Observe is set. It is valid until the next one.
 func (c *Core) Traffic() []Traffic { return c.traffic }
 
 // drainLoop processes the messages to self, and those that they cause, until there are none.

@@ -5,7 +5,11 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-func (c *Core) note(t Traffic) { c.traffic = append(c.traffic, t) }
+func (c *Core) note(t Traffic) {
+	if c.cfg.Observe {
+		c.traffic = append(c.traffic, t)
+	}
+}
 
 // noteInstall notes that a page which somebody waits for has come.
 func (c *Core) noteInstall(page ident.PageNo, r *request, e *pageEntry, got State) {

@@ -26,6 +26,9 @@ func localityOf(spec wire.WorkerSpec) locality.Policy {
 	return locality.Default
 }
 
+// observes tells whether this VM's traffic is observed: only if it names a policy, so that others pay nothing for it.
+func observes(spec wire.WorkerSpec) bool { return spec.Options[wire.OptionLocality] != "" }
+
 // wanderings is home's side of moving vCPUs to where their pages are: the core, which is told by all parts what their vCPUs waited for.
 type wanderings struct {
 	mu      sync.Mutex
@@ -43,7 +46,7 @@ type sitter struct {
 
 // observing is this part's side; all of it is protected by plane.mu.
 type observing struct {
-	observer *locality.Observer // nil while the VM has one part only
+	observer *locality.Observer // nil while the VM has one part only, and if it names no policy
 	sitters  []sitter
 }
 
@@ -77,7 +80,7 @@ func (o *observing) note(all []mem.Traffic) {
 
 // startObserving begins to count, once this part is one of several of a running VM.
 func (w *Worker) startObserving() {
-	if !w.spans() || len(w.members.Load().Members) < 2 {
+	if !observes(w.spec) || !w.spans() || len(w.members.Load().Members) < 2 {
 		return
 	}
 	w.wanderings.once.Do(func() {

@@ -2462,6 +2462,8 @@ type VM struct {
 	OutputRecords uint64 `protobuf:"varint,22,opt,name=output_records,json=outputRecords,proto3" json:"output_records,omitempty"`
 	// How it is protected now: "none", "syncing" (a standby gets its first full copy), "safe", or "unprotected" (no server for a standby).
 	Protection string `protobuf:"bytes,23,opt,name=protection,proto3" json:"protection,omitempty"`
+	// How the mirrors are that a VM without replicas has of its disks: "none", "syncing", "in-step", "partial" (fewer than asked for) or "missing".
+	Mirroring string `protobuf:"bytes,43,opt,name=mirroring,proto3" json:"mirroring,omitempty"`
 	// How often it went on from a replica.
 	Recoveries   uint64 `protobuf:"varint,24,opt,name=recoveries,proto3" json:"recoveries,omitempty"`
 	CheckpointMs uint32 `protobuf:"varint,25,opt,name=checkpoint_ms,json=checkpointMs,proto3" json:"checkpoint_ms,omitempty"`
@@ -2672,6 +2674,13 @@ func (x *VM) GetProtection() string {
 	return ""
 }
 
+func (x *VM) GetMirroring() string {
+	if x != nil {
+		return x.Mirroring
+	}
+	return ""
+}
+
 func (x *VM) GetRecoveries() uint64 {
 	if x != nil {
 		return x.Recoveries
@@ -2761,7 +2770,9 @@ type Worker struct {
 	// Whether its server left the view.
 	Lost bool `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
 	// Holds a replica and runs nothing.
-	Standby       bool `protobuf:"varint,11,opt,name=standby,proto3" json:"standby,omitempty"`
+	Standby bool `protobuf:"varint,11,opt,name=standby,proto3" json:"standby,omitempty"`
+	// Of a standby: it is no replica, it has mirrors of the VM's disks only.
+	Mirror        bool `protobuf:"varint,12,opt,name=mirror,proto3" json:"mirror,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2869,6 +2880,13 @@ func (x *Worker) GetLost() bool {
 func (x *Worker) GetStandby() bool {
 	if x != nil {
 		return x.Standby
+	}
+	return false
+}
+
+func (x *Worker) GetMirror() bool {
+	if x != nil {
+		return x.Mirror
 	}
 	return false
 }
@@ -3258,8 +3276,10 @@ type ScrubCounters struct {
 	Checking bool   `protobuf:"varint,2,opt,name=checking,proto3" json:"checking,omitempty"`
 	Permille uint32 `protobuf:"varint,3,opt,name=permille,proto3" json:"permille,omitempty"`
 	// Blocks that did not match their checksums, in all, and of these, taken from another copy.
-	Damaged       uint64 `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
-	Repaired      uint64 `protobuf:"varint,5,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	Damaged  uint64 `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	Repaired uint64 `protobuf:"varint,5,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	// At home: damaged blocks that no copy has, as far as somebody has asked for them. The guest gets I/O errors for them until they are written anew.
+	Unreadable    uint64 `protobuf:"varint,6,opt,name=unreadable,proto3" json:"unreadable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3325,6 +3345,13 @@ func (x *ScrubCounters) GetDamaged() uint64 {
 func (x *ScrubCounters) GetRepaired() uint64 {
 	if x != nil {
 		return x.Repaired
+	}
+	return 0
+}
+
+func (x *ScrubCounters) GetUnreadable() uint64 {
+	if x != nil {
+		return x.Unreadable
 	}
 	return 0
 }
@@ -8066,7 +8093,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fResetVMResponse\x12 \n" +
 	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xcf\b\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xed\b\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -8096,7 +8123,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0eoutput_records\x18\x16 \x01(\x04R\routputRecords\x12\x1e\n" +
 	"\n" +
 	"protection\x18\x17 \x01(\tR\n" +
-	"protection\x12\x1e\n" +
+	"protection\x12\x1c\n" +
+	"\tmirroring\x18+ \x01(\tR\tmirroring\x12\x1e\n" +
 	"\n" +
 	"recoveries\x18\x18 \x01(\x04R\n" +
 	"recoveries\x12#\n" +
@@ -8109,7 +8137,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\fstart_wanted\x18\x1e \x01(\bR\vstartWanted\x12\x16\n" +
 	"\x06weight\x18) \x01(\rR\x06weight\x12.\n" +
 	"\x05linux\x18( \x01(\v2\x18.cellvisor.v1.LinuxGuestR\x05linux\x12%\n" +
-	"\x04nets\x18* \x03(\v2\x11.cellvisor.v1.NetR\x04nets\"\xaa\x02\n" +
+	"\x04nets\x18* \x03(\v2\x11.cellvisor.v1.NetR\x04nets\"\xc2\x02\n" +
 	"\x06Worker\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\rR\x04part\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x10\n" +
@@ -8122,7 +8150,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04cell\x18\t \x01(\tR\x04cell\x12\x12\n" +
 	"\x04lost\x18\n" +
 	" \x01(\bR\x04lost\x12\x18\n" +
-	"\astandby\x18\v \x01(\bR\astandby\"\xc3\x06\n" +
+	"\astandby\x18\v \x01(\bR\astandby\x12\x16\n" +
+	"\x06mirror\x18\f \x01(\bR\x06mirror\"\xc3\x06\n" +
 	"\x0eWorkerCounters\x12!\n" +
 	"\fremote_reads\x18\x01 \x01(\x04R\vremoteReads\x12#\n" +
 	"\rremote_writes\x18\x02 \x01(\x04R\fremoteWrites\x12!\n" +
@@ -8163,13 +8192,16 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04vcpu\x18\x05 \x01(\rH\x00R\x04vcpu\x88\x01\x01\x12\x12\n" +
 	"\x04from\x18\x06 \x01(\tR\x04from\x12\x16\n" +
 	"\x06around\x18\a \x01(\bR\x06aroundB\a\n" +
-	"\x05_vcpu\"\x95\x01\n" +
+	"\x05_vcpu\"\xb5\x01\n" +
 	"\rScrubCounters\x12\x16\n" +
 	"\x06passes\x18\x01 \x01(\x04R\x06passes\x12\x1a\n" +
 	"\bchecking\x18\x02 \x01(\bR\bchecking\x12\x1a\n" +
 	"\bpermille\x18\x03 \x01(\rR\bpermille\x12\x18\n" +
 	"\adamaged\x18\x04 \x01(\x04R\adamaged\x12\x1a\n" +
-	"\brepaired\x18\x05 \x01(\x04R\brepaired\"\x8d\x02\n" +
+	"\brepaired\x18\x05 \x01(\x04R\brepaired\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\x06 \x01(\x04R\n" +
+	"unreadable\"\x8d\x02\n" +
 	"\x0ePagingCounters\x12\x1f\n" +
 	"\vlimit_bytes\x18\x01 \x01(\x04R\n" +
 	"limitBytes\x12\x1d\n" +

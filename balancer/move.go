@@ -13,6 +13,7 @@ type MoveRequest struct {
 	MemoryBytes ident.Bytes      // the target holds the whole VM for a moment
 	Members     []ident.ServerID // that run the VM: none of them can be the target
 	Standbys    []ident.ServerID // that hold a replica already
+	Mirrors     []ident.ServerID // that have mirrors of its disks
 	Server      ident.ServerID   // the only target allowed, 0: any
 	Cell        ident.CellName   // that the target is to be in, "": any
 }
@@ -20,7 +21,7 @@ type MoveRequest struct {
 const partAlready = " runs a part of it already"
 
 // PlaceMove returns the server that takes parts of a running VM over: one in a cell that the VM depends on anyway before others; then the least
-// loaded. Cells with its replicas come last, so that these go on protecting it; among them the server that holds one comes first, since nothing has
+// loaded. Cells with its replicas or mirrors come last, so that these go on protecting it; among them the server that holds one comes first, since nothing has
 // to be copied there.
 func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
 	in := func(s *Server, of []ident.ServerID) bool {
@@ -48,7 +49,7 @@ func PlaceMove(servers []Server, req MoveRequest) (ident.ServerID, error) {
 			switch {
 			case holds:
 				r = 2
-			case in(s, req.Standbys):
+			case in(s, req.Standbys), in(s, req.Mirrors):
 				r = 1
 			case in(s, req.Members):
 				r = 4

@@ -56,8 +56,8 @@ func checkDisks(spec *VMSpec) *Fault {
 			return faultf(CodeInvalid, "vm %s: disk %s: size of %d bytes: a multiple of %d, and at most %s, is allowed", spec.Name, d.Name, d.Bytes, DiskBlockBytes, ident.Bytes(MaxDiskBytes))
 		case d.Mirrors < 0 || d.Mirrors > MaxReplicas:
 			return faultf(CodeInvalid, "vm %s: disk %s: %d mirrors; 0 to %d are allowed", spec.Name, d.Name, d.Mirrors, MaxReplicas)
-		case d.Mirrors > spec.Replicas:
-			return faultf(CodeInvalid, "vm %s: disk %s: mirrors are kept with a vm's replicas: %d mirrors need --protect replica:%d", spec.Name, d.Name, d.Mirrors, d.Mirrors)
+		case spec.Protect == ProtectReplica && d.Mirrors > spec.Replicas:
+			return faultf(CodeInvalid, "vm %s: disk %s: the mirrors of a protected vm are with its replicas: %d mirrors need --protect replica:%d, or none", spec.Name, d.Name, d.Mirrors, d.Mirrors)
 		case !slices.Contains([]DiskCache{CacheWriteback, CacheWritethrough, CacheUnsafe}, d.Cache):
 			return faultf(CodeInvalid, "vm %s: disk %s: cache %q is none of writeback, writethrough, unsafe", spec.Name, d.Name, clip(string(d.Cache), 32))
 		}

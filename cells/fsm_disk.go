@@ -9,7 +9,7 @@ import (
 
 // Disks in the registry: which servers have copies, and which of them count.
 //
-//	            home has it, or a standby holds a checkpoint
+//	            home has it, or a standby holds a checkpoint, or is a mirror in step
 //	copying -------------------------------------------------> current
 //	   ^                                                          |
 //	   +-- a VM has the disk again, or still, with a part here -- stale <-- no part of the VM is here any more, or the disk was used without it
@@ -48,7 +48,11 @@ type Disk struct {
 	Bytes  ident.Bytes `json:"bytes,omitempty"`
 	VM     ident.VMID  `json:"vm,omitempty"` // that has it; 0: none that has not ended
 	Uses   uint64      `json:"uses"`         // rises with each use of a copy
-	Copies []DiskCopy  `json:"copies"`       // by rising server ID
+
+	// LastHome is the server whose copy the guest wrote last: it may have what was never flushed, and so is preferred while it lives.
+	LastHome ident.ServerID `json:"last_home,omitempty"`
+
+	Copies []DiskCopy `json:"copies"` // by rising server ID
 }
 
 // RemoveDisk forgets a disk that no VM has, and its copies.
@@ -119,6 +123,9 @@ func (s *State) DiskHomes(spec *VMSpec) ([]ident.ServerID, *Fault) {
 		}
 		if len(homes) == 0 {
 			return nil, faultf(CodeConflict, "vm %s: no live server can use disk %s: its copies are%s; start a server that has a current one", spec.Name, d.Name, clip(text, 256))
+		}
+		if i := slices.Index(homes, d.LastHome); i > 0 {
+			homes = slices.Insert(slices.Delete(homes, i, i+1), 0, d.LastHome)
 		}
 		out, found = homes, true
 	}
@@ -195,6 +202,7 @@ func (f *FSM) tendDisk(d *Disk) {
 		p := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Server == c.Server && p.Part == c.Part && !p.Gone && c.Used })
 		switch {
 		case p >= 0 && vm.Parts[p].Part == vm.Home:
+			d.LastHome = c.Server
 			f.setCopy(d, c, CopyCurrent)
 		case p >= 0 && vm.Parts[p].Standby && vm.Parts[p].Holds:
 			c.Confirmed = c.Use

@@ -11,6 +11,7 @@ import (
 // startMove gives the VM a standby on the target, or takes one that it has there.
 func (f *FSM) startMove(vm *VM, op OpID, step int, parts []ident.Part, target ident.ServerID) bool {
 	s := f.state.Server(target)
+	f.dropStandbys(vm, func(p *VMPart) bool { return p.Mirror && p.Server == target }) // a copy of the whole VM takes its place
 	move := &Move{Op: op, Step: step, Parts: parts}
 	if i := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Standby && p.Server == target }); i >= 0 {
 		move.Image = vm.Parts[i].Part

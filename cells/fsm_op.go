@@ -250,6 +250,9 @@ func (f *FSM) awaitsProtection(op *Operation) bool {
 		if vm := f.state.VM(s.VM); vm != nil && vm.Protection() == "syncing" {
 			op.Note = fmt.Sprintf("vm %s: its new replica is not complete yet", s.Name)
 			return true
+		} else if vm != nil && vm.Mirroring() == "syncing" {
+			op.Note = fmt.Sprintf("vm %s: the new mirror of its disks is not in step yet", s.Name)
+			return true
 		}
 	}
 	return false

@@ -30,7 +30,7 @@ func (v *VM) Safe() bool {
 
 // Held tells whether the VM can go back to some checkpoint.
 func (v *VM) Held() bool {
-	return slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Holds })
+	return slices.ContainsFunc(v.Parts, func(p VMPart) bool { return p.Standby && p.Holds && !p.Mirror })
 }
 
 // enough tells whether the standbys that hold lie in as many cells as it takes: one more than asked for if one of them is in a cell that also runs
@@ -97,9 +97,10 @@ func (f *FSM) protectVM(c *ProtectVM) *Fault {
 	fewer := spec.Protect != ProtectReplica || spec.Replicas < vm.Spec.Replicas
 	vm.Spec = spec
 	if fewer {
-		f.dropStandbys(vm, func(*VMPart) bool { return true })
+		f.dropStandbys(vm, func(p *VMPart) bool { return !p.Mirror })
 	} else {
-		vm.ProtectSeq++ // home is told the new interval
+		f.dropStandbys(vm, func(p *VMPart) bool { return p.Mirror }) // the replicas have copies of their own
+		vm.ProtectSeq++                                              // home is told the new interval
 		vm.SafeSeq = 0
 	}
 	f.emit(Event{Kind: EventVMProtect, Subject: "vm " + spec.Name, Text: fmt.Sprintf("vm %s asks for protection %s", spec.Name, spec.protectText())})
@@ -195,7 +196,7 @@ func (f *FSM) tendAllStandbys() {
 
 // tendStandbys adds the standbys that the VM lacks, if there are servers for them.
 func (f *FSM) tendStandbys(vm *VM) {
-	if vm.Spec.Protect != ProtectReplica || !vm.State.Active() {
+	if !vm.wantsStandbys() || !vm.State.Active() {
 		return
 	}
 	for _, id := range f.hooks.Placer.Standbys(&f.state, vm) {
@@ -212,7 +213,11 @@ func (f *FSM) addStandby(vm *VM, on, origin ident.ServerID) bool {
 		return false
 	}
 	vm.Parts = append(vm.Parts, VMPart{Part: part, Server: s.ID, ServerName: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, Standby: true, Origin: origin})
-	f.emit(Event{Kind: EventVMProtect, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s gets a standby on %s", vm.Spec.Name, s.Name)})
+	what := "standby"
+	if vm.Spec.Protect != ProtectReplica {
+		vm.Parts[len(vm.Parts)-1].Mirror, what = true, "mirror of its disks"
+	}
+	f.emit(Event{Kind: EventVMProtect, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s gets a %s on %s", vm.Spec.Name, what, s.Name)})
 	return true
 }
 
@@ -253,9 +258,9 @@ func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part, keep bool) {
 		}
 	}
 	// Another standby that holds may hold the checkpoint before or after the one that the VM goes back to. Home brings it to its own, and lets no
-	// output leave before. One that does not hold yet begins anew.
+	// output leave before. One that does not hold yet begins anew, and so does a mirror: it may have what the VM has not, or not what it has.
 	vm.Parts = slices.DeleteFunc(vm.Parts, func(p VMPart) bool {
-		return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image && !(keep && p.Holds)
+		return slices.Contains(gone, p.Part) || p.Gone || p.Standby && p.Part != image && !(keep && p.Holds && !p.Mirror)
 	})
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Part == image {
@@ -274,7 +279,7 @@ func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part, keep bool) {
 // CanGoBackTo tells whether a part has a checkpoint that the VM can go back to: a standby that holds one, or the image of a recovery that is not
 // complete, to which it then goes back again.
 func (v *VM) CanGoBackTo(p *VMPart) bool {
-	return p.Standby && p.Holds || v.Restored && !v.Resumed && p.Part == v.Image && !p.Gone
+	return p.Standby && p.Holds && !p.Mirror || v.Restored && !v.Resumed && p.Part == v.Image && !p.Gone
 }
 
 // vmResumed takes home's word that a recovery is complete.

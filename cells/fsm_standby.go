@@ -28,11 +28,14 @@ func (f *FSM) moveStandby(op *Operation, i int, vm *VM) {
 	s := &op.Steps[i]
 	to := standbyTargets(&f.state, f.hooks, vm, s.From, op.destination(s).Server)
 	switch {
-	case vm.Spec.Protect != ProtectReplica || vm.spare(s.From): // it is of no use any more
+	case !vm.wantsStandbys() || vm.spare(s.From): // it is of no use any more
 		f.dropStandbys(vm, func(p *VMPart) bool { return p.Server == s.From })
 		s.State, s.Note = StepDone, ""
 	case len(to) == 0 && op.exact():
 		op.putOff(i, "it cannot keep the replica now")
+	case len(to) == 0 && vm.standbyOn(s.From).Mirror: // the disks are not what keeps a server from being taken out of service
+		f.dropStandbys(vm, func(p *VMPart) bool { return p.Server == s.From })
+		s.State, s.Note = StepDone, "no other server can keep the mirror of its disks: it goes on without"
 	case len(to) == 0:
 		s.Note = "no other server can keep its replica: make room, or end its protection (vm protect " + vm.Spec.Name + " none)"
 	default:
@@ -57,14 +60,18 @@ func (f *FSM) followStandby(op *Operation, s *OpStep, vm *VM) {
 		}
 	case old != nil && next.Holds && vm.Safe():
 		f.dropStandbys(vm, func(p *VMPart) bool { return p.Server == s.From })
-	case old == nil && vm.Protection() != "syncing":
+	case old == nil && vm.Protection() != "syncing" && vm.Mirroring() != "syncing":
 		s.State, s.Note = StepDone, ""
 	}
 }
 
 // spare tells whether the VM is protected well enough without its standby on a server.
 func (v *VM) spare(server ident.ServerID) bool {
-	return v.covered(func(p *VMPart) bool { return p.Server != server })
+	elsewhere := func(p *VMPart) bool { return p.Server != server }
+	if v.Spec.Protect != ProtectReplica {
+		return v.mirrors(elsewhere) >= v.Spec.Mirrors()
+	}
+	return v.covered(elsewhere)
 }
 
 // standbyTargets returns where a VM's standby can go from a server; only, if not zero, is the one place that is wanted.

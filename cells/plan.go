@@ -218,12 +218,12 @@ func (p *planner) members(vm *VM, servers []ident.ServerID, to Destination) {
 // standbys plans another place for each replica that is kept on one of the servers.
 func (p *planner) standbys(vm *VM, servers []ident.ServerID) {
 	for _, part := range slices.Clone(vm.Parts) {
-		if !part.Standby || !slices.Contains(servers, part.Server) || vm.Spec.Protect != ProtectReplica {
+		if !part.Standby || !slices.Contains(servers, part.Server) || vm.Spec.Protect != ProtectReplica && !part.Mirror {
 			continue
 		}
 		if to := standbyTargets(&p.st, p.hooks, vm, part.Server, 0); len(to) > 0 {
 			p.moveStandby(vm, &part, to[0])
-		} else if vm.spare(part.Server) {
+		} else if part.Mirror || vm.spare(part.Server) {
 			p.add(StepStandby, vm, &part, 0)
 			vm.Parts = slices.DeleteFunc(vm.Parts, func(o VMPart) bool { return o.Standby && o.Server == part.Server })
 		} else {
@@ -241,12 +241,12 @@ func (p *planner) moveStandby(vm *VM, part *VMPart, to ident.ServerID) {
 
 // replenish places the standbys that a VM lacks.
 func (p *planner) replenish(vm *VM) {
-	if vm.Spec.Protect != ProtectReplica {
+	if !vm.wantsStandbys() {
 		return
 	}
 	for _, id := range p.hooks.Placer.Standbys(&p.st, vm) {
 		s := p.st.Server(id)
-		vm.Parts = append(vm.Parts, VMPart{Server: s.ID, ServerName: s.Name, Cell: s.Cell, Standby: true})
+		vm.Parts = append(vm.Parts, VMPart{Server: s.ID, ServerName: s.Name, Cell: s.Cell, Standby: true, Mirror: vm.Spec.Protect != ProtectReplica})
 	}
 }
 

@@ -161,6 +161,7 @@ type VMPart struct {
 	PausedSeq   uint64            `json:"paused_seq,omitempty"`   // the VM's last change of its pauses that it has carried out
 	Origin      ident.ServerID    `json:"origin,omitempty"`       // a drain took it from there, and nobody has decided since that it stays where it is
 	Holds       bool              `json:"holds,omitempty"`        // of a standby: home lets no output leave before this one has the checkpoint after it
+	Mirror      bool              `json:"mirror,omitempty"`       // of a standby: it holds the VM's disks only, and Holds says that they are in step
 }
 
 // VM is one virtual machine in the registry.

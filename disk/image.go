@@ -209,9 +209,12 @@ func (m *Image) read(block uint64, buf []byte) error {
 	from, off, want := m.data, int64(block)*BlockBytes, m.sums[block]
 	if journalled {
 		from, off, want = m.journal, p.offset, p.sum
-		if off == 0 {
+		switch off {
+		case 0:
 			clear(buf)
 			return nil
+		case lost: // but for the luck that this copy had what it should be
+			from, off = m.data, int64(block)*BlockBytes
 		}
 	}
 	if err := readFull(from, buf, off); errors.Is(err, os.ErrClosed) {
@@ -223,6 +226,15 @@ func (m *Image) read(block uint64, buf []byte) error {
 		return fmt.Errorf("%w: block %d", ErrBadBlock, block)
 	}
 	return nil
+}
+
+// readTwice is read, with a second try: a block that is given up is lost. It requires mu.
+func (m *Image) readTwice(block uint64, buf []byte) error {
+	err := m.read(block, buf)
+	if errors.Is(err, ErrBadBlock) {
+		err = m.read(block, buf)
+	}
+	return err
 }
 
 // Sum is the checksum of what a block should hold.
@@ -268,8 +280,8 @@ func (m *Image) Commit(writes []Write, sync bool) error {
 	if m.failed != nil {
 		return m.failed
 	}
-	if len(writes) > maxBatchBlocks {
-		return fmt.Errorf("batch of %d blocks, at most %d are allowed", len(writes), maxBatchBlocks)
+	if len(writes) > MaxBatchBlocks {
+		return fmt.Errorf("batch of %d blocks, at most %d are allowed", len(writes), MaxBatchBlocks)
 	}
 	if len(writes) > 0 {
 		if m.end > journalMost {
@@ -320,7 +332,10 @@ func (m *Image) apply() error {
 	slices.Sort(blocks)
 	buf := make([]byte, BlockBytes)
 	for _, block := range blocks {
-		if err := m.read(block, buf); err != nil {
+		switch err := m.readTwice(block, buf); {
+		case errors.Is(err, ErrBadBlock): // the journal has lost it: the image goes on without, and its checksum says so
+			continue
+		case err != nil:
 			return err
 		}
 		if _, err := m.data.WriteAt(buf, int64(block)*BlockBytes); err != nil {

@@ -161,7 +161,7 @@ func flip(t testing.TB, path string, at int64) {
 func TestFlippedBitsAreFound(t *testing.T) {
 	dir := t.TempDir()
 	m := openTestImage(t, dir, ImageConfig{Bytes: 8 * BlockBytes})
-	if err := m.Commit([]Write{{3, blockOf(7)}, {4, blockOf(8)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 3, Data: blockOf(7)}, {Block: 4, Data: blockOf(8)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	open := crash(t, dir)
@@ -176,7 +176,7 @@ func TestFlippedBitsAreFound(t *testing.T) {
 			t.Errorf("block 3: %v", err)
 		}
 		m.mustHold(t, 4, blockOf(8))
-		if err := m.Commit([]Write{{3, blockOf(7)}}, true); err != nil { // repaired from elsewhere
+		if err := m.Commit([]Write{{Block: 3, Data: blockOf(7)}}, true); err != nil { // repaired from elsewhere
 			t.Fatal(err)
 		}
 		m.mustHold(t, 3, blockOf(7))
@@ -218,7 +218,7 @@ func TestAMissingDurableBatchIsNoTear(t *testing.T) {
 	dir := t.TempDir()
 	m := openTestImage(t, dir, ImageConfig{Bytes: 8 * BlockBytes})
 	for i := range byte(3) {
-		if err := m.Commit([]Write{{uint64(i), blockOf(i + 1)}}, true); err != nil {
+		if err := m.Commit([]Write{{Block: uint64(i), Data: blockOf(i + 1)}}, true); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -278,24 +278,24 @@ func TestFailingFiles(t *testing.T) {
 		f, err := openOSFile(path, flags)
 		return faultyFile{f, bad}, err
 	}})
-	if err := m.Commit([]Write{{1, blockOf(1)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 1, Data: blockOf(1)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	bad.write = unix.ENOSPC
-	if err := m.Commit([]Write{{1, blockOf(2)}}, true); !errors.Is(err, unix.ENOSPC) {
+	if err := m.Commit([]Write{{Block: 1, Data: blockOf(2)}}, true); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("full: %v", err)
 	}
 	m.mustHold(t, 1, blockOf(1))
 	bad.write = nil // there is room again
-	if err := m.Commit([]Write{{2, blockOf(3)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 2, Data: blockOf(3)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	bad.sync = unix.EIO
-	if err := m.Commit([]Write{{2, blockOf(4)}}, true); !errors.Is(err, unix.EIO) {
+	if err := m.Commit([]Write{{Block: 2, Data: blockOf(4)}}, true); !errors.Is(err, unix.EIO) {
 		t.Fatalf("failed flush: %v", err)
 	}
 	bad.sync = nil
-	if err := m.Commit([]Write{{2, blockOf(5)}}, true); !errors.Is(err, unix.EIO) {
+	if err := m.Commit([]Write{{Block: 2, Data: blockOf(5)}}, true); !errors.Is(err, unix.EIO) {
 		t.Fatalf("after a failed flush nothing is written: %v", err)
 	}
 	if m.Err() == nil {
@@ -311,7 +311,7 @@ func TestFailingFiles(t *testing.T) {
 func TestUnreadableBlocks(t *testing.T) {
 	dir := t.TempDir()
 	m := openTestImage(t, dir, ImageConfig{Bytes: 8 * BlockBytes})
-	if err := m.Commit([]Write{{1, blockOf(1)}, {3, blockOf(3)}, {4, blockOf(4)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 1, Data: blockOf(1)}, {Block: 3, Data: blockOf(3)}, {Block: 4, Data: blockOf(4)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Close(); err != nil { // all of it is in the image now
@@ -340,7 +340,7 @@ func TestUnreadableBlocks(t *testing.T) {
 	if !slices.Equal(found, []uint64{3}) {
 		t.Fatalf("blocks %v are found, 3 is damaged", found)
 	}
-	if err := m.Commit([]Write{{3, blockOf(3)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 3, Data: blockOf(3)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	if some, _, err := m.Verify(0, 8); len(some) > 0 || err != nil {
@@ -371,7 +371,7 @@ func TestOneHasACopyOpen(t *testing.T) {
 		files, err := OpenFiles(dir, ImageConfig{})
 		opened <- errors.Join(err, files.Close())
 	}()
-	if err := m.Commit([]Write{{1, blockOf(1)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 1, Data: blockOf(1)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Close(); err != nil {
@@ -396,7 +396,7 @@ func TestFullTmpfs(t *testing.T) {
 	var err error
 	written := uint64(0)
 	for ; written < 64 && err == nil; written++ {
-		err = m.Commit([]Write{{written, blockOf(byte(written) | 1)}}, true)
+		err = m.Commit([]Write{{Block: written, Data: blockOf(byte(written) | 1)}}, true)
 	}
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("after %d blocks: %v", written, err)
@@ -414,7 +414,7 @@ func TestLinkedImage(t *testing.T) {
 	}
 	m := openTestImage(t, dir, ImageConfig{Source: path})
 	m.mustHold(t, 1, blockOf(2))
-	if err := m.Commit([]Write{{0, blockOf(9)}}, true); err != nil {
+	if err := m.Commit([]Write{{Block: 0, Data: blockOf(9)}}, true); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Close(); err != nil {
@@ -447,8 +447,8 @@ func (sliceFile) Close() error                       { return nil }
 func (f sliceFile) Size() (int64, error)             { return f.Reader.Size(), nil }
 
 func FuzzJournal(f *testing.F) {
-	one, _ := encodeBatch([]Write{{1, blockOf(3)}, {2, nil}}, 5, 1, 0, 0)
-	two, _ := encodeBatch([]Write{{0, blockOf(4)}}, 5, 2, 1, int64(len(one)))
+	one, _ := encodeBatch([]Write{{Block: 1, Data: blockOf(3)}, {Block: 2, Data: nil}}, 5, 1, 0, 0)
+	two, _ := encodeBatch([]Write{{Block: 0, Data: blockOf(4)}}, 5, 2, 1, int64(len(one)))
 	f.Add(append(one, two...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		batches, err := scanJournal(sliceFile{bytes.NewReader(b)}, 5, 8)

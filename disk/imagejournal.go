@@ -11,7 +11,7 @@ import (
 //
 //	batch:  header 64 | table, 16 a block | zeros up to a block boundary | blocks that are not all zeros
 //	header: magic 4 | count 4 | epoch 8 | seq 8 | synced 8 | CRC of the table 4 | zeros | CRC of the header 4
-//	table:  block 8 | CRC of its contents 4 | flags 4 (bit 0: all zeros, and so left out)
+//	table:  block 8 | CRC of its contents 4 | flags 4 (bit 0: all zeros, bit 1: not to be had; both are left out)
 //
 // All integers are little endian, all CRCs CRC-32C. Epoch is that of the header of the checksums: a journal of another epoch has been carried out.
 // Seq rises by one; synced is the last seq that was known to be durable when the batch was written.
@@ -24,14 +24,20 @@ const (
 	batchHeaderBytes = 64
 	batchEntryBytes  = 16
 	batchZero        = 1
-	maxBatchBlocks   = 1 << 16
+	batchLost        = 2
 	sectorBytes      = 512
+
+	// MaxBatchBlocks bounds one batch.
+	MaxBatchBlocks = 1 << 16
 )
 
-// Write is one block to be written. Data is BlockBytes long, or nil for zeros.
+// Write is one block to be written. Data is BlockBytes long, or nil for zeros. Of a block that is Lost nobody has the contents: reads of it fail until
+// it is written again, unless the image has what the checksum Sum says.
 type Write struct {
 	Block uint64
 	Data  []byte
+	Lost  bool
+	Sum   uint32
 }
 
 var zeroBlock [BlockBytes]byte
@@ -49,12 +55,14 @@ func allZero(b []byte) bool {
 	return true
 }
 
-// placed says where a block's contents lie in the journal; offset 0 means zeros.
+// placed says where a block's contents lie in the journal; offset 0 means zeros, offset lost that nobody has them.
 type placed struct {
 	block  uint64
 	offset int64
 	sum    uint32
 }
+
+const lost = -1
 
 func tableBytes(count int) int {
 	return (batchHeaderBytes + count*batchEntryBytes + BlockBytes - 1) / BlockBytes * BlockBytes
@@ -68,6 +76,12 @@ func encodeBatch(writes []Write, epoch, seq, synced uint64, at int64) ([]byte, [
 	for i, w := range writes {
 		e := b[batchHeaderBytes+i*batchEntryBytes:]
 		le.PutUint64(e, w.Block)
+		if w.Lost {
+			le.PutUint32(e[8:], w.Sum)
+			le.PutUint32(e[12:], batchLost)
+			where[i] = placed{w.Block, lost, w.Sum}
+			continue
+		}
 		if w.Data == nil || allZero(w.Data) {
 			le.PutUint32(e[8:], zeroSum)
 			le.PutUint32(e[12:], batchZero)
@@ -116,7 +130,7 @@ func readBatch(f File, at, size int64, epoch, blocks uint64) (batch, error) {
 		return batch{}, errNoBatch
 	}
 	count := int(le.Uint32(head[4:]))
-	if le.Uint32(head) != batchMagic || le.Uint32(head[60:]) != sumOf(head[:60]) || count < 1 || count > maxBatchBlocks {
+	if le.Uint32(head) != batchMagic || le.Uint32(head[60:]) != sumOf(head[:60]) || count < 1 || count > MaxBatchBlocks {
 		return batch{}, errBadBatch
 	}
 	if le.Uint64(head[8:]) != epoch {
@@ -137,7 +151,10 @@ func readBatch(f File, at, size int64, epoch, blocks uint64) (batch, error) {
 		if p.block >= blocks {
 			return out, errBadBatch
 		}
-		if le.Uint32(e[12:])&batchZero == 0 {
+		switch flags := le.Uint32(e[12:]); {
+		case flags&batchLost != 0:
+			p.offset = lost
+		case flags&batchZero == 0:
 			p.offset = out.end
 			out.end += BlockBytes
 			if err := readFull(f, data, p.offset); err != nil {

@@ -52,6 +52,45 @@ func placeAt(servers []balancer.Server, req balancer.Request, homes []ident.Serv
 	return nil, err
 }
 
+// placeMirrors places the mirrors that a VM without replicas lacks: in cells other than home's, on servers that have no part of the VM. They hold no
+// memory of it.
+func placeMirrors(st *cells.State, vm *cells.VM) []ident.ServerID {
+	servers := serversForPlacement(st)
+	home := slices.IndexFunc(vm.Parts, func(p cells.VMPart) bool { return p.Part == vm.Home && !p.Standby })
+	if home < 0 {
+		return nil
+	}
+	cell := vm.Parts[home].Cell
+	req := balancer.StandbyRequest{Replicas: vm.Spec.Mirrors()}
+	for _, p := range vm.Parts {
+		if p.Mirror && p.Cell != cell {
+			req.Standbys = append(req.Standbys, p.Server)
+		}
+	}
+	for i := range servers {
+		s := &servers[i]
+		s.Open = s.Open && s.Cell != cell && !slices.ContainsFunc(vm.Parts, func(p cells.VMPart) bool { return p.Server == s.ID && !p.Gone })
+	}
+	return balancer.PlaceStandbys(servers, req)
+}
+
+// protection is what the workers of a VM are told about its standbys.
+func protection(vm *cells.VM) wire.WorkerProtect {
+	m := wire.WorkerProtect{Seq: vm.ProtectSeq, Home: vm.Home, CheckpointMillis: vm.Spec.CheckpointMillis}
+	for _, p := range vm.Parts {
+		switch {
+		case p.Gone || p.Standby && !p.Ready:
+			continue
+		case p.Mirror:
+			m.Mirrors = m.Mirrors.Set(p.Part)
+		case p.Standby:
+			m.Standbys = m.Standbys.Set(p.Part)
+		}
+		m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, ReplicaAddr: p.ReplicaAddr})
+	}
+	return m
+}
+
 func (c *Core) workerDisks(e WorkerDisks) {
 	w := c.workerOf(e.VM)
 	if w == nil {

@@ -40,8 +40,11 @@ func (placer) Place(st *cells.State, spec *cells.VMSpec) ([]cells.PlacedPart, *c
 	return out, nil
 }
 
-// Standbys places the standbys that a protected VM lacks.
+// Standbys places the replicas or mirrors that a VM lacks.
 func (placer) Standbys(st *cells.State, vm *cells.VM) []ident.ServerID {
+	if vm.Spec.Protect != cells.ProtectReplica {
+		return placeMirrors(st, vm)
+	}
 	req := balancer.StandbyRequest{Replicas: vm.Spec.Replicas, MemoryBytes: vm.Spec.MemoryBytes}
 	for _, p := range vm.Parts {
 		if p.Gone {
@@ -86,9 +89,11 @@ func serversForPlacement(st *cells.State) []balancer.Server {
 		for _, p := range vm.Parts {
 			if s := at[p.Server]; s != nil && !p.Gone {
 				s.UsedVCPUs += len(p.VCPUs)
-				if p.Standby {
+				switch {
+				case p.Mirror: // it holds disks only
+				case p.Standby:
 					s.UsedBytes += vm.Spec.MemoryBytes // a replica is whole
-				} else {
+				default:
 					s.UsedBytes += share
 				}
 			}
@@ -126,6 +131,8 @@ func (mover) Target(st *cells.State, vm *cells.VM, parts []ident.Part, to cells.
 	for _, p := range vm.Parts {
 		switch {
 		case p.Gone:
+		case p.Mirror:
+			req.Mirrors = append(req.Mirrors, p.Server)
 		case p.Standby:
 			req.Standbys = append(req.Standbys, p.Server)
 		default:

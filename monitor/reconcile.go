@@ -219,21 +219,6 @@ func (c *Core) replaceWorker(w *worker) {
 	}
 }
 
-// protection is what the workers of a VM are told about its standbys.
-func protection(vm *cells.VM) wire.WorkerProtect {
-	m := wire.WorkerProtect{Seq: vm.ProtectSeq, Home: vm.Home, CheckpointMillis: vm.Spec.CheckpointMillis}
-	for _, p := range vm.Parts {
-		if p.Gone || p.Standby && !p.Ready {
-			continue
-		}
-		if p.Standby {
-			m.Standbys = m.Standbys.Set(p.Part)
-		}
-		m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, ReplicaAddr: p.ReplicaAddr})
-	}
-	return m
-}
-
 func (c *Core) workerProtected(e WorkerProtected) {
 	if w := c.workerOf(e.VM); w != nil && e.Protected.Seq > w.safe {
 		w.safe = e.Protected.Seq
@@ -352,7 +337,7 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 func members(vm *cells.VM) wire.WorkerMembers {
 	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.BootEpoch(), Booted: vm.BootEpoch(), Home: vm.Home, Restore: vm.Restored, Image: vm.Image}
 	for _, p := range vm.Parts {
-		if p.Standby && p.Holds && vm.Restored {
+		if vm.Restored && p.Standby && vm.CanGoBackTo(&p) {
 			m.Fallback = m.Fallback.Set(p.Part)
 		}
 		if !p.Gone && !p.Standby {

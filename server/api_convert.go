@@ -131,7 +131,7 @@ func scrubMessage(s *wire.WorkerScrub) *api.ScrubCounters {
 	if s == nil {
 		return nil
 	}
-	return &api.ScrubCounters{Passes: s.Passes, Checking: s.Checking, Permille: uint32(s.Permille), Damaged: s.Damaged, Repaired: s.Repaired}
+	return &api.ScrubCounters{Passes: s.Passes, Checking: s.Checking, Permille: uint32(s.Permille), Damaged: s.Damaged, Repaired: s.Repaired, Unreadable: s.Unreadable}
 }
 
 func pagingMessage(p *wire.WorkerPaging) *api.PagingCounters {
@@ -204,7 +204,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 	out := &api.VM{
 		Id: uint64(vm.ID), Name: vm.Spec.Name, State: vmState(vm), Reason: vm.Reason, ExitStatus: vm.ExitStatus,
 		Vcpus: uint32(vm.Spec.VCPUs), MemoryBytes: uint64(vm.Spec.MemoryBytes), Protect: protectText(&vm.Spec),
-		Protection: vm.Protection(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
+		Protection: vm.Protection(), Mirroring: vm.Mirroring(), Recoveries: vm.Recoveries, CheckpointMs: uint32(vm.Spec.CheckpointMillis),
 		OnLoss: onLosses[vm.Spec.OnLoss], Epoch: uint64(vm.Epoch), Payload: vm.Spec.Builtin, Args: vm.Spec.Args, Registers: vm.Registers,
 		Restarts: vm.Restarts, RebootOnCrash: vm.Spec.RebootOnCrash, CrashLimit: uint32(vm.Spec.CrashLimit),
 		Restart: cmp.Or(vm.Spec.Restart, cells.RestartNo), StartWanted: vm.Start.Wanted,
@@ -226,7 +226,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		p := &vm.Parts[i]
 		w := &api.Worker{
 			Part: uint32(p.Part), Server: string(p.ServerName), Cell: string(p.Cell), Pid: uint32(p.PID), PidStartTicks: p.StartTime,
-			Addr: p.Addr, Ready: p.Ready, Lost: p.Gone || !state.View.Has(p.Server, p.Incarnation), Standby: p.Standby,
+			Addr: p.Addr, Ready: p.Ready, Lost: p.Gone || !state.View.Has(p.Server, p.Incarnation), Standby: p.Standby, Mirror: p.Mirror,
 		}
 		for _, c := range p.VCPUs {
 			w.Vcpus = append(w.Vcpus, uint32(c))

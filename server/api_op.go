@@ -180,6 +180,8 @@ func vmsOn(st *cells.State, stop map[ident.ServerID]bool) []string {
 			switch {
 			case p.Gone || !stop[p.Server]:
 				continue
+			case p.Mirror:
+				what = "a mirror of its disks"
 			case p.Standby && vm.Spec.Protect != cells.ProtectReplica:
 				what = "the copy that it moves with"
 			case p.Standby:

@@ -64,6 +64,8 @@ func workerRows(t *theme.Theme, vm, before *api.VM, elapsed time.Duration) []tab
 
 func workerMark(t *theme.Theme, vm *api.VM, w *api.Worker) mark {
 	switch {
+	case w.GetMirror() && !w.GetLost() && !vm.GetState().Ended():
+		return mark{t.Done, "mirror", theme.Good}
 	case w.GetStandby() && !w.GetLost() && !vm.GetState().Ended():
 		return mark{t.Done, "replica", theme.Good}
 	case w.GetLost():

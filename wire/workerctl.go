@@ -178,6 +178,7 @@ type WorkerProtect struct {
 	Seq              uint64         `json:"seq"`
 	Members          []WorkerMember `json:"members"` // members and standbys, with their replica-plane addresses
 	Standbys         ident.PartSet  `json:"standbys"`
+	Mirrors          ident.PartSet  `json:"mirrors,omitempty"` // standbys that hold the VM's disks only
 	Home             ident.Part     `json:"home"`
 	CheckpointMillis int            `json:"checkpoint_millis"` // between cuts; 0: adaptive
 }
@@ -329,6 +330,8 @@ type WorkerScrub struct {
 	Permille int    `json:"permille,omitempty"` // and has seen so much
 	Damaged  uint64 `json:"damaged,omitempty"`  // blocks that did not match their checksums, in all
 	Repaired uint64 `json:"repaired,omitempty"` // of these, taken from another copy
+
+	Unreadable uint64 `json:"unreadable,omitempty"` // at home: blocks that no copy has now, as far as somebody has asked for them
 }
 
 // WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.

@@ -42,33 +42,42 @@ func (r *replicas) run(p wire.WorkerProtect, change, before <-chan struct{}, don
 	if h == nil || r.over(change) {
 		return
 	}
-	if p.Standbys == 0 {
+	if p.Standbys|p.Mirrors == 0 {
 		r.setSafe(0)
+		h.disksNow().note(false)
 		r.failOn(h.hold(false))
 		return
 	}
 	var members ident.PartSet
 	for _, m := range p.Members {
-		if !p.Standbys.Has(m.Part) {
+		if !(p.Standbys | p.Mirrors).Has(m.Part) {
 			members = members.Set(m.Part)
 		}
 	}
 	if !r.awaitLoaded(h, change) {
 		return
 	}
-	// Standbys of an earlier protection may still be needed, so output goes on waiting for them. If there are none, it need not wait yet.
-	safe := r.setSafe(r.safeNow() & p.Standbys)
-	if r.failOn(h.hold(safe != 0)) {
+	l := &loop{r: r, h: h, p: p, members: members, change: change}
+	if p.Mirrors != 0 {
+		h.disksNow().note(true)
+	}
+	if p.Standbys == 0 {
+		r.setSafe(0)
+		l.keep()
 		return
 	}
-	l := &loop{r: r, h: h, p: p, members: members, change: change}
+	// Standbys of an earlier protection may still be needed, so output goes on waiting for them. If there are none, it need not wait yet.
+	safe := r.setSafe(r.safeNow() & p.Standbys)
+	if safe != 0 && !l.holdAll() || safe == 0 && !l.letGo() {
+		return
+	}
 	if !l.align(safe) {
 		return
 	}
 	if fresh := p.Standbys &^ safe; fresh != 0 && !l.copyTo(fresh, safe != 0) {
 		return
 	}
-	if r.failOn(h.hold(true)) || !l.join() {
+	if !l.holdAll() || !l.bringIntoStep(l.every(), func() bool { return l.checkpoint(false) }) || !l.join() {
 		return
 	}
 	for r.wait(change, r.w.checkpoints.next(l.every()), h.urgent) {
@@ -110,11 +119,11 @@ func (l *loop) every() time.Duration { return time.Duration(l.p.CheckpointMillis
 
 // copyTo gives standbys a full copy. If others are safe already, checkpoints go on meanwhile. It returns false when the protection has changed.
 func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
-	next := time.Now()
+	next, ready := time.Now(), l.p.Mirrors != 0 && !checkpoints
 	for !l.r.all(l.members, func(m ident.Part) error {
 		return l.r.ask(m, l.p.Seq, replicaBase, l.p.Seq, uint64(fresh), uint64(l.r.w.bootedNow()))
 	}) {
-		if !l.r.wait(l.change, 5*time.Millisecond, nil) {
+		if !l.r.wait(l.change, 5*time.Millisecond, nil) || ready && !l.mirror(false) {
 			return false
 		}
 		if checkpoints && time.Now().After(next) {
@@ -127,12 +136,20 @@ func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
 	return true
 }
 
+// holdAll begins to hold back output and what is written to disks. A flush that waits for mirrors need not any more.
+func (l *loop) holdAll() bool {
+	err := l.h.hold(true)
+	l.r.mirrorNews(func(*mirrored) {})
+	return !l.r.failOn(err)
+}
+
 // join makes the first checkpoint that all standbys hold, with all output that ever left, and tells serve that the VM is safe.
 func (l *loop) join() bool {
 	if !l.checkpoint(true) {
 		return false
 	}
 	l.r.setSafe(l.p.Standbys)
+	l.r.mirrorNews(func(m *mirrored) { m.inStep = l.p.Mirrors })
 	l.r.w.protected(wire.WorkerProtected{Seq: l.p.Seq, Checkpoint: l.r.w.checkpoints.last()})
 	return true
 }
@@ -229,12 +246,7 @@ func (l *loop) checkpoint(history bool) bool {
 			return false
 		}
 	}
-	for !r.all(l.p.Standbys, func(s ident.Part) error { return r.ask(s, l.p.Seq, replicaCommit, number) }) {
-		if !r.wait(l.change, 200*time.Microsecond, nil) {
-			return false
-		}
-	}
-	if r.over(l.change) {
+	if !l.applied(l.holders(), number) {
 		return false
 	}
 	r.w.checkpoints.commit(number)

@@ -186,7 +186,10 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 		if err := h.addTo(s, history); err != nil {
 			return nil, nil, err
 		}
-		if err := h.addDisks(s, number); err != nil {
+		if w.replica.hasMirrors() {
+			s.disks = w.blocksShare(number, c.safe)
+		}
+		if err := h.disksNow().cut(number, false, s, s.disks); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -230,6 +233,9 @@ func (w *Worker) originOf(v *vcpu) ([]byte, error) {
 func (c *cutter) pack(s *share, a, before *arena) {
 	n := s.pack(a, before)
 	s.encodeAll()
+	if s.disks != nil {
+		s.disks.encodeAll()
+	}
 	a.done()
 	if before != nil {
 		before.done()

@@ -38,17 +38,24 @@ func (w *Worker) addDevices(h *home) error {
 }
 
 func (w *Worker) plugDevices(h *home, disks *disks) error {
-	disks.full = h.diskFull
-	disks.mend = w.mend
 	board, err := w.newBoard(disks)
 	if err != nil {
 		return err
 	}
-	disks.note(w.cutter.isTracking())
+	h.mu.Lock()
+	h.board = board
+	h.mu.Unlock()
+	return w.haveDisks(h, disks)
+}
+
+// haveDisks gives home its disks, which are open. No device uses them yet.
+func (w *Worker) haveDisks(h *home, disks *disks) error {
+	disks.full, disks.mend, disks.mirrors = h.diskFull, w.mend, w.replica
+	disks.note(w.cutter.isTracking() || w.replica.hasMirrors())
 	w.disksOpened()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.board, h.disks = board, disks
+	h.disks = disks
 	return disks.hold(h.holding)
 }
 
@@ -105,28 +112,10 @@ func (h *home) keepsDisks() bool {
 	return h.disks != nil && h.holding
 }
 
-// addDisks adds what was written to the disks to home's share. The devices rest.
-func (h *home) addDisks(s *share, number uint64) error {
-	h.mu.Lock()
-	disks := h.disks
-	h.mu.Unlock()
-	if disks == nil {
-		return nil
-	}
-	for i, g := range disks.all {
-		if err := g.cut(number, func(block uint64, b []byte) { s.add(recordDisk, diskKey(i, block), b) }); err != nil {
-			return fmt.Errorf("disk %s: %w", g.spec.Name, err)
-		}
-	}
-	return nil
-}
-
 // track begins to note what is written, for checkpoints, or ends it.
 func (w *Worker) track(on bool) error {
 	if h := w.home.Load(); h != nil {
-		h.mu.Lock()
-		h.disks.note(on)
-		h.mu.Unlock()
+		h.disksNow().note(on || w.replica.hasMirrors())
 	}
 	return w.cutter.track(on)
 }

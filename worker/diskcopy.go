@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -96,6 +97,10 @@ func (c *diskCopy) piece(first uint64) bool {
 	buf := make([]byte, disk.BlockBytes)
 	for i := range count {
 		differs, err := c.g.readIfOther(first+i, binary.LittleEndian.Uint32(theirs[4*i:]), buf)
+		if errors.Is(err, disk.ErrBadBlock) { // the copy has something else there, of earlier times: it is not to be taken for the contents
+			s.addBlock(diskKey(c.index, first+i), nil, c.g.image.Sum(first+i))
+			continue
+		}
 		if err != nil {
 			c.r.w.fail(fmt.Errorf("copy disk %s: %w", c.g.spec.Name, err))
 			return false
@@ -103,7 +108,7 @@ func (c *diskCopy) piece(first uint64) bool {
 		if !differs {
 			continue
 		}
-		s.add(recordDisk, diskKey(c.index, first+i), buf)
+		s.addBlock(diskKey(c.index, first+i), buf, 0)
 		c.sent++
 	}
 	for i := range s.chunks {
@@ -136,14 +141,15 @@ type standbyDisks struct {
 	specs     []wire.WorkerDisk
 	images    []*disk.Image // by disk; nil until home has told its size
 	brought   []map[uint64]struct{}
-	pending   [][]disk.Write // of the checkpoint that is being applied
+	pending   [][]disk.Write          // of the checkpoint that is being applied
+	early     []map[uint64]disk.Write // by disk: blocks of checkpoints that came before the disk's size
 	say       func(wire.WorkerDisks)
 }
 
 func newStandbyDisks(open openImage, specs []wire.WorkerDisk, say func(wire.WorkerDisks)) standbyDisks {
 	d := standbyDisks{openImage: open, say: say, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
 	for range specs {
-		d.brought = append(d.brought, map[uint64]struct{}{})
+		d.brought, d.early = append(d.brought, map[uint64]struct{}{}), append(d.early, map[uint64]disk.Write{})
 	}
 	return d
 }
@@ -188,8 +194,27 @@ func (d *standbyDisks) open(index int, size int64) (*disk.Image, error) {
 	if n := image.Damaged(); n > 0 {
 		d.say(wire.WorkerDisks{Disk: spec.Name, Damaged: fmt.Sprintf("%d blocks of the copy do not match their checksums: they are taken from the VM's home", n)})
 	}
+	for block := range d.early[index] {
+		if block >= image.Blocks() {
+			return nil, errors.Join(fmt.Errorf("%w: block %d of a disk of %d", errBadShare, block, image.Blocks()), image.Close())
+		}
+	}
+	if err := commitPieces(image, inOrder(d.early[index])); err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %s: %w", spec.Name, err), image.Close())
+	}
+	clear(d.early[index])
 	d.images[index] = image
 	return image, nil
+}
+
+// commitPieces writes to a copy that is not whole yet, and so need not be that of one moment.
+func commitPieces(image *disk.Image, writes []disk.Write) error {
+	for piece := range slices.Chunk(writes, disk.MaxBatchBlocks) {
+		if err := image.Commit(piece, false); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // takeBlocks takes in blocks in which the copy differed.
@@ -206,11 +231,14 @@ func (s *standby) takeBlocks(b []byte) error {
 	writes := make([][]disk.Write, len(s.disks.specs))
 	err = eachRecord(records, func(t recordType, key uint64, b []byte) error {
 		index, block, err := s.disks.check(t, key)
+		if err == nil {
+			err = checkBlock(t, b)
+		}
 		if err != nil {
 			return err
 		}
 		if _, newer := s.disks.brought[index][block]; !newer {
-			writes[index] = append(writes[index], disk.Write{Block: block, Data: b})
+			writes[index] = append(writes[index], writeOf(t, block, b))
 		}
 		return nil
 	})
@@ -242,35 +270,87 @@ func (s *standby) lacksDisk(c *cutIn) (lacks bool) {
 // check finds the disk and block of a record.
 func (d *standbyDisks) check(t recordType, key uint64) (index int, block uint64, err error) {
 	index, block = ofDiskKey(key)
-	if t != recordDisk || index >= len(d.images) || d.images[index] == nil || block >= d.images[index].Blocks() {
+	if t != recordDisk && t != recordLost || index >= len(d.images) || d.images[index] == nil || block >= d.images[index].Blocks() {
 		return 0, 0, fmt.Errorf("%w: record of type %d for block %d of disk %d", errBadShare, t, block, index)
 	}
 	return index, block, nil
 }
 
-// stage notes a block of the checkpoint that is being applied.
-func (d *standbyDisks) stage(key uint64, b []byte, before *past) error {
-	index, block, err := d.check(recordDisk, key)
-	if err != nil {
-		return err
+func checkBlock(t recordType, b []byte) error {
+	if t == recordLost && len(b) != 4 || t == recordDisk && len(b) != disk.BlockBytes {
+		return fmt.Errorf("%w: record of type %d with %d bytes", errBadShare, t, len(b))
 	}
-	if before != nil && before.blocks[index][block] == nil {
-		old := make([]byte, disk.BlockBytes)
-		if err := d.images[index].ReadBlock(block, old); err != nil {
-			return fmt.Errorf("disk %s: %w", d.specs[index].Name, err)
-		}
-		before.blocks[index][block] = old
-	}
-	d.brought[index][block] = struct{}{}
-	d.pending[index] = append(d.pending[index], disk.Write{Block: block, Data: append([]byte(nil), b...)})
 	return nil
 }
 
-// commit makes durable what was staged, and all before it.
-func (d *standbyDisks) commit() error {
+// stage notes a block of the checkpoint that is being applied.
+func (d *standbyDisks) stage(t recordType, key uint64, b []byte, before *past) error {
+	if err := checkBlock(t, b); err != nil {
+		return err
+	}
+	b = append([]byte(nil), b...)
+	if index, block := ofDiskKey(key); index < len(d.images) && d.images[index] == nil { // home compares it later, and does not send this block again
+		d.early[index][block] = writeOf(t, block, b)
+		d.brought[index][block] = struct{}{}
+		return nil
+	}
+	index, block, err := d.check(t, key)
+	if err != nil {
+		return err
+	}
+	if before != nil {
+		if err := d.keep(index, block, before.blocks[index]); err != nil {
+			return err
+		}
+	}
+	d.brought[index][block] = struct{}{}
+	d.pending[index] = append(d.pending[index], writeOf(t, block, b))
+	return nil
+}
+
+// keep notes a block as it is before a checkpoint replaces it.
+func (d *standbyDisks) keep(index int, block uint64, before map[uint64]disk.Write) error {
+	if _, known := before[block]; known {
+		return nil
+	}
+	old := disk.Write{Block: block, Data: make([]byte, disk.BlockBytes)}
+	switch err := d.images[index].ReadBlock(block, old.Data); {
+	case errors.Is(err, disk.ErrBadBlock):
+		old = disk.Write{Block: block, Lost: true, Sum: d.images[index].Sum(block)}
+	case err != nil:
+		return fmt.Errorf("disk %s: %w", d.specs[index].Name, err)
+	}
+	before[block] = old
+	return nil
+}
+
+// writeOf is the write that a record of a disk means.
+func writeOf(t recordType, block uint64, b []byte) disk.Write {
+	if t == recordLost {
+		return disk.Write{Block: block, Lost: true, Sum: binary.LittleEndian.Uint32(b)}
+	}
+	return disk.Write{Block: block, Data: b}
+}
+
+func inOrder(blocks map[uint64]disk.Write) []disk.Write {
+	out := make([]disk.Write, 0, len(blocks))
+	for _, block := range slices.Sorted(maps.Keys(blocks)) {
+		out = append(out, blocks[block])
+	}
+	return out
+}
+
+// commit makes durable what was staged, and all before it; whole: the copies are those of a checkpoint, and must stay so.
+func (d *standbyDisks) commit(whole bool) error {
 	for i, image := range d.images {
 		if image == nil {
 			continue
+		}
+		if !whole && len(d.pending[i]) > disk.MaxBatchBlocks { // much was written while the rest was copied
+			if err := commitPieces(image, d.pending[i]); err != nil {
+				return fmt.Errorf("disk %s: %w", d.specs[i].Name, err)
+			}
+			d.pending[i] = nil
 		}
 		if err := image.Commit(d.pending[i], d.specs[i].Cache != cacheUnsafe); err != nil {
 			return fmt.Errorf("disk %s: %w", d.specs[i].Name, err)
@@ -281,21 +361,21 @@ func (d *standbyDisks) commit() error {
 }
 
 // noBlocks is where the blocks are noted that a checkpoint replaces.
-func (d *standbyDisks) noBlocks() []map[uint64][]byte {
-	out := make([]map[uint64][]byte, len(d.images))
+func (d *standbyDisks) noBlocks() []map[uint64]disk.Write {
+	out := make([]map[uint64]disk.Write, len(d.images))
 	for i := range out {
-		out[i] = map[uint64][]byte{}
+		out[i] = map[uint64]disk.Write{}
 	}
 	return out
 }
 
 // undo puts the blocks back that a checkpoint replaced.
-func (d *standbyDisks) undo(blocks []map[uint64][]byte) error {
+func (d *standbyDisks) undo(blocks []map[uint64]disk.Write) error {
 	for i, old := range blocks {
 		if len(old) == 0 {
 			continue
 		}
-		if err := d.images[i].Commit(writesOf(old), d.specs[i].Cache != cacheUnsafe); err != nil {
+		if err := d.images[i].Commit(inOrder(old), d.specs[i].Cache != cacheUnsafe); err != nil {
 			return fmt.Errorf("disk %s: %w", d.specs[i].Name, err)
 		}
 	}
@@ -313,52 +393,4 @@ func (d *standbyDisks) takeOver() (*disks, error) {
 	}
 	d.images = nil
 	return out, nil
-}
-
-// blockOf answers home's request for one block, whose copy there is damaged.
-func (s *standby) blockOf(body []byte) ([]byte, error) {
-	if len(body) != 8 {
-		return nil, fmt.Errorf("%w: question for a block of %d bytes", errBadShare, len(body))
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	index, block, err := s.disks.check(recordDisk, binary.LittleEndian.Uint64(body))
-	if err != nil {
-		return nil, err
-	}
-	out := make([]byte, disk.BlockBytes)
-	if err := s.disks.images[index].ReadBlock(block, out); err != nil {
-		return nil, fmt.Errorf("%w: %w", errBadShare, err)
-	}
-	return out, nil
-}
-
-// mend puts a block right, whose copy here is damaged, and says so.
-func (w *Worker) mend(g *guestDisk, index int, block uint64) error {
-	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Damaged: fmt.Sprintf("block %d does not match its checksum", block)}})
-	if err := w.fetchRight(g, index, block); err != nil {
-		return err
-	}
-	w.control.send(wire.FromWorker{Disks: &wire.WorkerDisks{Disk: g.spec.Name, Repaired: fmt.Sprintf("block %d was taken from a mirror", block)}})
-	return nil
-}
-
-// fetchRight gets a block, whose copy here is damaged, from a standby that has it as it should be, and puts it right.
-func (w *Worker) fetchRight(g *guestDisk, index int, block uint64) error {
-	p, _ := w.replica.current()
-	ask := binary.LittleEndian.AppendUint64([]byte{byte(replicaBlock)}, diskKey(index, block))
-	for i := range p.Standbys.Len() {
-		got, err := w.replica.query(p.Standbys.Nth(i), p.Seq, ask)
-		if err != nil || len(got) != disk.BlockBytes {
-			continue
-		}
-		right, err := g.putRight(block, got)
-		if err != nil {
-			return err
-		}
-		if right {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: block %d of disk %s, and no other copy has it", disk.ErrBadBlock, block, g.spec.Name)
 }

@@ -19,11 +19,20 @@ import (
 //
 // A disk write of a protected VM is output: it is kept in a layer until the checkpoint after it is safe, and only then written to the image here
 // (package layers); the standbys write it when they apply that checkpoint. So an image is always that of a checkpoint, and a flush has nothing to wait
-// for: whatever tells the outside of it waits for the same checkpoint. Reads see the layers. Without protection writes go to the image at once.
+// for: whatever tells the outside of it waits for the same checkpoint. Reads see the layers. Without protection writes go to the image at once, and a flush
+// waits for the mirrors, if there are any.
 type disks struct {
 	all  []*guestDisk
 	full func()                                            // called when so much waits that a checkpoint should not
 	mend func(g *guestDisk, index int, block uint64) error // puts a damaged block right with what another copy has; it takes its time. May be nil
+
+	mirrors flusher // nil: there are none, nor will there be any
+}
+
+// flusher is who sees to it that mirrors have what was written.
+type flusher interface {
+	flushBegun() (number uint64)
+	flushDone(number uint64, all bool, free func() bool) error
 }
 
 // guestDisk is one disk. It implements virtio.Disk.
@@ -32,9 +41,10 @@ type guestDisk struct {
 	spec  wire.WorkerDisk
 	image *disk.Image
 
-	mu     sync.Mutex   // protects layers, and is held over what is done with what they say
-	layers *layers.Disk // what waits, and what checkpoints must have
-	waits  atomic.Int64 // blocks in layers; changed under mu
+	mu     sync.Mutex          // protects layers, and is held over what is done with what they say
+	layers *layers.Disk        // what waits, and what checkpoints must have
+	lost   map[uint64]struct{} // protected by mu; damaged blocks that no other copy has, as far as somebody has asked
+	waits  atomic.Int64        // blocks in layers; changed under mu
 }
 
 // Blocks that wait for a checkpoint: from waitingMany on it is to come soon, from waitingMost on writes are slowed down.
@@ -81,7 +91,7 @@ func openHomeDisk(open openImage, spec wire.WorkerDisk) (*disk.Image, error) {
 }
 
 func (d *disks) add(spec wire.WorkerDisk, image *disk.Image) {
-	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New()})
+	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New(), lost: map[uint64]struct{}{}})
 }
 
 // addTo adds the disks to a board, which closes them.
@@ -189,35 +199,6 @@ func toDisk(writes []layers.Write) []disk.Write {
 
 func writesOf(blocks map[uint64][]byte) []disk.Write { return toDisk(layers.Sorted(blocks)) }
 
-// cut ends the open layer for a checkpoint and calls f for each block that the checkpoint must have. The guest and its devices must be held.
-func (g *guestDisk) cut(number uint64, f func(block uint64, b []byte)) error {
-	g.mu.Lock()
-	blocks := g.layers.Cut(number)
-	g.mu.Unlock()
-	buf := make([]byte, disk.BlockBytes)
-	return g.mended(func() error {
-		for ; len(blocks) > 0; blocks = blocks[1:] {
-			if err := g.read(blocks[0], buf); err != nil {
-				return err
-			}
-			f(blocks[0], buf)
-		}
-		return nil
-	})
-}
-
-// readIfOther reads a block whose checksum is another one than a standby's copy has. One that is in a checkpoint which is still to come counts as equal:
-// it goes to the standby with that.
-func (g *guestDisk) readIfOther(block uint64, theirs uint32, buf []byte) (differs bool, err error) {
-	err = g.mended(func() error {
-		if differs = g.layers.Settled(block) && g.image.Sum(block) != theirs; !differs {
-			return nil
-		}
-		return g.read(block, buf)
-	})
-	return differs, err
-}
-
 // read reads a block as the guest sees it. It requires mu.
 func (g *guestDisk) read(block uint64, buf []byte) error {
 	if b, ok := g.layers.Find(block); ok {
@@ -257,21 +238,6 @@ func (g *guestDisk) mended(do func() error) error {
 	}
 }
 
-// putRight replaces a damaged block with what another copy has, if that is what it should be, and tells whether the block is right now. One that was
-// written meanwhile is, and stays as it is.
-func (g *guestDisk) putRight(block uint64, contents []byte) (bool, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var now [disk.BlockBytes]byte
-	if err := g.read(block, now[:]); !errors.Is(err, disk.ErrBadBlock) {
-		return err == nil, err
-	}
-	if !g.image.Matches(block, contents) {
-		return false, nil
-	}
-	return true, g.image.Commit([]disk.Write{{Block: block, Data: contents}}, true)
-}
-
 // Size implements virtio.Disk.
 func (g *guestDisk) Size() int64 { return int64(g.image.Blocks()) * disk.BlockBytes }
 
@@ -300,13 +266,16 @@ func (g *guestDisk) WriteAt(b []byte, off int64) (int, error) {
 // write changes n bytes at off; fill fills the piece that begins at an offset of them.
 func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
 	var blocks, waiting int
+	var done func() error
 	err := g.mended(func() (err error) {
-		blocks, waiting, err = g.place(off, n, fill)
+		blocks, waiting, done, err = g.place(off, n, fill)
 		return err
 	})
 	switch {
 	case err != nil:
 		return err
+	case done != nil:
+		return done()
 	case waiting >= waitingMost:
 		time.Sleep(waitingSlow)
 		fallthrough
@@ -319,7 +288,8 @@ func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
 }
 
 // place is write. It requires mu, and has done nothing if a block that is written in part is damaged.
-func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks, waiting int, err error) {
+// done, if there is one, is to be called without mu: mirrors are to have what was written before anything else is.
+func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks, waiting int, done func() error, err error) {
 	written := map[uint64][]byte{}
 	for done := int64(0); done < n; {
 		block, skip := uint64(off+done)/disk.BlockBytes, (off+done)%disk.BlockBytes
@@ -327,20 +297,44 @@ func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks,
 		buf := make([]byte, disk.BlockBytes)
 		if length < disk.BlockBytes {
 			if err := g.read(block, buf); err != nil {
-				return 0, 0, err
+				return 0, 0, nil, err
 			}
 		}
 		fill(buf[skip:skip+length], done)
 		written[block] = buf
 		done += length
 	}
+	for block := range g.lost {
+		if _, again := written[block]; again {
+			delete(g.lost, block)
+		}
+	}
 	if g.layers.Write(written) {
 		if err := g.image.Commit(writesOf(written), g.spec.Cache == cacheWritethrough); err != nil {
-			return 0, 0, err
+			return 0, 0, nil, err
+		}
+		switch {
+		case g.mirrors == nil:
+		case g.spec.Cache == cacheWritethrough:
+			done = g.flush(false)
+		case g.layers.Noted() >= waitingMost:
+			done = g.flush(true)
 		}
 	}
 	g.count()
-	return len(written), g.layers.Waiting(), nil
+	return len(written), g.layers.Waiting(), done, nil
+}
+
+// flush returns what waits until mirrors have what was written so far; all: those that are brought into step, too.
+func (g *guestDisk) flush(all bool) func() error {
+	number := g.mirrors.flushBegun()
+	return func() error { return g.mirrors.flushDone(number, all, g.isHolding) }
+}
+
+func (g *guestDisk) isHolding() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.layers.Holding()
 }
 
 const (
@@ -350,13 +344,14 @@ const (
 
 // Sync implements virtio.Disk.
 func (g *guestDisk) Sync() error {
-	g.mu.Lock()
-	holding := g.layers.Holding()
-	g.mu.Unlock()
-	if holding || g.spec.Cache == cacheUnsafe {
+	if g.spec.Cache == cacheUnsafe || g.isHolding() {
 		return nil
 	}
-	return g.image.Commit(nil, true)
+	if g.mirrors == nil {
+		return g.image.Commit(nil, true)
+	}
+	done := g.flush(false) // while the disk here writes
+	return errors.Join(g.image.Commit(nil, true), done())
 }
 
 // Close implements virtio.Disk. What is still in layers belongs to a checkpoint that is not safe, and is as if it had never been written.

@@ -28,7 +28,7 @@
 //
 // From the outside in; a lock may be held when one to its right is taken, never the other way round:
 //
-//	handovers.cutting  replicas.tracking  cutter.mu  pauses.mu  home.accessMu  home.mu  plane.mu, the pager's  guestDisk.mu
+//	handovers.cutting  replicas.tracking  cutter.mu  pauses.mu  home.accessMu  home.settling  home.mu  plane.mu, the pager's  guestDisk.mu
 //	holder.mu  guard.mu  vcpuMu
 //
 // All others are leaves; so control.send, which takes one and never waits, may be called with any lock held. standby.mu is of a part that is not home yet.

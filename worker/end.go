@@ -14,7 +14,15 @@ func (w *Worker) guestExit(status uint32) {
 	if status != 0 {
 		reason = fmt.Sprintf("the guest ended the VM with status %d", status)
 	}
-	w.end(wire.WorkerEnded{State: "exited", ExitStatus: status, Reason: reason})
+	end := wire.WorkerEnded{State: "exited", ExitStatus: status, Reason: reason}
+	if w.replica == nil || w.replica.inStep() == 0 {
+		w.end(end)
+		return
+	}
+	go func() {
+		w.replica.lastWrites()
+		w.end(end)
+	}()
 }
 
 // fail ends the VM because something here cannot go on. It may be called with any lock held.

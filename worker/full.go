@@ -72,7 +72,7 @@ func (w *Worker) heldTooMuch(on bool, limit int) {
 			w.guard.stall(true)
 			p, change := w.replica.current()
 			for _, m := range p.Members {
-				if !p.Standbys.Has(m.Part) && m.Part != w.spec.Part {
+				if !(p.Standbys | p.Mirrors).Has(m.Part) && m.Part != w.spec.Part {
 					_ = w.replica.ask(m.Part, p.Seq, replicaStall)
 				}
 			}

@@ -61,6 +61,7 @@ type home struct {
 	bus       *machine.BusState     // of a checkpoint, for the board that is to be made
 
 	accessMu sync.Mutex // held over an access to the board; taken before mu
+	settling sync.Mutex // held while holding back begins or ends, and over writes to disks that need not wait any more; taken before mu
 }
 
 // doneRequest remembers a vCPU's last request and its answer.
@@ -263,27 +264,54 @@ func (h *home) history() (console, output outputPiece, err error) {
 	return console, output, nil
 }
 
-// hold begins or ends holding back output. Its end lets all leave.
+// hold begins or ends holding back output. Its end lets all leave. Output is held back before writes to disks are, and leaves after they went there: so
+// nothing leaves that says of a flush which is not done. Disks may take their time, in which the devices answer.
 func (h *home) hold(on bool) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.holding = on
-	if err := h.disks.hold(on); err != nil {
+	h.settling.Lock()
+	defer h.settling.Unlock()
+	if on {
+		h.mu.Lock()
+		h.holding = true
+		h.mu.Unlock()
+		return h.disksNow().hold(true)
+	}
+	disks := h.disksNow()
+	if err := disks.hold(false); err != nil {
 		return err
 	}
-	if on {
-		return nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.holding = false
+	if h.disks != disks { // they were opened just now, and have nothing that waits
+		if err := h.disks.hold(false); err != nil {
+			return err
+		}
 	}
 	return h.release(h.console.end(), h.output.end())
 }
 
-// committed lets the output leave that was made up to a cut: its checkpoint is safe.
-func (h *home) committed(cut outputCut) error {
+func (h *home) isHolding() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.disks.committed(cut.number); err != nil {
+	return h.holding
+}
+
+// disksNow returns the VM's disks, nil if it has none or they are not open yet.
+func (h *home) disksNow() *disks {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.disks
+}
+
+// committed lets the output leave that was made up to a cut: its checkpoint is safe.
+func (h *home) committed(cut outputCut) error {
+	h.settling.Lock()
+	defer h.settling.Unlock()
+	if err := h.disksNow().committed(cut.number); err != nil {
 		return err
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if err := h.release(cut.console, cut.output); err != nil {
 		return err
 	}

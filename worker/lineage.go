@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -32,7 +33,7 @@ type past struct {
 	console int64                   // length of the log
 	output  int64                   // likewise
 	pages   map[ident.PageNo][]byte // that the checkpoint replaced
-	blocks  []map[uint64][]byte     // likewise, by disk
+	blocks  []map[uint64]disk.Write // likewise, by disk
 }
 
 func (s *standby) setSeveral(on bool) {

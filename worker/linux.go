@@ -217,7 +217,9 @@ func (w *Worker) addLinuxDevices(board *machine.Board) error {
 		return err
 	}
 	if len(w.spec.Disks) > 0 {
-		w.disksOpened()
+		if err := w.haveDisks(w.home.Load(), disks); err != nil {
+			return err
+		}
 	}
 	if err := w.addNets(board); err != nil {
 		return err

@@ -70,10 +70,11 @@ type replicas struct {
 	silent  map[ident.Part]silence // protected by mu; parts that have not answered of late
 	deaf    ident.PartSet          // protected by mu; parts of whose connection nothing comes
 	safe    ident.PartSet          // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
+	mirrors mirrored               // protected by mu
 }
 
 func newReplicas(w *Worker, secret []byte) (*replicas, error) {
-	r := &replicas{w: w, cuts: make(cutThread), change: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1)}
+	r := &replicas{w: w, cuts: make(cutThread), change: make(chan struct{}), ended: make(chan struct{}), poke: make(chan struct{}, 1), mirrors: newMirrored()}
 	close(r.ended)
 	go r.cuts.run(w.ctx)
 	var err error
@@ -94,7 +95,7 @@ func (r *replicas) set(p wire.WorkerProtect) {
 	}
 	r.w.thaw()
 	if s := r.w.standby.Load(); s != nil { // before any message of this protection
-		s.setSeveral(p.Standbys.Len() > 1)
+		s.setSeveral(p.Standbys.Has(r.w.spec.Part) && p.Standbys.Len() > 1)
 	}
 	members := make([]wire.WorkerMember, len(p.Members))
 	for i, m := range p.Members {
@@ -108,7 +109,7 @@ func (r *replicas) set(p wire.WorkerProtect) {
 	if r.w.standby.Load() != nil {
 		return
 	}
-	if p.Standbys == 0 {
+	if p.Standbys == 0 && r.w.cutter.dirty.on.Load() { // a lock that is wanted for that may be held until mirrors have answered
 		if err := r.w.track(false); err != nil {
 			r.w.fail(err)
 		}
@@ -131,6 +132,7 @@ func (r *replicas) adopt(p wire.WorkerProtect) bool {
 	}
 	r.protect = p
 	r.seq.Store(p.Seq)
+	r.mirrors.inStep &= p.Mirrors
 	close(r.change)
 	r.change = make(chan struct{})
 	clear(r.silent)
@@ -240,6 +242,9 @@ func (r *replicas) cutAndShip(number uint64, members ident.PartSet, history bool
 	go func() {
 		pack()
 		p.Standbys.Each(func(to ident.Part) { go r.ship(s, to, p.Seq, change) })
+		if s.disks != nil {
+			p.Mirrors.Each(func(to ident.Part) { go r.ship(s.disks, to, p.Seq, change) })
+		}
 	}()
 	return true
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -95,7 +96,13 @@ func (w *Worker) scrubbed(index int) (c scrubbed, ok bool) {
 		return scrubbed{}, false
 	}
 	g := d.all[index]
-	return scrubbed{g.spec.Name, g.image, func(block uint64) error { return w.fetchRight(g, index, block) }}, true
+	return scrubbed{g.spec.Name, g.image, func(block uint64) error {
+		err := w.fetchRight(g, index, block)
+		if errors.Is(err, disk.ErrBadBlock) {
+			g.setLost(block)
+		}
+		return err
+	}}, true
 }
 
 // blocks is how many all disks have together.
@@ -109,15 +116,26 @@ func (d *disks) blocks() (n uint64) {
 	return n
 }
 
+// unreadable is how many blocks are damaged here, and in all other copies.
+func (d *disks) unreadable() (n int) {
+	if d == nil {
+		return 0
+	}
+	for _, g := range d.all {
+		g.mu.Lock()
+		n += len(g.lost)
+		g.mu.Unlock()
+	}
+	return n
+}
+
 // homeDisks returns the disks of the VM if this is its home, and nil otherwise.
 func (w *Worker) homeDisks() *disks {
 	h := w.home.Load()
 	if h == nil {
 		return nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.disks
+	return h.disksNow()
 }
 
 // scrubDisk checks one copy. Whoever is home may change meanwhile, and with it whom to ask.
@@ -176,13 +194,14 @@ func (w *Worker) sayScrubbed(name string, damaged, repaired int) {
 
 // scrubStats tells what checks have come to, nil if there are none.
 func (w *Worker) scrubStats() *wire.WorkerScrub {
-	if w.spec.ScrubMicros == 0 || len(w.spec.Disks) == 0 {
+	unreadable := w.homeDisks().unreadable()
+	if w.spec.ScrubMicros == 0 && unreadable == 0 || len(w.spec.Disks) == 0 {
 		return nil
 	}
 	s := &w.scrubs
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := &wire.WorkerScrub{Passes: s.passes, Damaged: s.damaged, Repaired: s.repaired}
+	out := &wire.WorkerScrub{Passes: s.passes, Damaged: s.damaged, Repaired: s.repaired, Unreadable: uint64(unreadable)}
 	if s.of > 0 {
 		out.Checking, out.Permille = true, int(min(1000, s.done*1000/s.of))
 	}

@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -111,5 +113,55 @@ func TestDamageThatNoOtherCopyMends(t *testing.T) {
 	s := v.parts[0].awaitScrub("damage is found", func(s wire.WorkerScrub) bool { return s.Damaged > 0 && !s.Checking })
 	if s.Repaired != 0 {
 		t.Errorf("mended from nowhere: %+v", s)
+	}
+	v.parts[0].awaitScrub("what cannot be read is counted", func(s wire.WorkerScrub) bool { return s.Unreadable > 0 })
+}
+
+// A block that is damaged at home, and that a new mirror has as of earlier times, ends neither the VM nor the copy: nobody can read it, until it is written.
+func TestACopyGoesOnWithoutADamagedBlock(t *testing.T) {
+	const block = 200 // the journal does not come that far
+	v, home := startJournal(t)
+	one, spec := v.addMirror()
+	image := func(s wire.WorkerSpec) string { return filepath.Join(s.DiskDir, s.Disks[0].Dir, "image") }
+	write := func(path string, text string) {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteAt([]byte(text), block*disk.BlockBytes)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Dir(image(spec))
+	old, err := disk.OpenImage(dir, disk.ImageConfig{Bytes: 1 << 20})
+	if err == nil {
+		err = errors.Join(old.Commit([]disk.Write{{Block: block, Data: bytes.Repeat([]byte{7}, disk.BlockBytes)}}, true), old.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(image(home), "rotten")
+	v.mirror(1, ident.PartSet(0).Set(one), 0)
+	v.awaitProtected(0, 1)
+	v.parts[0].awaitScrub("what cannot be read is counted", func(s wire.WorkerScrub) bool { return s.Unreadable == 1 })
+	awaitRecords(t, v, 0, len(outputOf(v.parts[0]))+50)
+	select {
+	case e := <-v.parts[0].ended:
+		t.Fatalf("the VM ended: %+v", e)
+	default:
+	}
+	v.kill(0)
+	seen := checkUnbroken(t, outputOf(v.parts[0]))
+	v.end()
+	checkJournal(t, spec, seen)
+	copied, err := disk.OpenImage(dir, disk.ImageConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	if err := copied.ReadBlock(block, make([]byte, disk.BlockBytes)); !errors.Is(err, disk.ErrBadBlock) {
+		t.Errorf("the mirror's block: %v, want none", err)
 	}
 }

@@ -30,6 +30,7 @@ const (
 	recordDisk                          // a block of a disk, see diskKey
 	recordDiff                          // what changed in a page since the last checkpoint, see appendDiff
 	recordOnDisk                        // a page that equals a disk block as of this checkpoint, see addOnDisk
+	recordLost                          // a block of a disk whose contents nobody has: the checksum 4 of what it should be
 )
 
 const (
@@ -58,6 +59,7 @@ type share struct {
 	header chunkHeader
 	chunks [][]byte // records, not compressed yet
 
+	disks   *share   // what mirrors get of the checkpoint; nil if there are none
 	encoded [][]byte // the chunks as they are sent, the operation's byte first
 }
 

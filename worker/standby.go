@@ -246,7 +246,7 @@ func (s *standby) commit(number uint64) (bool, error) {
 			}
 		}
 	}
-	if err := s.disks.commit(); err != nil {
+	if err := s.disks.commit(s.complete); err != nil {
 		return false, fmt.Errorf("apply checkpoint %d: %w", number, err)
 	}
 	if err := s.leaveToDisks(); err != nil {
@@ -288,8 +288,8 @@ func (s *standby) apply(t recordType, key uint64, b []byte, base bool) error {
 		s.vcpus[ident.VCPU(key)] = append([]byte(nil), b...)
 	case recordDevice:
 		s.device = append([]byte(nil), b...)
-	case recordDisk:
-		return s.disks.stage(key, b, s.noting)
+	case recordDisk, recordLost:
+		return s.disks.stage(t, key, b, s.noting)
 	case recordConsole:
 		_, err := s.console.WriteAt(b, int64(key))
 		return err

@@ -94,15 +94,10 @@ func (l *loop) switchover() bool {
 		r.all(l.members, func(m ident.Part) error { return r.ask(m, l.p.Seq, replicaRelease, number) })
 		return false
 	}
-	for !r.all(l.p.Standbys, func(s ident.Part) error { return r.ask(s, l.p.Seq, replicaCommit, number) }) {
-		if !r.wait(l.change, 200*time.Microsecond, nil) {
-			return true
-		}
-	}
-	took := time.Since(began)
-	if r.over(l.change) {
+	if !l.applied(l.holders(), number) {
 		return true
 	}
+	took := time.Since(began)
 	r.w.checkpoints.commit(number)
 	if r.failOn(l.h.committed(cut)) {
 		return true

@@ -9,11 +9,13 @@ type Scrub struct {
 	Permille uint32 `json:"permille"`
 	Damaged  uint64 `json:"damaged"`
 	Repaired uint64 `json:"repaired"`
+
+	Unreadable uint64 `json:"unreadable"`
 }
 
 func ofScrub(s *api.ScrubCounters) *Scrub {
 	if s == nil {
 		return nil
 	}
-	return &Scrub{Passes: s.GetPasses(), Checking: s.GetChecking(), Permille: s.GetPermille(), Damaged: s.GetDamaged(), Repaired: s.GetRepaired()}
+	return &Scrub{Passes: s.GetPasses(), Checking: s.GetChecking(), Permille: s.GetPermille(), Damaged: s.GetDamaged(), Repaired: s.GetRepaired(), Unreadable: s.GetUnreadable()}
 }

@@ -111,6 +111,7 @@ type VM struct {
 	Home          string     `json:"home"`
 	Protect       string     `json:"protect"`
 	Protection    string     `json:"protection"`
+	Mirroring     string     `json:"mirroring"`
 	CheckpointMs  uint32     `json:"checkpoint_ms"`
 	Recoveries    uint64     `json:"recoveries"`
 	Restarts      uint64     `json:"restarts"`
@@ -192,6 +193,7 @@ type Worker struct {
 	Ready    bool      `json:"ready"`
 	Lost     bool      `json:"lost"`
 	Standby  bool      `json:"standby"`
+	Mirror   bool      `json:"mirror"`
 	Counters *Counters `json:"counters,omitempty"`
 }
 
@@ -222,7 +224,7 @@ func OfVM(v *api.VM) VM {
 		Span: list(v.GetSpan()), OnLoss: v.GetOnLoss().Word(), Epoch: v.GetEpoch(),
 		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(),
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
-		Linux: ofLinux(v), Registers: v.GetRegisters(), Protection: v.GetProtection(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
+		Linux: ofLinux(v), Registers: v.GetRegisters(), Protection: v.GetProtection(), Mirroring: v.GetMirroring(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),
 		Restart: v.GetRestart(), StartWanted: v.GetStartWanted(),
 		Checkpoints: OfCheckpoints(v),
@@ -230,6 +232,9 @@ func OfVM(v *api.VM) VM {
 	}
 	if out.Protection == "" {
 		out.Protection = "none"
+	}
+	if out.Mirroring == "" {
+		out.Mirroring = "none"
 	}
 	if out.Restart == "" {
 		out.Restart = "no"
@@ -246,7 +251,7 @@ func OfVM(v *api.VM) VM {
 func ofWorker(w *api.Worker) Worker {
 	out := Worker{
 		Server: w.GetServer(), PID: w.GetPid(), VCPUs: len(w.GetVcpus()), VCPUIDs: list(w.GetVcpus()),
-		Cell: w.GetCell(), Addr: w.GetAddr(), Ready: w.GetReady(), Lost: w.GetLost(), Standby: w.GetStandby(),
+		Cell: w.GetCell(), Addr: w.GetAddr(), Ready: w.GetReady(), Lost: w.GetLost(), Standby: w.GetStandby(), Mirror: w.GetMirror(),
 	}
 	if c := w.GetCounters(); c != nil {
 		out.Counters = &Counters{

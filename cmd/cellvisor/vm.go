@@ -149,6 +149,7 @@ func (a *app) printVM(v *api.VM) error {
 		"on loss", v.GetOnLoss().Word(),
 		"protect", view.OfVM(v).Protect,
 		"protection", protectionLine(v),
+		"mirrors", mirrorsLine(v),
 		"restarts", fmt.Sprintf("%d; %s", v.GetRestarts(), crashRule(v)),
 		"checkpoints", checkpointsLine(v),
 		"when lost", restartRule(v),
@@ -220,6 +221,8 @@ func workerLine(v *api.VM, w *api.Worker) []string {
 		state = "ended"
 	case !w.GetReady():
 		state = "starting"
+	case w.GetMirror():
+		state = "mirror"
 	}
 	ids := strings.Join(view.Map(w.GetVcpus(), func(n uint32) string { return fmt.Sprint(n) }), ",")
 	line := []string{fmt.Sprint(w.GetPart()), w.GetServer(), fmt.Sprint(w.GetPid()), dash(ids)}

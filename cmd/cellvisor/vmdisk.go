@@ -14,7 +14,8 @@ Disks (--disk, repeatable): FILE[,size=SIZE][,mirror=N][,cache=writeback|writeth
   FILE without a slash names a disk that the cluster keeps; it is made when it is new, of the given size.
   FILE with a slash is an image on the server that becomes the VM's home, used in place; the disk has the file's name. With a size it is made
   if there is none.
-  mirror=N keeps a copy in each of N other cells: a flush by the guest is done when all of them have it.
+  mirror=N keeps a copy in each of N other cells: a flush by the guest is done when all of them have it, and a VM that is started after the loss of
+  its home's cell finds it. With --protect replica:K the copies are with the replicas, and K must be N or more.
 The disk outlives its VM: another one may use it once the VM has ended. The guest sees virtio-blk devices on its PCI bus, in this order.`
 
 // parseDisk reads the value of one --disk.

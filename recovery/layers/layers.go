@@ -28,6 +28,7 @@ type Disk struct {
 	layers  []layer                        // oldest first
 	dirty   map[uint64]struct{}            // blocks written since the last cut
 	cuts    map[uint64]map[uint64]struct{} // blocks by cut, of those that are not known to be safe
+	owed    map[uint64]struct{}            // blocks of cuts that not everybody got who is to get the next checkpoint
 	waiting int                            // blocks in layers
 }
 
@@ -45,7 +46,7 @@ type Write struct {
 
 // New returns a disk that nothing was written to.
 func New() *Disk {
-	return &Disk{layers: []layer{{blocks: map[uint64][]byte{}}}, dirty: map[uint64]struct{}{}, cuts: map[uint64]map[uint64]struct{}{}}
+	return &Disk{layers: []layer{{blocks: map[uint64][]byte{}}}, dirty: map[uint64]struct{}{}, cuts: map[uint64]map[uint64]struct{}{}, owed: map[uint64]struct{}{}}
 }
 
 // Holding tells whether writes are kept back.
@@ -53,6 +54,15 @@ func (d *Disk) Holding() bool { return d.holding }
 
 // Waiting is how many blocks wait for checkpoints.
 func (d *Disk) Waiting() int { return d.waiting }
+
+// Noted is how many blocks the next checkpoint would have, or a few less than that counts to.
+func (d *Disk) Noted() int {
+	n := len(d.dirty)
+	for _, blocks := range d.cuts {
+		n += len(blocks)
+	}
+	return n
+}
 
 // Find returns what was written last to a block that is in a layer. The contents must not be changed.
 func (d *Disk) Find(block uint64) (data []byte, ok bool) {
@@ -91,8 +101,22 @@ func (d *Disk) Cut(number uint64) []uint64 {
 	for _, blocks := range d.cuts {
 		maps.Copy(all, blocks)
 	}
+	maps.Copy(all, d.owed)
+	clear(d.owed)
 	d.cuts[number], d.dirty = all, map[uint64]struct{}{}
 	return slices.Sorted(maps.Keys(all))
+}
+
+// CutForSome is Cut for a checkpoint that only some get, of those who are to get the next one: that has its blocks, too.
+func (d *Disk) CutForSome(number uint64) []uint64 {
+	owed := d.owed
+	d.owed = map[uint64]struct{}{}
+	blocks := d.Cut(number)
+	d.owed = owed
+	for _, block := range blocks {
+		d.owed[block] = struct{}{}
+	}
+	return blocks
 }
 
 // Committed returns what goes to the image, as one batch, when the checkpoint of a cut is safe: what was written up to it.
@@ -143,12 +167,16 @@ func (d *Disk) Note(on bool) {
 		d.noting = on
 		clear(d.dirty)
 		clear(d.cuts)
+		clear(d.owed)
 	}
 }
 
 // Settled tells whether a block is in no checkpoint that is still to come, so that the image has what a new copy needs.
 func (d *Disk) Settled(block uint64) bool {
 	if _, dirty := d.dirty[block]; dirty {
+		return false
+	}
+	if _, owed := d.owed[block]; owed {
 		return false
 	}
 	for _, blocks := range d.cuts {

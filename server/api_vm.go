@@ -75,6 +75,9 @@ func specFrom(in *api.VMSpec) (*cells.VMSpec, error) {
 			return nil, status.Errorf(codes.InvalidArgument, "vm %s: weight 0; 1 to %d are allowed, and %d is usual", spec.Name, cells.MaxWeight, cells.DefaultWeight)
 		}
 	}
+	if err := checkOptions(spec); err != nil {
+		return nil, err
+	}
 	var err error
 	if spec.Protect, spec.Replicas, err = protectFrom(in.GetProtect()); err != nil {
 		return nil, err

@@ -45,6 +45,13 @@ func (d *cachedDisk) Pairs() virtio.Pairs {
 	return d
 }
 
+// Rests implements virtio.Waiting.
+func (d *cachedDisk) Rests(rests func() bool) {
+	if w, ok := d.Disk.(virtio.Waiting); ok {
+		w.Rests(rests)
+	}
+}
+
 // Reading implements virtio.Pairs.
 func (d *cachedDisk) Reading() uint64 {
 	d.c.p.mu.Lock()

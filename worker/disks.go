@@ -32,7 +32,7 @@ type disks struct {
 // flusher is who sees to it that mirrors have what was written.
 type flusher interface {
 	flushBegun() (number uint64)
-	flushDone(number uint64, all bool, free func() bool) error
+	flushDone(number uint64, all bool, free, rests func() bool) error
 }
 
 // guestDisk is one disk. It implements virtio.Disk.
@@ -40,6 +40,7 @@ type guestDisk struct {
 	*disks
 	spec  wire.WorkerDisk
 	image *disk.Image
+	rests func() bool // whether the device that it belongs to is to rest; set before that begins
 
 	mu     sync.Mutex          // protects layers, and is held over what is done with what they say
 	layers *layers.Disk        // what waits, and what checkpoints must have
@@ -91,7 +92,7 @@ func openHomeDisk(open openImage, spec wire.WorkerDisk) (*disk.Image, error) {
 }
 
 func (d *disks) add(spec wire.WorkerDisk, image *disk.Image) {
-	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New(), lost: map[uint64]struct{}{}})
+	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New(), lost: map[uint64]struct{}{}, rests: func() bool { return false }})
 }
 
 // addTo adds the disks to a board, which closes them.
@@ -238,6 +239,9 @@ func (g *guestDisk) mended(do func() error) error {
 	}
 }
 
+// Rests implements virtio.Waiting.
+func (g *guestDisk) Rests(rests func() bool) { g.rests = rests }
+
 // Size implements virtio.Disk.
 func (g *guestDisk) Size() int64 { return int64(g.image.Blocks()) * disk.BlockBytes }
 
@@ -316,9 +320,9 @@ func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks,
 		switch {
 		case g.mirrors == nil:
 		case g.spec.Cache == cacheWritethrough:
-			done = g.flush(false)
+			done = g.flush(false, g.rests)
 		case g.layers.Noted() >= waitingMost:
-			done = g.flush(true)
+			done = g.flush(true, g.rests)
 		}
 	}
 	g.count()
@@ -326,9 +330,9 @@ func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks,
 }
 
 // flush returns what waits until mirrors have what was written so far; all: those that are brought into step, too.
-func (g *guestDisk) flush(all bool) func() error {
+func (g *guestDisk) flush(all bool, rests func() bool) func() error {
 	number := g.mirrors.flushBegun()
-	return func() error { return g.mirrors.flushDone(number, all, g.isHolding) }
+	return func() error { return g.mirrors.flushDone(number, all, g.isHolding, rests) }
 }
 
 func (g *guestDisk) isHolding() bool {
@@ -343,15 +347,21 @@ const (
 )
 
 // Sync implements virtio.Disk.
-func (g *guestDisk) Sync() error {
+func (g *guestDisk) Sync() error { return g.sync(g.rests) }
+
+// sync is Sync until rests says that nobody waits.
+func (g *guestDisk) sync(rests func() bool) error {
 	if g.spec.Cache == cacheUnsafe || g.isHolding() {
 		return nil
 	}
 	if g.mirrors == nil {
 		return g.image.Commit(nil, true)
 	}
-	done := g.flush(false) // while the disk here writes
-	return errors.Join(g.image.Commit(nil, true), done())
+	done := g.flush(false, rests) // while the disk here writes
+	if err := g.image.Commit(nil, true); err != nil {
+		return err
+	}
+	return done()
 }
 
 // Close implements virtio.Disk. What is still in layers belongs to a checkpoint that is not safe, and is as if it had never been written.

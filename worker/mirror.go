@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/virtio"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -15,10 +16,14 @@ import (
 //	home's loop:  compare (copies that are new) -> in step: cut, ship, applied everywhere -> flushes return -> cut ...
 //
 // While a VM has replicas as well, because it moves, checkpoints of the VM carry the blocks to the mirrors, and a flush has nothing to wait for: see disks.
-// A flush waits neither for locks nor for home's loop, but for what the registry says: when it takes the mirrors away, the flush is done.
+// A flush that waits is given back to the queue when its device is to rest, and so keeps nobody waiting: see virtio.Waiting. When the registry takes the mirrors
+// away, it is done.
 
 // mirrorEvery is how often the mirrors get what was written and not flushed.
 const mirrorEvery = 100 * time.Millisecond
+
+// restsEvery is how often a flush that waits looks whether its device is to rest.
+const restsEvery = 5 * time.Millisecond
 
 // mirrored is what home knows of its mirrors. It belongs to the replicas' mu.
 type mirrored struct {
@@ -44,8 +49,11 @@ func (r *replicas) flushBegun() uint64 {
 }
 
 // flushDone waits until all mirrors that are in step have what has the number, or until there are none. With all, those that are brought into step
-// are waited for as well. free tells whether there is nothing to wait for.
-func (r *replicas) flushDone(number uint64, all bool, free func() bool) error {
+// are waited for as well. free tells whether there is nothing to wait for. When rests tells that the device is to rest nobody waits: whoever wants that may
+// be who is to end the wait.
+func (r *replicas) flushDone(number uint64, all bool, free, rests func() bool) error {
+	tick := time.NewTicker(restsEvery)
+	defer tick.Stop()
 	for {
 		r.mu.Lock()
 		m, change := &r.mirrors, r.change
@@ -54,10 +62,16 @@ func (r *replicas) flushDone(number uint64, all bool, free func() bool) error {
 			need &= m.inStep
 		}
 		r.mu.Unlock()
-		if done || need == 0 || free() {
+		switch {
+		case done || need == 0 || free():
 			return nil
+		case rests() && all: // it is only to slow the guest down
+			return nil
+		case rests():
+			return virtio.ErrLater
 		}
 		select {
+		case <-tick.C:
 		case <-news:
 		case <-change:
 		case <-r.w.ctx.Done():
@@ -239,9 +253,11 @@ func (d *disks) noted() (n int) {
 	return n
 }
 
+func never() bool { return false }
+
 // lastWrites lets the mirrors have what the guest has written before it ended: the next to use the disks may find them there.
 func (r *replicas) lastWrites() {
 	if r != nil && r.inStep() != 0 {
-		_ = r.flushDone(r.flushBegun(), false, func() bool { return false }) // else the VM has ended otherwise
+		_ = r.flushDone(r.flushBegun(), false, never, never) // else the VM has ended otherwise
 	}
 }

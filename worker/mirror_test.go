@@ -124,7 +124,9 @@ func TestAFlushWaitsForTheMirror(t *testing.T) {
 		t.Fatalf("%d records, later %d, without the mirror", stood, now)
 	}
 	checkJournal(t, spec, stood)
+	v.pause(true) // which does not wait for the flush: what ends that comes after it
 	v.mirror(2, 0, 0)
+	v.pause(false)
 	awaitRecords(t, v, 0, stood+500)
 	v.kill(0)
 	checkJournal(t, home, len(outputOf(v.parts[0])))

@@ -145,7 +145,7 @@ func (h *home) awaitOut() error {
 			return nil
 		case held == 0:
 			for _, g := range disks.all {
-				if err := g.Sync(); err != nil {
+				if err := g.sync(never); err != nil {
 					return err
 				}
 			}

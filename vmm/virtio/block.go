@@ -26,6 +26,15 @@ type Disk interface {
 	Close() error
 }
 
+// Waiting is a Disk whose calls may wait for others for long. They return ErrLater, having done nothing that cannot be done again, once the function
+// that it is given says that the device is to rest; the request is carried out anew when the device goes on.
+type Waiting interface {
+	Rests(func() bool)
+}
+
+// ErrLater is what a Waiting disk returns.
+var ErrLater = errors.New("to be done again later")
+
 // SectorBytes is the unit of a block device's addresses.
 const SectorBytes = 512
 
@@ -119,6 +128,13 @@ func (b *Block) Config() []byte {
 // Reset implements Backend.
 func (b *Block) Reset() {}
 
+// attach implements attached.
+func (b *Block) attach(d *Device) {
+	if w, ok := b.disk.(Waiting); ok {
+		w.Rests(d.rests)
+	}
+}
+
 // Close implements Backend.
 func (b *Block) Close() error { return b.disk.Close() }
 
@@ -129,7 +145,10 @@ func (b *Block) Handle(_ int, h *Handler) error {
 		if err != nil || c == nil {
 			return err
 		}
-		if err := b.request(c); err != nil {
+		if err := b.request(c); errors.Is(err, ErrLater) {
+			h.unpop()
+			return nil
+		} else if err != nil {
 			return err
 		}
 		if err := h.Done(c); err != nil {
@@ -152,7 +171,7 @@ func (b *Block) request(c *Chain) error {
 	status := byte(blockOK)
 	err := b.execute(c, kind, sector)
 	switch {
-	case errors.Is(err, errBroken):
+	case errors.Is(err, errBroken), errors.Is(err, ErrLater):
 		return err
 	case errors.Is(err, errUnsupported):
 		status = blockUnsupported

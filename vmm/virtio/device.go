@@ -55,6 +55,9 @@ type Backend interface {
 	Close() error
 }
 
+// attached is a Backend that wants to know its device.
+type attached interface{ attach(*Device) }
+
 // Handler is a live queue in the hands of its backend.
 type Handler struct {
 	*Queue
@@ -97,6 +100,7 @@ type Device struct {
 	broken   atomic.Uint64 // how often the driver broke the rules
 	held     atomic.Bool   // no chain is taken
 	paused   atomic.Bool   // the same, for another reason
+	ending   atomic.Bool   // the same, while the device is reset, and once it is closed
 
 	mu             sync.Mutex // protects everything below
 	status         byte
@@ -121,6 +125,9 @@ func New(root *pci.Root, memory Memory, signal pci.Signal, backend Backend) (*De
 	d.resetQueues()
 	if err := root.Add(d.function); err != nil {
 		return nil, err
+	}
+	if b, ok := backend.(attached); ok {
+		b.attach(d)
 	}
 	for i, q := range d.queues {
 		d.running.Add(1)
@@ -228,7 +235,7 @@ func (d *Device) Pause(on bool) {
 }
 
 // rests tells whether no chain may be taken.
-func (d *Device) rests() bool { return d.held.Load() || d.paused.Load() }
+func (d *Device) rests() bool { return d.held.Load() || d.paused.Load() || d.ending.Load() }
 
 // rest waits until nobody works on the queue; whoever does sees held or paused before the next chain.
 func (q *virtqueue) rest() {
@@ -277,6 +284,8 @@ func (d *Device) ResetFunction() {
 // reset requires mu. It waits for the queues to rest.
 func (d *Device) reset() {
 	d.live = false
+	d.ending.Store(true)
+	defer d.ending.Store(false)
 	d.status, d.featureSelect, d.driverSelect, d.driverFeatures, d.queueSelect, d.configVector = 0, 0, 0, 0, 0, noVector
 	d.isr.Store(0)
 	d.resetQueues()
@@ -297,6 +306,7 @@ func (d *Device) Close() error {
 	d.mu.Lock()
 	d.live = false
 	d.mu.Unlock()
+	d.ending.Store(true)
 	close(d.stopped)
 	d.running.Wait()
 	return d.backend.Close()

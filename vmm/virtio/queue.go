@@ -114,6 +114,12 @@ func (q *Queue) Pop() (*Chain, error) {
 	return c, nil
 }
 
+// unpop gives back the chain that was popped last, as if it had not been.
+func (q *Queue) unpop() {
+	q.nextAvail--
+	q.popped--
+}
+
 // walk collects the descriptors of a table from index on. Each may be visited once, which bounds the walk.
 func (c *Chain) walk(table uint64, size, index uint16, indirect bool) error {
 	var total uint64

@@ -1,0 +1,37 @@
+package server
+
+import (
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cellvisor/cellvisor/cells"
+)
+
+// Bounds of a VM's options that its workers would take for the default beyond them. Options that are not known here are for tests and measurements, and are
+// passed on as they are.
+const (
+	maxOptionTime     = time.Second
+	maxOptionPatience = 64
+)
+
+// checkOptions says which option of a VM makes no sense, and what would.
+func checkOptions(spec *cells.VMSpec) error {
+	for _, key := range []string{"window", "stint"} {
+		text, given := spec.Options[key]
+		if !given {
+			continue
+		}
+		if d, err := time.ParseDuration(text); err != nil || d < 0 || d > maxOptionTime {
+			return status.Errorf(codes.InvalidArgument, "vm %s: option %s=%.32s: a time with its unit from 0s to %v is allowed, as 200us or 2ms", spec.Name, key, text, maxOptionTime)
+		}
+	}
+	if text, given := spec.Options["patience"]; given {
+		if n, err := strconv.Atoi(text); err != nil || n < 1 || n > maxOptionPatience {
+			return status.Errorf(codes.InvalidArgument, "vm %s: option patience=%.32s: a whole number from 1 to %d is allowed", spec.Name, text, maxOptionPatience)
+		}
+	}
+	return nil
+}

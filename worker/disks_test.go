@@ -106,7 +106,7 @@ func TestWaitingBlocksAreBounded(t *testing.T) {
 	if want := waitLimit * disk.BlockBytes; len(told) != 1 || told[0] != want {
 		t.Fatalf("told %v with %d blocks waiting, want %d", told, g.layers.Waiting(), want)
 	}
-	if err := g.cut(1, func(uint64, []byte) {}); err != nil {
+	if err := g.cut(1, false, func(uint64, []byte) {}); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.committed(outputCut{number: 1}); err != nil {

@@ -87,8 +87,8 @@ func (w *Worker) hold(number, committed uint64, booted ident.Epoch, over func() 
 		c.held = number
 		time.AfterFunc(heldAtMost, func() { w.expire(number) })
 	}
-	if h := w.home.Load(); h != nil {
-		h.holdDevices(true)
+	if h := w.home.Load(); h != nil && !h.holdDevices(over) {
+		return false
 	}
 	return w.plane.quiet(holdWithin, over)
 }
@@ -109,7 +109,11 @@ func (w *Worker) holdBegun(over func() bool) bool {
 		w.guard.release()
 		return false
 	}
-	w.holdDevices(true)
+	if !w.holdDevices(over) {
+		w.releaseDevices()
+		w.guard.release()
+		return false
+	}
 	return true
 }
 
@@ -128,9 +132,9 @@ func (w *Worker) release(number uint64) bool {
 	}
 	c.held, c.frozen = 0, 0
 	if h := w.home.Load(); h != nil {
-		h.holdDevices(false)
+		h.releaseDevices()
 	}
-	w.holdDevices(false)
+	w.releaseDevices()
 	w.guard.release()
 	return true
 }

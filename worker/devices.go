@@ -83,25 +83,31 @@ func (w *Worker) restoreDevices(h *home, r *replica) error {
 	if err := w.plugDevices(h, disks); err != nil {
 		return err
 	}
-	h.board.HoldDevices()
+	h.board.HoldDevices(never) // nobody works on their queues yet
 	if h.bus == nil {
 		return nil
 	}
 	return h.board.SetBusState(*h.bus)
 }
 
-// holdDevices makes the devices rest for a cut, or ends that.
-func (h *home) holdDevices(on bool) {
-	h.mu.Lock()
-	board := h.board
-	h.mu.Unlock()
-	switch {
-	case board == nil:
-	case on:
-		board.HoldDevices()
-	default:
+// holdDevices makes the devices rest for a cut. It waits for them no longer when over says that the cut is not wanted: they may wait for a page of a part
+// that is gone.
+func (h *home) holdDevices(over func() bool) bool {
+	board := h.boardNow()
+	return board == nil || board.HoldDevices(over)
+}
+
+// releaseDevices ends that.
+func (h *home) releaseDevices() {
+	if board := h.boardNow(); board != nil {
 		board.ReleaseDevices()
 	}
+}
+
+func (h *home) boardNow() *machine.Board {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.board
 }
 
 // keepsDisks tells whether disk writes wait for a checkpoint. Then what is held back when the VM is switched off is lost, output and writes alike: the

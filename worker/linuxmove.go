@@ -56,16 +56,21 @@ func (w *Worker) takeOverLinux(r *replica) error {
 	return w.linux.devices().SetState(*h.moved)
 }
 
-// holdDevices makes a Linux machine's devices rest, or go on.
-func (w *Worker) holdDevices(on bool) {
+// holdDevices makes a Linux machine's devices rest; it ends early, with false, when over says so.
+func (w *Worker) holdDevices(over func() bool) bool {
+	if w.linux == nil {
+		return true
+	}
+	board := w.linux.devices()
+	return board == nil || board.HoldDevices(over)
+}
+
+// releaseDevices ends that.
+func (w *Worker) releaseDevices() {
 	if w.linux == nil {
 		return
 	}
-	switch board := w.linux.devices(); {
-	case board == nil:
-	case on:
-		board.HoldDevices()
-	default:
+	if board := w.linux.devices(); board != nil {
 		board.ReleaseDevices()
 	}
 }

@@ -18,11 +18,15 @@ type BusState struct {
 	Devices   []virtio.State
 }
 
-// HoldDevices makes the PCI devices rest: when it returns none of them touches guest memory or its host side until ReleaseDevices.
-func (b *Board) HoldDevices() {
+// HoldDevices makes the PCI devices rest until ReleaseDevices: when it returns true none of them touches guest memory or its host side. It waits for those
+// that do no longer when over says that they need not rest any more.
+func (b *Board) HoldDevices(over func() bool) bool {
 	for _, d := range b.virtio {
-		d.Hold()
+		if !d.Hold(over) {
+			return false
+		}
 	}
+	return true
 }
 
 // ReleaseDevices ends HoldDevices.

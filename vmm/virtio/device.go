@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cellvisor/cellvisor/vmm/pci"
 )
@@ -214,12 +215,16 @@ func (d *Device) handle(n int, q *virtqueue) error {
 	return err
 }
 
-// Hold makes the device rest: when it returns no chain is being worked on, and none is taken until Release. Registers still answer.
-func (d *Device) Hold() {
+// Hold makes the device rest until Release: no chain is taken any more. When it returns true none is being worked on either; a chain that waits for guest
+// memory keeps it waiting, unless over says that the device need not rest any more. Registers still answer.
+func (d *Device) Hold(over func() bool) bool {
 	d.held.Store(true)
 	for _, q := range d.queues {
-		q.rest()
+		if !q.restUnless(over) {
+			return false
+		}
 	}
+	return true
 }
 
 // Pause makes the device rest, or go on, whether or not it is held besides.
@@ -241,6 +246,21 @@ func (d *Device) rests() bool { return d.held.Load() || d.paused.Load() || d.end
 func (q *virtqueue) rest() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+}
+
+// restEvery is how often a wait for a queue looks whether it is still wanted.
+const restEvery = 20 * time.Microsecond
+
+// restUnless is rest that ends early, with false, when over says so.
+func (q *virtqueue) restUnless(over func() bool) bool {
+	for !q.mu.TryLock() {
+		if over() {
+			return false
+		}
+		time.Sleep(restEvery)
+	}
+	q.mu.Unlock()
+	return true
 }
 
 // Release ends a Hold.

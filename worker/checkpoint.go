@@ -119,11 +119,11 @@ func (l *loop) every() time.Duration { return time.Duration(l.p.CheckpointMillis
 
 // copyTo gives standbys a full copy. If others are safe already, checkpoints go on meanwhile. It returns false when the protection has changed.
 func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
-	next, ready := time.Now(), l.p.Mirrors != 0 && !checkpoints
+	next, mirrors := time.Now(), l.p.Mirrors != 0 && !checkpoints // flushes wait for these meanwhile
 	for !l.r.all(l.members, func(m ident.Part) error {
 		return l.r.ask(m, l.p.Seq, replicaBase, l.p.Seq, uint64(fresh), uint64(l.r.w.bootedNow()))
 	}) {
-		if !l.r.wait(l.change, 5*time.Millisecond, nil) || ready && !l.mirror(false) {
+		if !l.r.wait(l.change, 5*time.Millisecond, nil) || mirrors && !l.mirror(false) {
 			return false
 		}
 		if checkpoints && time.Now().After(next) {

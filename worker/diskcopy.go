@@ -141,15 +141,14 @@ type standbyDisks struct {
 	specs     []wire.WorkerDisk
 	images    []*disk.Image // by disk; nil until home has told its size
 	brought   []map[uint64]struct{}
-	pending   [][]disk.Write          // of the checkpoint that is being applied
-	early     []map[uint64]disk.Write // by disk: blocks of checkpoints that came before the disk's size
+	pending   [][]disk.Write // of the checkpoint that is being applied
 	say       func(wire.WorkerDisks)
 }
 
 func newStandbyDisks(open openImage, specs []wire.WorkerDisk, say func(wire.WorkerDisks)) standbyDisks {
 	d := standbyDisks{openImage: open, say: say, specs: specs, images: make([]*disk.Image, len(specs)), pending: make([][]disk.Write, len(specs))}
 	for range specs {
-		d.brought, d.early = append(d.brought, map[uint64]struct{}{}), append(d.early, map[uint64]disk.Write{})
+		d.brought = append(d.brought, map[uint64]struct{}{})
 	}
 	return d
 }
@@ -194,15 +193,6 @@ func (d *standbyDisks) open(index int, size int64) (*disk.Image, error) {
 	if n := image.Damaged(); n > 0 {
 		d.say(wire.WorkerDisks{Disk: spec.Name, Damaged: fmt.Sprintf("%d blocks of the copy do not match their checksums: they are taken from the VM's home", n)})
 	}
-	for block := range d.early[index] {
-		if block >= image.Blocks() {
-			return nil, errors.Join(fmt.Errorf("%w: block %d of a disk of %d", errBadShare, block, image.Blocks()), image.Close())
-		}
-	}
-	if err := commitPieces(image, inOrder(d.early[index])); err != nil {
-		return nil, errors.Join(fmt.Errorf("disk %s: %w", spec.Name, err), image.Close())
-	}
-	clear(d.early[index])
 	d.images[index] = image
 	return image, nil
 }
@@ -259,7 +249,7 @@ func (s *standby) lacksDisk(c *cutIn) (lacks bool) {
 		for i := range p.total {
 			_ = eachRecord(p.chunks[i], func(t recordType, key uint64, _ []byte) error {
 				index, _ := ofDiskKey(key)
-				lacks = lacks || t == recordDisk && index < len(s.disks.images) && s.disks.images[index] == nil
+				lacks = lacks || (t == recordDisk || t == recordLost) && index < len(s.disks.images) && s.disks.images[index] == nil
 				return nil
 			})
 		}
@@ -288,12 +278,6 @@ func (d *standbyDisks) stage(t recordType, key uint64, b []byte, before *past) e
 	if err := checkBlock(t, b); err != nil {
 		return err
 	}
-	b = append([]byte(nil), b...)
-	if index, block := ofDiskKey(key); index < len(d.images) && d.images[index] == nil { // home compares it later, and does not send this block again
-		d.early[index][block] = writeOf(t, block, b)
-		d.brought[index][block] = struct{}{}
-		return nil
-	}
 	index, block, err := d.check(t, key)
 	if err != nil {
 		return err
@@ -304,7 +288,7 @@ func (d *standbyDisks) stage(t recordType, key uint64, b []byte, before *past) e
 		}
 	}
 	d.brought[index][block] = struct{}{}
-	d.pending[index] = append(d.pending[index], writeOf(t, block, b))
+	d.pending[index] = append(d.pending[index], writeOf(t, block, append([]byte(nil), b...)))
 	return nil
 }
 

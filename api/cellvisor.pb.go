@@ -2477,8 +2477,10 @@ type VM struct {
 	StartWanted bool   `protobuf:"varint,30,opt,name=start_wanted,json=startWanted,proto3" json:"start_wanted,omitempty"`
 	Weight      uint32 `protobuf:"varint,41,opt,name=weight,proto3" json:"weight,omitempty"`
 	// Of a Linux guest, absent otherwise; without the files' sizes.
-	Linux         *LinuxGuest `protobuf:"bytes,40,opt,name=linux,proto3" json:"linux,omitempty"`
-	Nets          []*Net      `protobuf:"bytes,42,rep,name=nets,proto3" json:"nets,omitempty"`
+	Linux *LinuxGuest `protobuf:"bytes,40,opt,name=linux,proto3" json:"linux,omitempty"`
+	Nets  []*Net      `protobuf:"bytes,42,rep,name=nets,proto3" json:"nets,omitempty"`
+	// Rises whenever it is to stand still or to go on: by PauseVM, by a save, and by a save's end.
+	PauseSeq      uint64 `protobuf:"varint,44,opt,name=pause_seq,json=pauseSeq,proto3" json:"pause_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2749,6 +2751,13 @@ func (x *VM) GetNets() []*Net {
 		return x.Nets
 	}
 	return nil
+}
+
+func (x *VM) GetPauseSeq() uint64 {
+	if x != nil {
+		return x.PauseSeq
+	}
+	return 0
 }
 
 // Worker is the process that holds a VM's part on one server.
@@ -4935,7 +4944,7 @@ type SaveVMResponse struct {
 	// The file is whole; it has so many bytes.
 	Whole     bool   `protobuf:"varint,2,opt,name=whole,proto3" json:"whole,omitempty"`
 	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// The VM, stopped, in the last message.
+	// With whole: the VM as it was saved. In the last message: stopped.
 	Vm            *VM `protobuf:"bytes,4,opt,name=vm,proto3" json:"vm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -8093,7 +8102,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fResetVMResponse\x12 \n" +
 	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xed\b\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\x8a\t\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -8137,7 +8146,8 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\fstart_wanted\x18\x1e \x01(\bR\vstartWanted\x12\x16\n" +
 	"\x06weight\x18) \x01(\rR\x06weight\x12.\n" +
 	"\x05linux\x18( \x01(\v2\x18.cellvisor.v1.LinuxGuestR\x05linux\x12%\n" +
-	"\x04nets\x18* \x03(\v2\x11.cellvisor.v1.NetR\x04nets\"\xc2\x02\n" +
+	"\x04nets\x18* \x03(\v2\x11.cellvisor.v1.NetR\x04nets\x12\x1b\n" +
+	"\tpause_seq\x18, \x01(\x04R\bpauseSeq\"\xc2\x02\n" +
 	"\x06Worker\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\rR\x04part\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12\x10\n" +

@@ -19,6 +19,9 @@ func DisksOf(st *cells.State, vm *cells.VM, server ident.ServerID) []wire.Worker
 			continue // it was removed: then its VM has ended
 		}
 		w := wire.WorkerDisk{Name: d.Name, Dir: fmt.Sprintf("%s-%d", d.Name, d.ID), Source: d.Source, Bytes: d.Bytes, Cache: string(want.Cache), ReadOnly: want.ReadOnly}
+		if vm.Spec.Protect != cells.ProtectReplica {
+			w.Mirrors = want.Mirrors
+		}
 		if c := d.CopyOn(server); c != nil {
 			w.Use, w.Confirmed = c.Use, c.Confirmed
 		}

@@ -167,6 +167,9 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 		c.reportGone(vm, p, p.PID, "it was not there when serve came back")
 	case w.part != p.Part:
 		c.replaceWorker(w)
+	case w.safe != 0 && w.safe == vm.ProtectSeq && vm.SafeSeq != w.safe && vm.Home == p.Part && vm.State == cells.VMRunning: // before its end: which copies of its disks are good hangs on it
+		c.propose(fmt.Sprintf("protected/%d", vm.ID), cells.Command{VMProtected: &cells.VMProtected{
+			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.safe}})
 	case w.ended != nil && !(w.ended.Crash && w.ended.Booted < vm.BootEpoch()):
 		c.reportEnded(vm, p, w)
 	case w.gone && w.up && !p.Standby && !vm.Held() && c.now < w.goneAt+goneGrace:
@@ -192,9 +195,6 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case w.protect < vm.ProtectSeq:
 		w.protect = vm.ProtectSeq
 		c.act(SendProtect{VM: vm.ID, Protect: protection(vm)})
-	case w.safe != 0 && w.safe == vm.ProtectSeq && vm.SafeSeq != w.safe && vm.Home == p.Part:
-		c.propose(fmt.Sprintf("protected/%d", vm.ID), cells.Command{VMProtected: &cells.VMProtected{
-			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Seq: w.safe}})
 	case w.disks && vm.Home == p.Part && c.rep.State().Unconfirmed(vm):
 		c.propose(fmt.Sprintf("disks/%d", vm.ID), cells.Command{DisksOpened: &cells.DisksOpened{VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation}})
 	case w.paused == vm.PauseSeq && p.PausedSeq != w.paused && !p.Standby:

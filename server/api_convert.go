@@ -209,6 +209,7 @@ func vmMessage(state *cells.State, vm *cells.VM) *api.VM {
 		Restarts: vm.Restarts, RebootOnCrash: vm.Spec.RebootOnCrash, CrashLimit: uint32(vm.Spec.CrashLimit),
 		Restart: cmp.Or(vm.Spec.Restart, cells.RestartNo), StartWanted: vm.Start.Wanted,
 		CreatedAt: stamp(vm.CreatedMs), StartedAt: stamp(vm.StartedMs), EndedAt: stamp(vm.EndedMs), Weight: uint32(cmp.Or(vm.Spec.Weight, cells.DefaultWeight)),
+		PauseSeq: vm.PauseSeq,
 	}
 	if vm.Spec.PayloadSHA256 != "" {
 		out.Payload = "sha256:" + vm.Spec.PayloadSHA256

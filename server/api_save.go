@@ -62,17 +62,19 @@ func (v *service) SaveVM(stream api.Cellvisor_SaveVMServer) error {
 	if err != nil {
 		return err
 	}
-	size, err := v.sendState(ctx, vm.ID, stream)
+	size, saved, err := v.sendState(ctx, vm.ID, stream)
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&api.SaveVMResponse{Whole: true, SizeBytes: size}); err != nil {
+	if err := stream.Send(&api.SaveVMResponse{Whole: true, SizeBytes: size, Vm: saved}); err != nil {
 		return err
 	}
 	if m, err := stream.Recv(); err != nil || !m.GetKept() {
 		return status.Errorf(codes.Canceled, "VM %s was not saved: the caller has not kept its state", vm.Spec.Name)
 	}
-	if err := v.s.propose(ctx, cells.Command{EndSave: &cells.EndSave{VM: vm.ID, Token: token, Stop: true}}, nil); err != nil {
+	pctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), proposePatience)
+	defer cancel()
+	if err := v.s.propose(pctx, cells.Command{EndSave: &cells.EndSave{VM: vm.ID, Token: token, Stop: true}}, nil); err != nil {
 		return err
 	}
 	stopped = true
@@ -155,36 +157,36 @@ func (s saveStream) Write(b []byte) (int, error) {
 }
 
 // sendState waits until the VM stands still and sends all there is of it.
-func (v *service) sendState(ctx context.Context, id ident.VMID, stream api.Cellvisor_SaveVMServer) (size uint64, err error) {
+func (v *service) sendState(ctx context.Context, id ident.VMID, stream api.Cellvisor_SaveVMServer) (size uint64, saved *api.VM, err error) {
 	snap, vm, err := v.awaitPause(ctx, id)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if !vm.Still() {
-		return 0, status.Errorf(codes.Aborted, "VM %s was not saved: it has gone on meanwhile", vm.Spec.Name)
+		return 0, nil, status.Errorf(codes.Aborted, "VM %s was not saved: it has gone on meanwhile", vm.Spec.Name)
 	}
 	out := bufio.NewWriterSize(saveStream{stream}, api.ChunkBytes)
 	to, err := wire.NewSaveWriter(out)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if err := v.sendAbout(snap.state, vm, to); err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	for _, p := range vm.Members() {
 		if p.Part != vm.Home {
 			if err := v.sendOther(ctx, snap, vm, &p, to); err != nil {
-				return 0, status.Errorf(codes.Aborted, "VM %s was not saved: its part on %s: %s", vm.Spec.Name, p.ServerName, api.Message(err))
+				return 0, nil, status.Errorf(codes.Aborted, "VM %s was not saved: its part on %s: %s", vm.Spec.Name, p.ServerName, api.Message(err))
 			}
 		}
 	}
 	if err := v.sendPart(ctx, vm, true, to); err != nil {
-		return 0, status.Errorf(codes.Aborted, "VM %s was not saved: %s", vm.Spec.Name, api.Message(err))
+		return 0, nil, status.Errorf(codes.Aborted, "VM %s was not saved: %s", vm.Spec.Name, api.Message(err))
 	}
 	if err := errors.Join(to.Close(), out.Flush()); err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	return to.Size(), nil
+	return to.Size(), vmMessage(snap.state, vm), nil
 }
 
 // savedSpec is what a VM is restored with.

@@ -96,6 +96,7 @@ type WorkerDisk struct {
 	Bytes    ident.Bytes `json:"bytes,omitempty"`  // size of a new disk without an image
 	Cache    string      `json:"cache"`            // "writeback", "writethrough" or "unsafe"
 	ReadOnly bool        `json:"read_only,omitempty"`
+	Mirrors  int         `json:"mirrors,omitempty"` // it is to have so many copies besides home's, though the VM has no replicas
 
 	Use       uint64 `json:"use,omitempty"`       // number of this use, to be written into the copy
 	Confirmed uint64 `json:"confirmed,omitempty"` // number of an earlier use that the copy must have, or a later one, to be used by home; 0: it may be new

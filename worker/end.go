@@ -15,7 +15,7 @@ func (w *Worker) guestExit(status uint32) {
 		reason = fmt.Sprintf("the guest ended the VM with status %d", status)
 	}
 	end := wire.WorkerEnded{State: "exited", ExitStatus: status, Reason: reason}
-	if w.replica == nil || w.replica.inStep() == 0 {
+	if !w.replica.mirrored() {
 		w.end(end)
 		return
 	}

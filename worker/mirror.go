@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -21,6 +22,9 @@ import (
 
 // mirrorEvery is how often the mirrors get what was written and not flushed.
 const mirrorEvery = 100 * time.Millisecond
+
+// mirrorPatience is how long a guest's end waits for mirrors that are brought into step.
+const mirrorPatience = 2 * time.Second
 
 // restsEvery is how often a flush that waits looks whether its device is to rest.
 const restsEvery = 5 * time.Millisecond
@@ -255,9 +259,33 @@ func (d *disks) noted() (n int) {
 
 func never() bool { return false }
 
-// lastWrites lets the mirrors have what the guest has written before it ended: the next to use the disks may find them there.
+// mirrored tells whether the VM's disks are to have mirrors.
+func (r *replicas) mirrored() bool {
+	return r != nil && slices.ContainsFunc(r.w.spec.Disks, func(d wire.WorkerDisk) bool { return d.Mirrors > 0 })
+}
+
+// lastWrites lets the mirrors have what the guest has written before it ended: the next to use the disks may find them there. Mirrors that are not in
+// step yet, as the guest has not run for long, may have a while for it.
 func (r *replicas) lastWrites() {
-	if r != nil && r.inStep() != 0 {
-		_ = r.flushDone(r.flushBegun(), false, never, never) // else the VM has ended otherwise
+	if !r.mirrored() {
+		return
 	}
+	tick := time.NewTicker(restsEvery)
+	defer tick.Stop()
+	for began := time.Now(); !r.told() && time.Since(began) < mirrorPatience; {
+		select {
+		case <-r.w.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	_ = r.flushDone(r.flushBegun(), false, never, never) // else the VM has ended otherwise
+}
+
+// told tells whether serve knows of all mirrors that the VM has now that they are in step.
+func (r *replicas) told() bool {
+	p, _ := r.current()
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
+	return p.Mirrors != 0 && r.w.protection != nil && r.w.protection.Seq == p.Seq
 }

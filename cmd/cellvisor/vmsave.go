@@ -50,16 +50,17 @@ func (a *app) vmSave(ctx context.Context, c *api.Client, names []string) error {
 	defer file.Close()
 	p := a.progress()
 	defer p.done()
-	ctx, cancel := context.WithCancel(ctx)
+	call, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stream, err := c.API().SaveVM(ctx)
+	heed := context.AfterFunc(ctx, cancel) // until the file is kept: from then on what became of the VM has to be known
+	stream, err := c.API().SaveVM(call)
 	if err != nil {
 		return err
 	}
 	if err := stream.Send(&api.SaveVMRequest{Name: name}); err != nil && !errors.Is(err, io.EOF) { // then Recv says why
 		return err
 	}
-	size, err := receiveState(stream, file, func(n uint64) { p.say("saving VM %s: %s", name, ident.Bytes(n)) })
+	size, saved, err := receiveState(stream, file, func(n uint64) { p.say("saving VM %s: %s", name, ident.Bytes(n)) })
 	if err != nil {
 		return err
 	}
@@ -70,9 +71,13 @@ func (a *app) vmSave(ctx context.Context, c *api.Client, names []string) error {
 		return err
 	}
 	syncDir(filepath.Dir(path))
+	if !heed() {
+		return errors.Join(context.Cause(ctx), os.Remove(path))
+	}
+	defer time.AfterFunc(keptPatience, cancel).Stop()
 	v, err := endSave(stream)
 	if err != nil {
-		return a.afterSave(c, name, path, err)
+		return a.afterSave(c, saved, path, err)
 	}
 	p.done()
 	if a.format == "json" {
@@ -82,8 +87,11 @@ func (a *app) vmSave(ctx context.Context, c *api.Client, names []string) error {
 	return nil
 }
 
+// keptPatience is how long it may take, after the file is complete, to hear that the VM has ended for it.
+const keptPatience = 30 * time.Second
+
 // receiveState writes what comes into a file, until it is whole.
-func receiveState(stream api.Cellvisor_SaveVMClient, file *os.File, say func(uint64)) (size uint64, err error) {
+func receiveState(stream api.Cellvisor_SaveVMClient, file *os.File, say func(uint64)) (size uint64, saved *api.VM, err error) {
 	out := bufio.NewWriterSize(file, 1<<20)
 	for {
 		m, err := stream.Recv()
@@ -91,19 +99,19 @@ func receiveState(stream api.Cellvisor_SaveVMClient, file *os.File, say func(uin
 			if errors.Is(err, io.EOF) {
 				err = errors.New("the server ended the call before the state was whole; the VM goes on")
 			}
-			return 0, err
+			return 0, nil, err
 		}
 		n, err := out.Write(m.GetChunk())
 		if err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 		size += uint64(n)
 		say(size)
 		if m.GetWhole() {
 			if m.GetSizeBytes() != size {
-				return 0, fmt.Errorf("%d bytes have arrived, %d were sent; the VM goes on", size, m.GetSizeBytes())
+				return 0, nil, fmt.Errorf("%d bytes have arrived, %d were sent; the VM goes on", size, m.GetSizeBytes())
 			}
-			return size, out.Flush()
+			return size, m.GetVm(), out.Flush()
 		}
 	}
 }
@@ -124,18 +132,25 @@ func endSave(stream api.Cellvisor_SaveVMClient) (*api.VM, error) {
 	}
 }
 
-// afterSave looks what became of the VM when nobody said: the file counts only if the VM was stopped for it.
-func (a *app) afterSave(c *api.Client, name, path string, cause error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+// afterSave looks what became of the VM when nobody said: the file counts unless the VM has gone on. As long as nothing has come after the pause that it
+// was saved in, that is not settled.
+func (a *app) afterSave(c *api.Client, saved *api.VM, path string, cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), keptPatience)
 	defer cancel()
-	v, err := getVM(ctx, c, name)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%w; whether VM %s was stopped is not known: if it runs, remove %s", cause, name, path)
-	case v.GetState() == api.VMState_VM_STATE_STOPPED:
-		return nil
+	for {
+		v, err := getVM(ctx, c, saved.GetName())
+		switch same := err == nil && v.GetId() == saved.GetId(); {
+		case same && v.GetState() == api.VMState_VM_STATE_STOPPED:
+			return nil
+		case same && v.GetPauseSeq() > saved.GetPauseSeq():
+			return errors.Join(cause, os.Remove(path))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; whether VM %s was stopped for it is not known: if it runs, remove %s", cause, saved.GetName(), path)
+		case <-time.After(200 * time.Millisecond):
+		}
 	}
-	return errors.Join(cause, os.Remove(path))
 }
 
 func syncDir(dir string) {

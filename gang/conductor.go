@@ -155,6 +155,15 @@ func (l *conductor) lead() ident.Micros {
 	return min(max(minLead, 2*late), maxLead)
 }
 
+// ahead is how long before its begin a slice is planned: as long as telling it takes, and on one server for the conductor to get a CPU and tell all
+// workers, so that these let go of slots and take them at the same moment.
+func (l *conductor) ahead() ident.Micros {
+	if len(l.servers) >= 2 {
+		return l.lead()
+	}
+	return min(max(ownLead, 2*l.late), maxLead)
+}
+
 // took folds in how long something took: the longest counts, and is forgotten slowly.
 func took(before, now ident.Micros) ident.Micros { return max(now, before-before/delayFade) }
 
@@ -162,7 +171,7 @@ func took(before, now ident.Micros) ident.Micros { return max(now, before-before
 const delayFade = 32
 
 // planAt is when the next slice is to be planned.
-func (l *conductor) planAt() ident.Micros { return l.end - l.lead() }
+func (l *conductor) planAt() ident.Micros { return l.end - l.ahead() }
 
 // takeReport takes a server's word on its vCPUs, starts what can start at once, and ends the slice early if somebody woke who waits longest.
 func (c *Core) takeReport(now ident.Micros, from ident.ServerID, r *wire.GangReport) {
@@ -227,7 +236,7 @@ func (c *Core) rotate(now ident.Micros) {
 	start := max(l.end, now)
 	l.late = took(l.late, now-l.planAt())
 	if now > l.planAt() { // late: still together
-		start = max(start, now+l.lead()/2)
+		start = max(start, now+l.ahead()/2)
 	}
 	for i := range l.gangs {
 		c.charge(start, &l.gangs[i])
@@ -298,7 +307,7 @@ func (c *Core) fill(now ident.Micros) {
 // cut lets the slice end at the given time, if it would not end earlier.
 func (c *Core) cut(now, at ident.Micros) {
 	l := &c.lead
-	l.end = min(l.end, max(at, now+l.lead()))
+	l.end = min(l.end, max(at, now+l.ahead()))
 }
 
 // tell sends each server what is new to it.

@@ -24,6 +24,7 @@ const (
 const (
 	minLead    = 2 * ident.Millisecond // between a plan and its begin on several servers: at least, and at most
 	maxLead    = 8 * ident.Millisecond
+	ownLead    = 500 * ident.Micros(1)   // at least, if all is on one server
 	keepAlive  = 100 * ident.Millisecond // between slices that change nothing
 	orderRenew = 300 * ident.Millisecond // an order is repeated after so long
 	reportGap  = ident.Millisecond       // between reports of a server

@@ -2,12 +2,13 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -20,11 +21,12 @@ import (
 	"github.com/cellvisor/cellvisor/gang"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
 // gangs runs this server's gang scheduler: what it decides goes to the workers as datagrams and to other servers as envelopes. It has a loop of its
-// own beside the monitor's, which waits for disks.
+// own beside the monitor's, which waits for disks, on a thread of its own ahead of all vCPUs: these keep every CPU busy just when slices end.
 //
 //	board --View--> core --Order--> <worker>/run.sock
 //	peers --Slice, Report--> core --GangSlice, GangReport--> peers
@@ -32,41 +34,46 @@ import (
 type gangs struct {
 	core  *gang.Core // the loop's
 	view  gang.View  // the loop's; what the core knows
+	snap  *snapshot  // the loop's; what view was made of
 	inbox chan gang.Event
 	query chan chan gangStats
+	rung  *os.File      // eventfd: the loop has something to look at
 	done  chan struct{} // closed when the loop has ended
 
 	self  ident.ServerID
 	log   zerolog.Logger
-	cpus  []uint16      // by slot; nil: threads are not bound
-	peers *link.Peers   // the loop's; set before run
-	dir   int           // descriptor of the workers' directory: paths of sockets are short through it
-	bell  *net.UnixConn // notes come in
-	out   int           // datagram socket for orders
+	cpus  []uint16    // by slot; nil: threads are not bound
+	peers *link.Peers // the loop's; set before run
+	dir   int         // descriptor of the workers' directory: paths of sockets are short through it
+	bell  int         // datagram socket: notes come in
+	out   int         // datagram socket for orders
 
 	vmDir  func(ident.VMID) string // the worker's directory, "" if there is none
 	now    func() *snapshot
 	turns  sliceLog
 	failed uint64 // orders that could not be delivered
-	busy   time.Duration
+	in     [wire.SliceDatagramLimit]byte
 }
 
 // gangStats are the counters of the core and the shell.
 type gangStats struct {
 	core   gang.Counters
 	failed uint64
-	busy   time.Duration
+	busy   time.Duration // of a CPU, that the loop's thread used: to decide, and to tell workers
 }
 
-const gangInbox = 1024
+const (
+	gangInbox   = 1024
+	gangQueries = 16
+)
 
 // startGangs makes the sockets. The loop begins with run, and needs peers then.
 func startGangs(s *Server) (*gangs, error) {
 	id := s.store.Identity().Server
 	g := &gangs{
 		core:  gang.New(gang.Config{Self: id, Start: bootMicros(), Host: s.cfg.Sched == config.SchedHost, Distance: slotDistances("/sys", slotCPUs(s.cfg))}),
-		inbox: make(chan gang.Event, gangInbox), query: make(chan chan gangStats), done: make(chan struct{}),
-		self: id, log: s.log, cpus: slotCPUs(s.cfg), dir: -1, out: -1, now: s.board.now,
+		inbox: make(chan gang.Event, gangInbox), query: make(chan chan gangStats, gangQueries), done: make(chan struct{}),
+		self: id, log: s.log, cpus: slotCPUs(s.cfg), dir: -1, bell: -1, out: -1, now: s.board.now,
 	}
 	g.vmDir = func(vm ident.VMID) string {
 		if w := s.workers.worker(vm); w != nil {
@@ -96,7 +103,16 @@ func (g *gangs) listen(dir string) (err error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	g.bell, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: g.path(wire.WorkersBell), Net: "unixgram"})
+	if g.bell, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		return err
+	}
+	if err := unix.Bind(g.bell, &unix.SockaddrUnix{Name: g.path(wire.WorkersBell)}); err != nil {
+		return err
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err == nil {
+		g.rung = os.NewFile(uintptr(fd), "eventfd")
+	}
 	return err
 }
 
@@ -130,53 +146,91 @@ func slotCPUs(cfg *config.Server) []uint16 {
 // run is the loop. It ends with ctx, and leaves the workers free.
 func (g *gangs) run(ctx context.Context) {
 	defer close(g.done)
-	go g.listenToWorkers()
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for {
-		snap := g.now()
-		g.follow(snap)
+	runtime.LockOSThread() // and never unlocked: the thread ends with it
+	priority.First()
+	go g.watch(ctx)
+	for fd := int(g.rung.Fd()); ctx.Err() == nil; {
+		g.follow(g.now())
+		g.take()
 		g.flush()
-		wait := time.Hour
-		if at, ok := g.core.NextDeadline(); ok {
-			wait = max(0, time.Duration(at-bootMicros())*time.Microsecond)
-		}
-		timer.Reset(wait)
+		g.sleep(fd)
+	}
+	g.core.Step(bootMicros(), gang.View{})
+	g.flush()
+}
+
+// watch rings when the replicated state has changed, and when ctx ends.
+func (g *gangs) watch(ctx context.Context) {
+	for {
 		select {
-		case ev := <-g.inbox:
-			g.step(ev)
-		case <-timer.C:
-			g.step(gang.Tick{})
-		case <-snap.next:
-		case q := <-g.query:
-			q <- gangStats{g.core.Counters(), g.failed, g.busy}
+		case <-g.now().next:
+			g.ring()
 		case <-ctx.Done():
-			g.step(gang.View{})
-			g.flush()
+			g.ring()
 			return
 		}
 	}
 }
 
-// step steps the core with an event and all others that wait already.
-func (g *gangs) step(ev gang.Event) {
-	began := time.Now()
-	g.core.Step(bootMicros(), ev)
+// ring makes the loop look at everything. Any goroutine may call it.
+func (g *gangs) ring() {
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	_, _ = g.rung.Write(one[:]) // a loop that has ended needs nothing
+}
+
+// sleep waits for a note of a worker, a ring, or the time of what is to be done next.
+func (g *gangs) sleep(rung int) {
+	var timeout *unix.Timespec
+	if at, ok := g.core.NextDeadline(); ok {
+		ts := unix.NsecToTimespec(max(0, int64(at-bootMicros())*1000))
+		timeout = &ts
+	}
+	fds := []unix.PollFd{{Fd: int32(g.bell), Events: unix.POLLIN}, {Fd: int32(rung), Events: unix.POLLIN}}
+	if n, err := unix.Ppoll(fds, timeout, nil); err == nil && n > 0 && fds[1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(rung, count[:]) // whatever it was, look at everything
+	}
+}
+
+// take steps the core with all that has come, and answers queries.
+func (g *gangs) take() {
 	for range gangInbox {
 		select {
 		case ev := <-g.inbox:
 			g.core.Step(bootMicros(), ev)
 			continue
+		case q := <-g.query:
+			q <- gangStats{g.core.Counters(), g.failed, threadTime()}
+			continue
 		default:
 		}
-		break
+		n, _, err := unix.Recvfrom(g.bell, g.in[:], 0)
+		if err != nil {
+			break
+		}
+		if note, err := wire.DecodeSliceNote(g.in[:n]); err == nil {
+			g.core.Step(bootMicros(), gang.Note{SliceNote: note})
+		}
 	}
-	g.flush()
-	g.busy += time.Since(began)
+	g.core.Step(bootMicros(), gang.Tick{})
+}
+
+// threadTime is the CPU time that the calling thread has used.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 // follow tells the core what has changed in the replicated state.
 func (g *gangs) follow(snap *snapshot) {
+	if snap == g.snap {
+		return
+	}
+	g.snap = snap
 	v := gangView(snap)
 	if !reflect.DeepEqual(v, g.view) {
 		g.view = v
@@ -258,20 +312,6 @@ func (g *gangs) give(o gang.Order) {
 	}
 }
 
-// listenToWorkers takes the workers' notes until the bell is closed.
-func (g *gangs) listenToWorkers() {
-	var buf [wire.SliceDatagramLimit]byte
-	for {
-		n, _, err := g.bell.ReadFromUnix(buf[:])
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if note, derr := wire.DecodeSliceNote(buf[:n]); err == nil && derr == nil {
-			g.report(gang.Note{SliceNote: note})
-		}
-	}
-}
-
 // receive takes a message of another server.
 func (g *gangs) receive(e *wire.Envelope) error {
 	slice, report, err := wire.DecodeGang(e.Body)
@@ -290,6 +330,7 @@ func (g *gangs) receive(e *wire.Envelope) error {
 func (g *gangs) report(ev gang.Event) {
 	select {
 	case g.inbox <- ev:
+		g.ring()
 	case <-g.done:
 	}
 }
@@ -299,10 +340,16 @@ func (g *gangs) addStats(out map[string]uint64) {
 	q := make(chan gangStats, 1)
 	select {
 	case g.query <- q:
+		g.ring()
 	case <-g.done:
 		return
 	}
-	st := <-q
+	var st gangStats
+	select {
+	case st = <-q:
+	case <-g.done:
+		return
+	}
 	addCounters(out, "gang.", st.core)
 	out["gang.undelivered"] = st.failed
 	out["gang.busy_micros"] = uint64(st.busy.Microseconds())
@@ -312,11 +359,13 @@ func (g *gangs) addStats(out map[string]uint64) {
 }
 
 func (g *gangs) close() {
-	if g.bell != nil {
-		g.bell.Close()
+	if g.bell >= 0 {
 		_ = unix.Unlinkat(g.dir, wire.WorkersBell, 0)
 	}
-	for _, fd := range []int{g.out, g.dir} {
+	if g.rung != nil {
+		g.rung.Close()
+	}
+	for _, fd := range []int{g.bell, g.out, g.dir} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}

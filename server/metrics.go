@@ -77,7 +77,7 @@ var counterMetrics = []struct {
 	{metric{"cellvisor_peers_received_bytes_total", "Bytes received from other servers, page traffic excluded.", counter, nil}, "peers.received_bytes", false},
 	{metric{"cellvisor_gang_orders_total", "Orders to VM parts to run or to wait.", counter, nil}, "gang.orders", false},
 	{metric{"cellvisor_gang_undelivered_total", "Orders that did not reach their worker.", counter, nil}, "gang.undelivered", false},
-	{metric{"cellvisor_gang_busy_seconds_total", "Time that the gang scheduler took.", counter, nil}, "gang.busy_micros", true},
+	{metric{"cellvisor_gang_busy_seconds_total", "CPU time that the gang scheduler took: to decide, and to tell workers.", counter, nil}, "gang.busy_micros", true},
 	{metric{"cellvisor_gang_start_skew_p99_seconds", "By how much the starts of a gang on several servers differ, 99th percentile.", gauge, nil}, "gang.start_skew.p99_us", true},
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/priority"
 )
 
 // errGone says that no such process runs any more.
@@ -181,8 +183,9 @@ func bootMicros() ident.Micros {
 	return ident.Micros(ts.Sec)*ident.Second + ident.Micros(ts.Nsec/1000)
 }
 
-// beNice sets the priority of all threads of this process. Linux keeps it by thread; threads started later inherit it.
+// beNice sets the priority of all threads of this process, and of its session. Linux keeps it by thread; threads started later inherit it.
 func beNice(nice int) error {
+	priority.NiceSession(nice)
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return err
@@ -197,4 +200,11 @@ func beNice(nice int) error {
 		}
 	}
 	return nil
+}
+
+// settleRuntime fits the Go runtime to a process that has a host full of spinning vCPUs beside it, and threads that block: a goroutine finds a place to run
+// although others are in system calls, and the runtime does not look after these all the time.
+func settleRuntime() {
+	runtime.GOMAXPROCS(runtime.NumCPU() + 8)
+	priority.CalmRuntime()
 }

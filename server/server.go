@@ -82,6 +82,7 @@ var errAsked = errors.New("asked to stop")
 // Run runs one serve process with the logging that its configuration asks for. It returns nil when ctx ended and everything was put in
 // order; the workers live on.
 func Run(ctx context.Context, cfg *config.Server) error {
+	settleRuntime()
 	tail := &logTail{}
 	return RunWith(ctx, cfg, Options{Log: newLogger(cfg, os.Stderr, tail), Tail: tail})
 }
@@ -177,15 +178,9 @@ func (s *Server) run(ctx context.Context) error {
 	var loopErr error
 	tasks.Go(func() { newCaretaker(s).run(ctx) })
 	tasks.Go(func() { s.audit.run(ctx, s) })
-	tasks.Add(5)
-	go func() {
-		defer tasks.Done()
-		s.loads.run(ctx)
-	}()
-	go func() {
-		defer tasks.Done()
-		s.gangs.run(ctx)
-	}()
+	tasks.Go(func() { s.loads.run(ctx) })
+	tasks.Go(func() { s.gangs.run(ctx) })
+	tasks.Add(3)
 	go func() {
 		defer tasks.Done()
 		if loopErr = s.loop(loopCtx); loopErr != nil {

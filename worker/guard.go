@@ -114,29 +114,40 @@ func (g *guard) enterIdle(in uint64, called *atomic.Bool) (life uint64, ok bool)
 
 // wait is enter's slow path.
 func (g *guard) wait(called *atomic.Bool, idle bool, in uint64) (life uint64, ok bool) {
+	var q queue
+	life, waited, ok := g.await(called, idle, in, &q)
+	q.leave()
+	if ok && waited { // only now: what counts is when it goes on as the ordinary thread that it is
+		g.mu.Lock()
+		g.slot.taken(bootMicros())
+		g.mu.Unlock()
+	}
+	return life, ok
+}
+
+// await blocks; waited tells that it was for the gang's turn, which has come.
+func (g *guard) await(called *atomic.Bool, idle bool, in uint64, q *queue) (life uint64, waited, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
 	g.stops.ring()
 	defer func() { g.parked-- }()
-	waited := g.slot.off && !idle
+	waited = g.slot.off && !idle
 	for {
 		if g.stopped {
-			return 0, false
+			return 0, false, false
 		}
 		switch {
 		case called.Load() && g.held == 0 && !g.restarting.Load():
-			return g.life, true
+			return g.life, false, true
 		case !g.mayRun() || !g.leased(), g.paused && in == g.life:
 			g.slot.wait(&g.mu)
 		case g.slot.off && !idle:
 			waited = true
+			q.join()
 			g.slot.wait(&g.mu)
 		default:
-			if waited {
-				g.slot.taken(bootMicros())
-			}
-			return g.life, true
+			return g.life, waited, true
 		}
 	}
 }

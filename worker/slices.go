@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -70,7 +71,7 @@ func newSlicer(w *Worker) (*slicer, error) {
 // run is the slicer's thread, for as long as the process lives.
 func (s *slicer) run() {
 	runtime.LockOSThread()
-	comeFirst()
+	priority.First()
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	for {
 		s.receive()
@@ -99,15 +100,6 @@ func (s *slicer) remindServe() {
 		s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: busy})
 	}
 	s.remind = now + remindAfter
-}
-
-// comeFirst puts the calling thread ahead of all vCPUs. It works for microseconds at a time, so it may be a real-time thread: nice values do not
-// reach beyond a session where the kernel groups tasks by session (autogroup). Where that is not allowed, nice has to do.
-func comeFirst() {
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1}
-	if unix.SchedSetAttr(0, &fifo, 0) != nil {
-		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -20)
-	}
 }
 
 // sleep waits for an order, for the time of the pending one, or for the end of the present one.

@@ -5,8 +5,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link/futex"
+	"github.com/cellvisor/cellvisor/link/priority"
 )
 
 // turn is whether the gang may use its slots. Its vCPU threads wait for it on a futex, not on a condition variable: they are locked to their
@@ -16,6 +19,23 @@ type turn struct {
 	off         bool
 	bell        bell         // rings when something may have changed for who waits
 	first, last ident.Micros // when the first and the last vCPU took their turn, 0 if none has
+}
+
+// queue is how a vCPU's thread waits for its turn: ahead of all ordinary threads, so that it runs at the moment that it is woken, even if the vCPU which had
+// the CPU before has not left it yet. An ordinary one would wait for that one's slice of the host's scheduler to end, which is at a tick, while
+// its gang spins elsewhere. It raises and lowers itself only, so no guest ever runs ahead of others.
+type queue struct{ raised int } // the thread, 0: none
+
+func (q *queue) join() {
+	if tid := unix.Gettid(); q.raised == 0 && priority.Raise(tid) {
+		q.raised = tid
+	}
+}
+
+func (q *queue) leave() {
+	if q.raised != 0 {
+		priority.Lower(q.raised)
+	}
 }
 
 // bellSleep bounds one sleep. Wake-ups are not lost; the bound only keeps a bug from becoming a hang.

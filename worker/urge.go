@@ -5,7 +5,7 @@ import (
 	"runtime"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/cellvisor/cellvisor/link/priority"
 )
 
 // On a busy host a cut would last as long as the scheduler lets threads wait: that of a vCPU which was preempted in the guest and has to run a few
@@ -25,9 +25,8 @@ type urger struct {
 func (u *urger) begin() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
 	for _, tid := range u.tids() {
-		if unix.SchedSetAttr(tid, &first, 0) != nil {
+		if !priority.Raise(tid) {
 			return // not allowed: they come when they come
 		}
 		u.urged = append(u.urged, tid)
@@ -38,9 +37,8 @@ func (u *urger) begin() {
 func (u *urger) end() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	usual := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}
 	for _, tid := range u.urged {
-		_ = unix.SchedSetAttr(tid, &usual, 0) // a thread that has ended needs nothing
+		priority.Lower(tid)
 	}
 	u.urged = u.urged[:0]
 }
@@ -64,7 +62,7 @@ type cutThread chan func()
 // run is the thread, for as long as ctx lives.
 func (t cutThread) run(ctx context.Context) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with it
-	comeFirst()
+	priority.First()
 	for {
 		select {
 		case f := <-t:

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/mem"
 	"github.com/cellvisor/cellvisor/vmm/cpuidle"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
@@ -103,6 +104,7 @@ func Run(dir string, log zerolog.Logger) error {
 	w.hands.w = w
 	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + len(spec.LocalVCPUs) + 8)
+	priority.CalmRuntime()
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}

@@ -1,0 +1,63 @@
+// Package priority puts threads ahead of those that execute guests, so that who decides or serves never waits for who computes.
+//
+// Nice values do not reach beyond a session where the kernel groups tasks by session (autogroup, sched(7)): workers and serve processes are sessions of
+// their own, and a guest's vCPU that spins in one of them is the equal of a thread at nice -20 in another. And even a thread that comes first by its
+// weight waits for the running one's slice, which ends at a tick. A thread that works for microseconds at a time can be a real-time thread, and then
+// runs at once. Where that is not allowed (RLIMIT_RTPRIO, CAP_SYS_NICE), nice has to do.
+package priority
+
+import (
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// niceFirst is the best nice value.
+const niceFirst = -20
+
+// First puts the calling thread ahead of all ordinary ones for the rest of its life, but not threads that it starts. The goroutine must be locked to it.
+func First() {
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1}
+	if unix.SchedSetAttr(0, &fifo, 0) != nil {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceFirst)
+	}
+}
+
+// Raise puts a thread of this process ahead of all ordinary ones until Lower. It tells whether that was allowed.
+func Raise(tid int) bool {
+	return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) == nil
+}
+
+// Lower makes a thread that was raised an ordinary one at nice 0. A thread that has ended needs nothing.
+func Lower(tid int) {
+	_ = unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
+}
+
+// NiceSession gives the session that this process leads a nice value beside other sessions. It does nothing in a session that somebody else leads,
+// whose other processes are none of ours, and on kernels that do not group by session.
+func NiceSession(nice int) {
+	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() {
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0)
+	}
+}
+
+// monitorSlackNanos is how late the Go runtime's monitor may look.
+const monitorSlackNanos = 10_000_000
+
+// CalmRuntime lets the thread with which the Go runtime watches its own scheduler (sysmon) look at it a hundred times a second at most. A thread of ours
+// that blocks in a system call for 10 ms loses its place to that monitor, which from such a find on looks every 20 us for a while. Threads
+// that wait for slices, run guests or wait for pages do nothing but block so; and a process of which little is heard would so interrupt a guest's vCPUs thousands of
+// times a second. The price is that goroutines wait longer for a place that is taken by a blocked one: have more of them (GOMAXPROCS) than threads that
+// block. The monitor is the first thread that the runtime starts. Where the kernel refuses (CAP_SYS_NICE), everything stays as it is.
+func CalmRuntime() {
+	tasks, err := os.Open("/proc/self/task")
+	if err != nil {
+		return
+	}
+	defer tasks.Close()
+	tids, err := tasks.Readdirnames(2) // in the order in which they were started
+	if err == nil && len(tids) == 2 {
+		_ = os.WriteFile("/proc/"+tids[1]+"/timerslack_ns", []byte(strconv.Itoa(monitorSlackNanos)), 0)
+	}
+}

@@ -58,7 +58,7 @@ func (f *FSM) startAgain(vm *VM) {
 		return // until its disks are free
 	}
 	placed, fault := f.hooks.Placer.Place(&f.state, &vm.Spec)
-	if fault != nil {
+	if fault != nil || checkParts(&vm.Spec, len(placed)) != nil {
 		return // when there is room
 	}
 	// Parts get indexes that none of the former parts had: a worker that is still on its way out is not taken for one of these.

@@ -94,6 +94,9 @@ func (f *FSM) protectVM(c *ProtectVM) *Fault {
 	if fault := checkDisks(&spec); fault != nil {
 		return fault
 	}
+	if fault := checkParts(&spec, len(vm.Members())); fault != nil {
+		return fault
+	}
 	fewer := spec.Protect != ProtectReplica || spec.Replicas < vm.Spec.Replicas
 	vm.Spec = spec
 	if fewer {

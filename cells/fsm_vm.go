@@ -46,6 +46,9 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 	if fault != nil {
 		return nil, fault
 	}
+	if fault := checkParts(&spec, len(placed)); fault != nil {
+		return nil, fault
+	}
 	vm := VM{ID: ident.VMID(index), Spec: spec, State: VMStarting, Secret: c.Secret, Epoch: f.state.View.Epoch, Created: f.state.View.Epoch, CreatedMs: f.now.UnixMs}
 	for i, p := range placed {
 		s := f.state.Server(p.Server)

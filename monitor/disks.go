@@ -79,7 +79,7 @@ func placeMirrors(st *cells.State, vm *cells.VM) []ident.ServerID {
 
 // protection is what the workers of a VM are told about its standbys.
 func protection(vm *cells.VM) wire.WorkerProtect {
-	m := wire.WorkerProtect{Seq: vm.ProtectSeq, Home: vm.Home, CheckpointMillis: vm.Spec.CheckpointMillis}
+	m := wire.WorkerProtect{Seq: vm.ProtectSeq, Home: vm.Home, CheckpointMillis: vm.Spec.CheckpointMillis, Kept: vm.Spec.Protect == cells.ProtectReplica}
 	for _, p := range vm.Parts {
 		switch {
 		case p.Gone || p.Standby && !p.Ready:

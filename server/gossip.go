@@ -49,9 +49,12 @@ func startGossip(cfg *config.Server, id ident.ServerID, log zerolog.Logger, hint
 	ml.AdvertisePort = ml.BindPort
 	// Measured on eight processes: a killed one is noticed after 0.3 to 0.75 s, without a false alarm on a quiet machine. A false
 	// alarm on a busy one costs a question, nothing more.
-	ml.ProbeInterval, ml.ProbeTimeout = 100*time.Millisecond, 50*time.Millisecond
+	// A cluster with longer leases can do nothing with earlier hints.
+	slow := max(1, cfg.Timing.LeaseLength/config.DefaultTiming().LeaseLength)
+	ml.ProbeInterval, ml.ProbeTimeout = slow*100*time.Millisecond, slow*50*time.Millisecond
 	ml.SuspicionMult, ml.SuspicionMaxTimeoutMult = 2, 3
-	ml.GossipInterval = 50 * time.Millisecond
+	ml.GossipInterval = slow * 50 * time.Millisecond
+	ml.EnableCompression = false         // of messages of a hundred bytes it only makes work
 	ml.DeadNodeReclaimTime = time.Second // a server that came back may do so under another address
 	if len(cfg.Secret) > 0 {
 		key := sha256.Sum256(append([]byte("cellvisor gossip "+cfg.ClusterID+" "), cfg.Secret...))

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/cellvisor/cellvisor/vmm/linux/linuxtest"
 )
 
 // A kernel of a few instructions, which runs even where ring 0 of a guest is emulated one by one. It is an ELF file with a PVH entry, as a
@@ -76,14 +78,17 @@ func tinyKernelFile(code []byte) []byte {
 // brokenKernel makes a triple fault at once.
 var brokenKernel = []byte{0x0f, 0x01, 0x1d, 0, 0, 0x20, 0, 0x0f, 0x0b} // lidt [0x200000]; ud2
 
-// cmdTinyKernel writes a kernel into a file: tinykernel FILE [broken].
+// cmdTinyKernel writes a kernel into a file: tinykernel FILE [broken|keeper]. Of keeper see linuxtest.
 func cmdTinyKernel(ts *testscript.TestScript, neg bool, args []string) {
-	code := tinyKernel
-	if len(args) == 2 && args[1] == "broken" {
-		code, args = brokenKernel, args[:1]
+	file := tinyKernelFile(tinyKernel)
+	switch {
+	case len(args) == 2 && args[1] == "broken":
+		file, args = tinyKernelFile(brokenKernel), args[:1]
+	case len(args) == 2 && args[1] == "keeper":
+		file, args = linuxtest.Keeper(), args[:1]
 	}
 	if neg || len(args) != 1 {
-		ts.Fatalf("usage: tinykernel FILE [broken]")
+		ts.Fatalf("usage: tinykernel FILE [broken|keeper]")
 	}
-	ts.Check(os.WriteFile(ts.MkAbs(args[0]), tinyKernelFile(code), 0o644))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), file, 0o644))
 }

@@ -182,6 +182,7 @@ type WorkerProtect struct {
 	Mirrors          ident.PartSet  `json:"mirrors,omitempty"` // standbys that hold the VM's disks only
 	Home             ident.Part     `json:"home"`
 	CheckpointMillis int            `json:"checkpoint_millis"` // between cuts; 0: adaptive
+	Kept             bool           `json:"kept,omitempty"`    // the VM is to survive losses; else a standby is there for a move
 }
 
 // WorkerSwitch asks home for a switchover under protection Seq: the guest is to stop for good at a last checkpoint, which all standbys hold. Home

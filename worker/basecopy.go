@@ -58,7 +58,7 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 		for len(s.chunks) > 1 || all && len(s.chunks) > 0 {
 			one := &share{header: s.header, chunks: s.chunks[:1]}
 			last := all && len(s.chunks) == 1
-			if !r.shipOne(one, index, last, to, seq, change) {
+			if !r.shipOne(one, index, last, to, p, change) {
 				return false
 			}
 			index++
@@ -104,8 +104,12 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 // easeMost bounds a rest between two chunks: one of them may have waited for a peer that was away.
 const easeMost = 20 * time.Millisecond
 
+// moveHurries is by how much a copy for a move rests less.
+const moveHurries = 4
+
 // ease throttles a full copy: it rests for as long as the last chunk has taken, so that at least half of what the copy takes of CPUs, network and
-// standby is left to the guest and its checkpoints. The slower these are, the longer it rests.
+// standby is left to the guest and its checkpoints. The slower these are, the longer it rests. A copy for a move, which somebody waits for and which is soon
+// over, rests for a quarter of that.
 func (r *replicas) ease(change <-chan struct{}, took time.Duration) bool {
 	select {
 	case <-time.After(min(took, easeMost)):
@@ -118,9 +122,12 @@ func (r *replicas) ease(change <-chan struct{}, took time.Duration) bool {
 }
 
 // shipOne sends one chunk of a base to all standbys in to, and rests.
-func (r *replicas) shipOne(s *share, index int, last bool, to ident.PartSet, seq uint64, change <-chan struct{}) bool {
-	began := time.Now()
-	defer func() { r.ease(change, time.Since(began)) }()
+func (r *replicas) shipOne(s *share, index int, last bool, to ident.PartSet, p wire.WorkerProtect, change <-chan struct{}) bool {
+	began, seq, hurry := time.Now(), p.Seq, time.Duration(1)
+	if !p.Kept {
+		hurry = moveHurries
+	}
+	defer func() { r.ease(change, time.Since(began)/hurry) }()
 	buf := s.encodeAt(append(make([]byte, 0, wire.DeviceBodyLimit), byte(replicaChunk)), 0, index, last)
 	ok := true
 	to.Each(func(part ident.Part) {

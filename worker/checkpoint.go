@@ -119,11 +119,15 @@ func (l *loop) every() time.Duration { return time.Duration(l.p.CheckpointMillis
 
 // copyTo gives standbys a full copy. If others are safe already, checkpoints go on meanwhile. It returns false when the protection has changed.
 func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
-	next, mirrors := time.Now(), l.p.Mirrors != 0 && !checkpoints // flushes wait for these meanwhile
+	next, again := time.Now(), copyAgainFirst
+	mirrors := l.p.Mirrors != 0 && !checkpoints // flushes wait for these meanwhile
 	for !l.r.all(l.members, func(m ident.Part) error {
 		return l.r.ask(m, l.p.Seq, replicaBase, l.p.Seq, uint64(fresh), uint64(l.r.w.bootedNow()))
 	}) {
-		if !l.r.wait(l.change, 5*time.Millisecond, nil) || mirrors && !l.mirror(false) {
+		if checkpoints {
+			again = min(again, max(time.Until(next), copyAgainFirst))
+		}
+		if !l.r.wait(l.change, again, nil) || mirrors && !l.mirror(false) {
 			return false
 		}
 		if checkpoints && time.Now().After(next) {
@@ -132,12 +136,23 @@ func (l *loop) copyTo(fresh ident.PartSet, checkpoints bool) bool {
 			}
 			next = time.Now().Add(l.r.w.checkpoints.next(l.every()))
 		}
+		if !mirrors {
+			again = min(again+again/4, copyAgainMost)
+		}
 	}
 	return true
 }
 
+// copyAgainFirst is how long the members are left to their full copies before they are asked whether these are there; then it is longer, up to
+// copyAgainMost.
+const (
+	copyAgainFirst = 5 * time.Millisecond
+	copyAgainMost  = 20 * time.Millisecond
+)
+
 // holdAll begins to hold back output and what is written to disks. A flush that waits for mirrors need not any more.
 func (l *loop) holdAll() bool {
+	l.h.holdFrames(l.p.Kept)
 	err := l.h.hold(true)
 	l.r.mirrorNews(func(*mirrored) {})
 	return !l.r.failOn(err)

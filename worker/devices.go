@@ -73,12 +73,9 @@ func (w *Worker) restoreDevices(h *home, r *replica) error {
 	if !w.hasDevices() {
 		return nil
 	}
-	var err error
-	disks := r.disks
-	if r.disks = nil; disks == nil { // it was taken over before, and not all members came: nothing has been written since
-		if disks, err = openDisks(w.openImage, w.spec.Disks); err != nil {
-			return err
-		}
+	disks, err := w.disksOf(r)
+	if err != nil {
+		return err
 	}
 	if err := w.plugDevices(h, disks); err != nil {
 		return err
@@ -88,6 +85,16 @@ func (w *Worker) restoreDevices(h *home, r *replica) error {
 		return nil
 	}
 	return h.board.SetBusState(*h.bus)
+}
+
+// disksOf returns the disks as what was taken over has them. If they were used before, as not all members came then, they are opened again: nothing has been
+// written since.
+func (w *Worker) disksOf(r *replica) (*disks, error) {
+	disks := r.disks
+	if r.disks = nil; disks != nil {
+		return disks, nil
+	}
+	return openDisks(w.openImage, w.spec.Disks)
 }
 
 // holdDevices makes the devices rest for a cut. It waits for them no longer when over says that the cut is not wanted: they may wait for a page of a part

@@ -96,3 +96,26 @@ func (w *Worker) shutDown() {
 	w.control.listener.Close()
 	w.saver.listener.Close()
 }
+
+// exit notes that the guest has asked for the end. The end is output, too: if that is held back, it comes with the checkpoint after it. It requires mu.
+func (h *home) exit(status uint32) {
+	h.exited, h.status = true, status
+	h.off.Store(true)
+	if !h.holding {
+		h.onExit(status)
+		return
+	}
+	select {
+	case h.urgent <- struct{}{}:
+	default:
+	}
+}
+
+// switchOff is exit for a Linux machine.
+func (h *home) switchOff() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.exited && !h.closed && !h.down {
+		h.exit(0)
+	}
+}

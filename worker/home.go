@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -36,6 +37,7 @@ type home struct {
 	mu        futex.Mutex // protects all below
 	console   stream
 	output    stream
+	frames    heldFrames
 	line      []byte
 	began     time.Time // when the clock read base
 	base      time.Duration
@@ -60,8 +62,9 @@ type home struct {
 	disks     *disks                // nil if it has none
 	bus       *machine.BusState     // of a checkpoint, for the board that is to be made
 
-	accessMu sync.Mutex // held over an access to the board; taken before mu
-	settling sync.Mutex // held while holding back begins or ends, and over writes to disks that need not wait any more; taken before mu
+	off      atomic.Bool // as exited
+	accessMu sync.Mutex  // held over an access to the board; taken before mu
+	settling sync.Mutex  // held while holding back begins or ends, and over writes to disks that need not wait any more; taken before mu
 }
 
 // doneRequest remembers a vCPU's last request and its answer.
@@ -160,15 +163,7 @@ func (h *home) perform(r deviceRequest) (uint32, error) {
 		h.lastMilli = max(h.lastMilli, uint32(h.clock().Milliseconds()))
 		return h.lastMilli, nil
 	case opExit:
-		h.exited, h.status = true, r.value
-		if !h.holding {
-			h.onExit(r.value)
-			break
-		}
-		select {
-		case h.urgent <- struct{}{}:
-		default:
-		}
+		h.exit(r.value)
 	default:
 		return 0, fmt.Errorf("%w: unknown operation %d", errBadRequest, r.op)
 	}
@@ -224,6 +219,7 @@ func (h *home) cut() (state []byte, console, output outputPiece, err error) {
 type outputCut struct {
 	number          uint64 // of the checkpoint
 	console, output int64
+	frames          uint64
 	exited          bool
 }
 
@@ -231,7 +227,7 @@ type outputCut struct {
 func (h *home) cutHere(number uint64) outputCut {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return outputCut{number: number, console: h.console.end(), output: h.output.end(), exited: h.exited}
+	return outputCut{number: number, console: h.console.end(), output: h.output.end(), frames: h.frames.end(), exited: h.exited}
 }
 
 // takeCut returns a copy of what is held, all of which belongs to this checkpoint or to an earlier one that is not safe yet.
@@ -279,6 +275,7 @@ func (h *home) hold(on bool) error {
 	if err := disks.hold(false); err != nil {
 		return err
 	}
+	h.holdFrames(false)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.holding = false
@@ -310,15 +307,22 @@ func (h *home) committed(cut outputCut) error {
 	if err := h.disksNow().committed(cut.number); err != nil {
 		return err
 	}
+	frames, err := h.letOut(cut)
+	sendFrames(frames)
+	return err
+}
+
+// letOut releases what was put out up to a cut, and returns the frames among it.
+func (h *home) letOut(cut outputCut) ([]heldFrame, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.release(cut.console, cut.output); err != nil {
-		return err
+	if err := h.release(cut.console, cut.output); err != nil || h.closed {
+		return nil, err
 	}
-	if cut.exited && !h.closed {
+	if cut.exited {
 		h.onExit(h.status)
 	}
-	return nil
+	return h.frames.take(cut.frames), nil
 }
 
 // release requires mu.
@@ -353,6 +357,7 @@ func (h *home) restore(state []byte, elapsed time.Duration) error {
 	h.base, h.began = time.Duration(s.ClockMicros)*time.Microsecond+elapsed, time.Now()
 	h.lastMilli, h.done, h.exited, h.status, h.bus = s.LastMilli, s.Done, s.Exited, s.Status, s.Board
 	h.moved = s.Linux
+	h.off.Store(h.exited)
 	switch {
 	case !h.exited:
 	case h.holding:

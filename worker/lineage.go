@@ -252,4 +252,5 @@ func (h *home) holdsFor(r *replica, m wire.WorkerMembers) {
 	h.console.holdTail(r.console)
 	h.output.holdTail(r.output)
 	h.holding = m.Fallback != 0
+	h.frames.on = h.holding
 }

@@ -101,7 +101,11 @@ func (c homeConsole) Write(b []byte) (int, error) {
 // loadLinux loads the kernel, which home does once in each boot, into fresh memory; the first time it makes the board. The vCPUs wait for it.
 func (w *Worker) loadLinux() error {
 	if w.linux.devices() == nil {
-		if err := w.makeBoard(); err != nil {
+		disks, err := openDisks(w.openImage, w.spec.Disks)
+		if err != nil {
+			return err
+		}
+		if err := w.makeBoard(disks); err != nil {
 			return err
 		}
 	} else if err := w.freshProcessors(); err != nil {
@@ -121,12 +125,13 @@ func (w *Worker) loadLinux() error {
 	return nil
 }
 
-func (w *Worker) makeBoard() error {
+// makeBoard makes the board, with disks that are open.
+func (w *Worker) makeBoard(disks *disks) error {
 	board := machine.NewBoard(machine.BoardConfig{
 		VCPUs: w.spec.VCPUs, Memory: w.spec.MemoryBytes, Backing: deviceMemory{w}, Console: homeConsole{w.home.Load()},
 		Signal: w.signalLinux, Event: w.linuxEvent,
 	})
-	if err := w.addLinuxDevices(board); err != nil {
+	if err := w.addLinuxDevices(board, disks); err != nil {
 		return errors.Join(err, board.Close())
 	}
 	w.linux.mu.Lock()
@@ -169,7 +174,9 @@ func (g *linuxGuest) restDevices() {
 func (w *Worker) linuxEvent(e platform.Event) {
 	switch e {
 	case platform.PowerOff:
-		w.guestExit(0)
+		if h := w.home.Load(); h != nil { // else it goes back to a checkpoint, and will switch itself off again
+			h.switchOff()
+		}
 	case platform.Reset:
 		w.crash(errors.New("the guest reset its machine"), "")
 	}
@@ -205,12 +212,8 @@ func (w *Worker) writeKernel() error {
 // optionBalloon gives a Linux machine a balloon, "on". It is for tests: no stock guest has been seen to give memory back by it and go on.
 const optionBalloon = "balloon"
 
-func (w *Worker) addLinuxDevices(board *machine.Board) error {
+func (w *Worker) addLinuxDevices(board *machine.Board, disks *disks) error {
 	if err := board.AddEntropy(); err != nil {
-		return err
-	}
-	disks, err := openDisks(w.openImage, w.spec.Disks)
-	if err != nil {
 		return err
 	}
 	if err := disks.addTo(board, w.cached); err != nil {
@@ -259,6 +262,9 @@ func (w *Worker) handleLinux(v *vcpu, exit kvm.Exit) error {
 		w.crash(fmt.Errorf("vCPU %d: triple fault", v.cpu.ID()), v.cpu.Dump()) // a processor that does so resets its machine
 	case !known:
 		return fmt.Errorf("guest failed: %s", exit)
+	}
+	if h := w.home.Load(); h != nil && h.off.Load() {
+		return errEnded
 	}
 	return nil
 }

@@ -50,7 +50,16 @@ func (w *Worker) takeOverLinux(r *replica) error {
 	if h.moved == nil {
 		return errors.New("the checkpoint has no state of devices")
 	}
-	if err := w.makeBoard(); err != nil {
+	if before := w.linux.devices(); before != nil { // it was taken over before, and gave that up
+		if err := before.Close(); err != nil {
+			return err
+		}
+	}
+	disks, err := w.disksOf(r)
+	if err != nil {
+		return err
+	}
+	if err := w.makeBoard(disks); err != nil {
 		return err
 	}
 	return w.linux.devices().SetState(*h.moved)

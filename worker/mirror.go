@@ -176,7 +176,7 @@ func (l *loop) bringIntoStep(every time.Duration, tick func() bool) bool {
 func (l *loop) sayWhole(to ident.PartSet) bool {
 	s := l.r.w.blocksShare(l.p.Seq, 0)
 	s.header.flags = chunkBase
-	return l.r.shipOne(s, 0, true, to, l.p.Seq, l.change)
+	return l.r.shipOne(s, 0, true, to, l.p, l.change)
 }
 
 // blocksShare makes a share for mirrors, which have nothing to do with other parts.

@@ -74,6 +74,7 @@ func (w *Worker) usesSwitch() bool {
 
 // addNets plugs the network cards in.
 func (w *Worker) addNets(board *machine.Board) error {
+	h := w.home.Load()
 	for i, n := range w.spec.Linux.Nets {
 		hw, err := net.ParseMAC(n.MAC)
 		if err != nil || len(hw) != len(virtio.MAC{}) {
@@ -83,13 +84,14 @@ func (w *Worker) addNets(board *machine.Board) error {
 			if n.TAP != "" {
 				if held := w.taps[n.TAP]; held != nil {
 					held.deliver.Store(&deliver)
-					return held.Link, nil
+					return cardLink{held.Link, h}, nil
 				}
-				return tap.Open(n.TAP, deliver)
+				link, err := tap.Open(n.TAP, deliver)
+				return cardLink{link, h}, err
 			}
 			port := vswitch.NewPort(w.spec.VM, n.Switch, deliver)
 			w.linux.ports.Add(port)
-			return port, nil
+			return cardLink{port, h}, nil
 		})
 		if err != nil {
 			return err

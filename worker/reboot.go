@@ -150,6 +150,7 @@ func (h *home) beginLife(epoch ident.Epoch) {
 	h.origins, h.asked = nil, nil
 	clear(h.done)
 	h.exited, h.status = false, 0
+	h.off.Store(false)
 	h.down, h.since = false, epoch
 }
 

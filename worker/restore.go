@@ -132,8 +132,10 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 				return err
 			}
 		}
-		if err := w.restoreDevices(h, r); err != nil {
-			return err
+		if w.linux == nil {
+			if err := w.restoreDevices(h, r); err != nil {
+				return err
+			}
 		}
 		h.setOrigins(r.vcpus)
 		w.home.Store(h)

@@ -213,8 +213,16 @@ func operator() string {
 	return ""
 }
 
-// watchEvery is how often a watched operation is looked at.
-const watchEvery = 100 * time.Millisecond
+// watchEvery is how often a watched operation is looked at in the beginning; one that takes long is looked at less often, up to watchSeldom.
+const (
+	watchEvery  = 100 * time.Millisecond
+	watchSeldom = time.Second
+)
+
+// watchAfter is how long to wait for the next look at an operation that has been watched for a while: a twentieth of that.
+func watchAfter(watched time.Duration) time.Duration {
+	return min(max(watched/20, watchEvery), watchSeldom)
+}
 
 // watchOperation follows an operation to its end and turns a bad one into an error.
 func (a *app) watchOperation(ctx context.Context, c *api.Client, op *api.Operation) error {
@@ -235,12 +243,11 @@ func (a *app) awaitOperation(ctx context.Context, c *api.Client, op *api.Operati
 	if !p.on && op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
 		fmt.Fprintf(a.err, "watching operation %d, %s %s, which goes on without a watcher\n", op.GetId(), op.GetKind().Word(), op.GetSubject())
 	}
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
+	began := time.Now()
 	for op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
 		p.say("%s", progressLine(op, time.Now()))
 		select {
-		case <-tick.C:
+		case <-time.After(watchAfter(time.Since(began))):
 		case <-ctx.Done():
 			p.done()
 			return nil, api.Detached{Operation: fmt.Sprintf("operation %d (`cellvisor op watch %d`)", op.GetId(), op.GetId())}

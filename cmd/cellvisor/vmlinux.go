@@ -49,8 +49,6 @@ func (l *linuxFlags) check(f *runFlags) error {
 		return usagef("--payload and --kernel are two guests: give one")
 	case f.args != "":
 		return usagef("--args is for payloads: a kernel takes --cmdline")
-	case f.protect != "none":
-		return usagef("--protect: a Linux guest cannot be protected yet")
 	case len(l.cmdline) > cells.MaxCmdlineBytes:
 		return usagef("--cmdline has %d bytes, at most %d are allowed", len(l.cmdline), cells.MaxCmdlineBytes)
 	case !slices.Contains(cells.CPUModels, l.cpu):

@@ -98,6 +98,9 @@ func (b *Board) SetState(s BoardState) error {
 	}
 	b.switchedOn.Add(-s.Platform.ElapsedNanos)
 	b.platform.SetState(s.Platform)
+	// The serial port's line rises again if it was high: what was typed between the capture of the processors and that of the devices has interrupted none of
+	// the former. One interrupt too many does no harm.
+	s.IOAPIC.High = [ioapic.Pins]bool{}
 	b.ioapic.SetState(s.IOAPIC)
 	b.Serial.SetState(s.Serial)
 	return b.SetBusState(s.Bus)

@@ -54,6 +54,9 @@ func (w *world) unsettled() error {
 		if vm.Spec.Protect == cells.ProtectReplica && vm.Protection() != "safe" || vm.State != cells.VMRunning {
 			return fmt.Errorf("vm %d is %s, protection %s", vm.ID, vm.State, vm.Protection())
 		}
+		if m := vm.Mirroring(); m == "syncing" || m == "missing" {
+			return fmt.Errorf("vm %d: its mirrors are %s", vm.ID, m)
+		}
 		for _, p := range vm.Parts {
 			x, ok := w.Find(w.Server(p.Server), vm.ID)
 			switch {

@@ -20,9 +20,10 @@ type image struct {
 	flushed    contents
 	tail       [][]blockWrite // batches that are not flushed
 	bad        [diskBlocks]bool
-	number     uint64    // of the last checkpoint in it
-	backup     *contents // of earlier times, perhaps brought back
-	older      uint64    // and its generation
+	lost       [diskBlocks]bool // of bad: as home's was when they were compared
+	number     uint64           // of the last checkpoint in it
+	backup     *contents        // of earlier times, perhaps brought back
+	older      uint64           // and its generation
 }
 
 type blockWrite struct {
@@ -42,7 +43,7 @@ func (m *image) now() contents {
 
 func (m *image) commit(batch []blockWrite, sync bool) {
 	for _, w := range batch {
-		m.bad[w.block] = false
+		m.bad[w.block], m.lost[w.block] = false, false
 	}
 	if len(batch) > 0 {
 		m.tail = append(m.tail, slices.Clone(batch))
@@ -117,7 +118,7 @@ func (w *world) tamper(s *cluster.Server) {
 		case p.server != s.ID:
 		case w.Chance(500) && m.backup != nil && m.older < m.generation: // one of the same use cannot be told from what it should be
 			w.Tracef("server %d: the copy of %s is replaced by that of generation %d", s.ID, p.dir, m.older)
-			m.generation, m.flushed, m.tail, m.bad, m.number = m.older, *m.backup, nil, [diskBlocks]bool{}, 0
+			m.generation, m.flushed, m.tail, m.bad, m.lost, m.number = m.older, *m.backup, nil, [diskBlocks]bool{}, [diskBlocks]bool{}, 0
 		default:
 			for range 1 + w.Rand().IntN(3) {
 				m.bad[w.Rand().IntN(diskBlocks)] = true

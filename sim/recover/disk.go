@@ -2,15 +2,12 @@ package recover
 
 import (
 	"fmt"
-	"slices"
 
-	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/mem/srt"
 	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/recovery/layers"
 	"github.com/cellvisor/cellvisor/sim"
-	"github.com/cellvisor/cellvisor/sim/cluster"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -39,7 +36,7 @@ func init() {
 		Name:     "disks",
 		Doc:      "VMs with mirrored disks that lose cells, servers, workers and all power: copies are those of checkpoints, what was flushed stays",
 		Run:      RunDisks,
-		Canaries: []string{canaryStaleMirror, canaryDamagedTrust, canaryOldCopy, canaryFlushEarly, canaryWriteEarly, canaryCutForgotten},
+		Canaries: []string{canaryStaleMirror, canaryDamagedTrust, canaryOldCopy, canaryFlushEarly, canaryWriteEarly, canaryCutForgotten, canaryMirrorEarly},
 	})
 }
 
@@ -185,10 +182,15 @@ func (x *worker) compare() (done bool) {
 	if x.disk == nil {
 		return true
 	}
+	return x.compareWith(x.protect.Standbys, x.safe|x.fallback)
+}
+
+// compareWith is compare with some standbys, of which some are in step.
+func (x *worker) compareWith(all, inStep ident.PartSet) (done bool) {
 	x.disk.layers.Note(true)
 	done = true
-	x.protect.Standbys.Each(func(part ident.Part) {
-		if x.safe.Has(part) || x.fallback.Has(part) || !done {
+	all.Each(func(part ident.Part) {
+		if inStep.Has(part) || !done {
 			return
 		}
 		y := x.peer(part)
@@ -219,17 +221,22 @@ func (x *worker) openMirror() *image {
 
 func (x *worker) compareBlock(y *worker, block int) {
 	m := y.openMirror()
-	if !x.disk.layers.Settled(uint64(block)) || x.disk.image.bad[block] {
-		return // it comes with a checkpoint; or there is nothing to compare with
+	if !x.disk.layers.Settled(uint64(block)) {
+		return // it comes with a checkpoint
 	}
+	gone := x.disk.image.bad[block]
 	want := x.disk.image.now()[block]
-	differs := m.now()[block] != want || m.bad[block] && x.w.canary != canaryDamagedTrust
-	if differs {
-		if y.memory != nil {
-			y.memory.fetch(m, y.memory.refs.Changing(srt.Block{No: uint64(block)}))
-		}
-		m.commit([]blockWrite{{block, want}}, false)
+	if !gone && m.now()[block] == want && (!m.bad[block] || x.w.canary == canaryDamagedTrust) {
+		return
 	}
+	if y.memory != nil {
+		y.memory.fetch(m, y.memory.refs.Changing(srt.Block{No: uint64(block)}))
+	}
+	if gone { // what the copy has is of earlier times, and must not be taken for the contents
+		m.bad[block], m.lost[block] = true, true
+		return
+	}
+	m.commit([]blockWrite{{block, want}}, false)
 }
 
 // cutDisk ends the layer, and adds to a checkpoint what it has of the disk; false: the cut comes to nothing.
@@ -327,67 +334,9 @@ func (x *worker) goOnWith(truth contents) {
 		x.disk.pages = newGuestPages(holds, x.disk.number)
 	}
 	for block, v := range m.now() {
-		if v != truth[block] || m.bad[block] {
+		if (v != truth[block] || m.bad[block]) && !m.lost[block] {
 			x.w.Fail(fmt.Errorf("vm %d part %d takes over with write %d in block %d (damaged %v), its checkpoint has write %d", x.VM, x.Part, v, block, m.bad[block], truth[block]))
 			return
 		}
 	}
-}
-
-// diskFault plans a fault of the scenario with disks, besides those of the other, and returns when it is over.
-func (w *world) diskFault(from ident.Micros) (over ident.Micros) {
-	long := w.Between(10*ident.Millisecond, 4*ident.Second)
-	i := w.Rand().IntN(len(w.Servers))
-	s := w.Servers[i]
-	restart := func(at ident.Micros, servers []*cluster.Server) {
-		for _, o := range servers {
-			w.At(at+w.Between(0, 100*ident.Millisecond), o.Restart)
-		}
-	}
-	lone := []*cluster.Server{s}
-	switch w.Rand().IntN(5) {
-	case 0: // all power
-		w.At(from, func() { w.losePower(w.Servers) })
-		restart(from+long, w.Servers)
-	case 1: // that of a server, whose copies are damaged while it is down
-		w.At(from, func() { w.losePower(lone) })
-		w.At(from+long/2, func() { w.tamper(s) })
-		restart(from+long, lone)
-	case 2: // twice all power, and then a copy is one of before the first
-		again := from + long + w.Between(2*ident.Second, 4*ident.Second)
-		w.At(w.Between(2*ident.Second, from), w.backUp)
-		w.At(from, func() { w.losePower(w.Servers) })
-		restart(from+long, w.Servers)
-		w.At(again, func() { w.losePower(w.Servers) })
-		w.At(again+50*ident.Millisecond, func() { w.tamper(s) })
-		restart(again+100*ident.Millisecond, w.Servers)
-		return again + ident.Second
-	case 3: // a mirror is damaged while its server is down; when it is back a home is lost
-		then := from + 100*ident.Millisecond + w.Between(ident.Second, 4*ident.Second)
-		w.At(from, func() { w.KillAll(s) })
-		w.At(from+50*ident.Millisecond, func() { w.tamper(s) })
-		restart(from+100*ident.Millisecond, lone)
-		w.At(then, func() { w.loseHome(i, (i+1)%len(w.Servers), ident.Second) })
-		return then + ident.Second
-	default:
-		w.At(from, func() { w.losePower(lone) })
-		restart(from+long, lone)
-	}
-	return from + long
-}
-
-// diskSpec gives a VM its disk.
-func (w *world) diskSpec(spec *cells.VMSpec) {
-	spec.Disks = []cells.DiskSpec{{Name: "disk-" + spec.Name, Bytes: diskBlocks * cells.DiskBlockBytes}}
-	if w.Chance(700) {
-		spec.Restart = cells.RestartAlways
-	}
-	if !w.gentle && w.Chance(300) {
-		spec.Protect, spec.Replicas = cells.ProtectNone, 0
-	}
-}
-
-// diskJustified tells whether a VM with a disk may have ended as it has.
-func (w *world) diskJustified(vm *cells.VM) bool {
-	return vm.Reason != "" && slices.Contains([]cells.VMState{cells.VMLost, cells.VMFailed}, vm.State)
 }

@@ -47,6 +47,8 @@ type worker struct {
 	applied  uint64   // of a standby: number of the last checkpoint
 	truth    contents // of that
 	memory   *replicaPages
+	inStep   ident.PartSet // mirrors that the guest's flushes wait for
+	flushing *record       // that the guest emits when they have what it wrote; it waits
 }
 
 // replicaPages returns a standby's copy of guest memory.
@@ -175,6 +177,7 @@ func (x *worker) takeProtect(p wire.WorkerProtect) {
 		clear(x.compared)
 		x.safe &= p.Standbys
 		x.fallback &= p.Standbys
+		x.inStep &= p.Mirrors
 	}
 }
 
@@ -188,9 +191,15 @@ func (x *worker) live() {
 		return
 	}
 	for range 1 + x.w.Rand().IntN(3) {
+		if x.flushing != nil {
+			break
+		}
 		r := record{epoch: x.epoch}
 		if x.disk != nil {
 			r = x.useDisk()
+		}
+		if x.goesWithout(r) {
+			break
 		}
 		x.log = append(x.log, r)
 	}
@@ -201,6 +210,7 @@ func (x *worker) live() {
 	if x.protect.Home == x.Part && x.protect.Standbys != 0 && !x.busy && x.compare() {
 		x.cut()
 	}
+	x.keepMirrors()
 }
 
 func (x *worker) sayProtected(seq uint64) {

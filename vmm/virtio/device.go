@@ -56,6 +56,9 @@ type Backend interface {
 	Close() error
 }
 
+// lavish is a Backend that never reads its chains into memory here, so that they may hold more bytes than those of others.
+type lavish interface{ maxChainBytes() uint64 }
+
 // attached is a Backend that wants to know its device.
 type attached interface{ attach(*Device) }
 
@@ -91,6 +94,7 @@ type virtqueue struct {
 // Device is a virtio device on the PCI bus. It implements pci.Device.
 type Device struct {
 	backend  Backend
+	most     uint64 // as Queue's
 	function *pci.Function
 	msix     *pci.MSIX
 	memory   Memory
@@ -120,6 +124,9 @@ func New(root *pci.Root, memory Memory, signal pci.Signal, backend Backend) (*De
 		q := &virtqueue{most: most, wake: make(chan struct{}, 1)}
 		q.vector.Store(noVector)
 		d.queues = append(d.queues, q)
+	}
+	if b, ok := backend.(lavish); ok {
+		d.most = b.maxChainBytes()
 	}
 	d.function = newFunction(backend.Type(), d)
 	d.msix = d.function.AddMSIX(len(d.queues)+1, msixArea, signal)
@@ -315,7 +322,7 @@ func (d *Device) reset() {
 func (d *Device) resetQueues() {
 	for _, q := range d.queues {
 		q.mu.Lock()
-		q.queue, q.enabled = Queue{memory: d.memory, size: q.most}, false
+		q.queue, q.enabled = Queue{memory: d.memory, size: q.most, most: d.most}, false
 		q.vector.Store(noVector)
 		q.mu.Unlock()
 	}
@@ -369,7 +376,7 @@ func (d *Device) SetState(s State) error {
 	for i, from := range s.Queues {
 		q := d.queues[i]
 		q.mu.Lock()
-		q.queue = Queue{memory: d.memory, size: from.Size, desc: from.Desc, avail: from.Avail, used: from.Used, nextAvail: from.NextAvail, nextUsed: from.NextUsed}
+		q.queue = Queue{memory: d.memory, most: d.most, size: from.Size, desc: from.Desc, avail: from.Avail, used: from.Used, nextAvail: from.NextAvail, nextUsed: from.NextUsed}
 		q.enabled = from.Enabled && q.queue.check(q.most) == nil
 		q.vector.Store(uint32(from.Vector))
 		q.mu.Unlock()

@@ -1,6 +1,7 @@
 package virtio
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,7 +45,8 @@ type Queue struct {
 
 	nextAvail uint16 // the next entry of the available ring to look at
 	nextUsed  uint16
-	popped    int // chains taken and not pushed
+	popped    int    // chains taken and not pushed
+	most      uint64 // bytes that a chain may hold; 0: maxChainBytes
 }
 
 // QueueState is what a queue carries when its VM moves.
@@ -141,8 +143,8 @@ func (c *Chain) walk(table uint64, size, index uint16, indirect bool) error {
 			}
 			return c.walkIndirect(s)
 		}
-		if total += uint64(s.length); total > maxChainBytes || s.addr+uint64(s.length) < s.addr {
-			return fmt.Errorf("%w: a chain of more than %d bytes", errBroken, maxChainBytes)
+		if total += uint64(s.length); total > cmp.Or(c.queue.most, maxChainBytes) || s.addr+uint64(s.length) < s.addr {
+			return fmt.Errorf("%w: a chain of more than %d bytes", errBroken, cmp.Or(c.queue.most, maxChainBytes))
 		}
 		switch {
 		case flags&flagWrite != 0:

@@ -398,6 +398,19 @@ func TestBalloonGivesBack(t *testing.T) {
 	if p := <-got; p.addr != first || p.n != (at[0]+3*balloonPage)&^(balloonPage-1)-first {
 		t.Fatalf("gave %d bytes at 0x%x back", p.n, p.addr)
 	}
+	// As many blocks of 4 MiB at once as Linux reports: more than another device's chain may hold.
+	const block, blocks = 4 << 20, 16 // a ring of 16; Linux has larger ones
+	sizes := make([]int, blocks)
+	for i := range sizes {
+		sizes[i] = 2 * block
+	}
+	at = d.offer(2, nil, sizes...)
+	for i := range blocks {
+		if p := <-got; p.addr < at[i] || p.n < block {
+			t.Fatalf("gave %d bytes at 0x%x back, for a block at 0x%x", p.n, p.addr, at[i])
+		}
+	}
+	d.wait(2)
 	d.offer(0, [][]byte{{7, 0, 0, 0, 9, 0, 0, 0}})
 	d.wait(0)
 	if p, q := <-got, <-got; p != (piece{7 * balloonPage, balloonPage}) || q != (piece{9 * balloonPage, balloonPage}) {

@@ -69,7 +69,8 @@ func (p *Port) Counters() Counters {
 	return Counters{p.counts.sent.Load(), p.counts.received.Load(), p.counts.dropped.Load()}
 }
 
-// SetPeers says which other ports there are now. One that is not among them is cut off.
+// SetPeers says which other ports there are now. One that is not among them is cut off. One that is reached elsewhere from now on, as its VM has moved, gets
+// what waits for it there.
 func (p *Port) SetPeers(peers []Peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,16 +84,20 @@ func (p *Port) SetPeers(peers []Peer) {
 		}
 	}
 	for vm, l := range p.peers {
-		if peer, ok := wanted[vm]; !ok || !l.is(peer) {
+		if _, ok := wanted[vm]; !ok {
 			p.drop(l)
 		}
 	}
 	for vm, peer := range wanted {
-		if p.peers[vm] != nil {
+		before := p.peers[vm]
+		if before != nil && before.is(peer) {
 			continue
 		}
 		l := newLink(p, peer)
 		p.peers[vm] = l
+		if before != nil {
+			p.replace(before, l)
+		}
 		if p.self < vm {
 			p.running.Add(1)
 			go l.dialer()
@@ -109,6 +114,24 @@ func (p *Port) drop(l *link) {
 		}
 	}
 	l.close()
+}
+
+// replace closes a link whose peer is reached by another one from now on. It requires mu, as all do who queue frames.
+func (p *Port) replace(before, l *link) {
+	for mac, from := range p.learned {
+		if from == before {
+			p.learned[mac] = l
+		}
+	}
+	before.close()
+	for {
+		select {
+		case frame := <-before.waits:
+			l.queue(frame)
+		default:
+			return
+		}
+	}
 }
 
 // Send takes a frame from the guest; it does not keep it.

@@ -114,6 +114,24 @@ func TestPeerThatMovesIsFoundAgain(t *testing.T) {
 	moved.want(frame(2, 1, "still there?"))
 }
 
+// What is sent while a peer is on its way is there when it has arrived.
+func TestFramesWaitForAPeerThatMoves(t *testing.T) {
+	all := newGuests(t, 2)
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all[0].listener.SetPeers("lan", []Peer{{VM: 2, Addr: gone.Addr().String(), Key: key(1, 2)}})
+	all[0].port.Send(frame(2, 1, "first"))
+	all[0].port.Send(frame(2, 1, "second"))
+	join(all[:1], all)
+	all[1].want(frame(2, 1, "first"))
+	all[1].want(frame(2, 1, "second"))
+}
+
 func TestStrangersAreNotHeard(t *testing.T) {
 	all := newGuests(t, 2)
 	all[0].port.Send(frame(0xff, 1, "up"))

@@ -92,9 +92,10 @@ func TestUpMove612(t *testing.T) {
 		count = n
 	}
 	for i := range count {
-		began := time.Now()
+		began, before := time.Now(), len(c.console("listener"))
 		c.must("vm", "migrate", "mover", "--to", []string{"c", "b"}[i%2])
-		t.Logf("move %d took %s", i+1, since(began))
+		took, all := since(began), c.console("listener")
+		t.Logf("move %d took %s; the other side has waited for %d ms", i+1, took, longestGap(all[min(before, len(all)):]))
 	}
 	moved := len(c.console("listener"))
 	out, errs, code := c.tryInput("stop\n", "vm", "console", "mover", "--attach", "--until", "TALKED", "--timeout", clusterLimit.String())

@@ -209,7 +209,7 @@ func (w *Worker) writeKernel() error {
 	return machine.Enter(boot, image.Entry)
 }
 
-// optionBalloon gives a Linux machine a balloon, "on". It is for tests: no stock guest has been seen to give memory back by it and go on.
+// optionBalloon gives a Linux machine a balloon, "on".
 const optionBalloon = "balloon"
 
 func (w *Worker) addLinuxDevices(board *machine.Board, disks *disks) error {

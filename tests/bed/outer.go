@@ -78,7 +78,7 @@ func goTool(args ...string) error {
 }
 
 // usual are the cases that a run without -run has. The others see one thing each that these do: for who looks for a fault.
-const usual = "^(TestNodesAreCoherent|TestBootPVH612|TestBootBzImage612|TestConsoleEntropy612|TestUp[^N].*)$"
+const usual = "^(TestBootPVH612|TestBootBzImage612|TestConsoleEntropy612|TestUp[^N].*)$"
 
 // list asks the binary for the cases that the flags choose.
 func (b *bed) list(binary string) ([]string, error) {
@@ -135,7 +135,7 @@ func (b *bed) testLane(names []string, files map[string]string) error {
 // seconds that cases take on a quiet machine; those that are not here take a few.
 var seconds = map[string]int{
 	"TestUpOne612": 60, "TestUpOne61": 60, "TestUpTwo612": 90, "TestUpTwo61": 90, "TestUpLives612": 90, "TestUpNet612": 60, "TestUpMove612": 200,
-	"TestUpSave612": 120, "TestUpSpan612": 120,
+	"TestUpSave612": 120, "TestUpSpan612": 120, "TestUpProtect612": 120,
 }
 
 // lanes divides cases over as many outer machines as there are to be, each of which has one CPU: the longest case first, to who has least to do.

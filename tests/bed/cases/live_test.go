@@ -127,9 +127,7 @@ func longestGap(text string) (longest int) {
 
 // TestUpBalloon612 has a machine use memory and free it again: what it reports free goes back to its server.
 func TestUpBalloon612(t *testing.T) {
-	if os.Getenv("CELLVISOR_BED_BALLOON") == "" {
-		t.Skip("the balloon is not known to be sound with a stock guest yet: CELLVISOR_BED_BALLOON=1 runs it")
-	}
+	long(t)
 	c := startCluster(t)
 	c.must(c.linuxArgs("giver", "6.12", `
 dd if=/dev/zero bs=1M count=96 2>/dev/null | tr '\0' x >/tmp/big; echo FULL; read -r line </dev/ttyS0
@@ -202,6 +200,47 @@ poweroff -f`, []string{"virtio_blk"}, "--disk", disk, "--memory", "128MiB", "--s
 	c.ended("sleeper", "COUNTS", "GOT cell c is gone", "SAME")
 	t.Logf("done in %s", since(start))
 }
+
+// TestUpProtect612 kills the home of a protected machine: it goes on from its replica with its memory, its disk and what it was doing, and what it had printed
+// stays printed.
+func TestUpProtect612(t *testing.T) {
+	long(t)
+	start := time.Now()
+	c := startCluster(t)
+	c.must(c.linuxArgs("kept", "6.12", `
+dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null; sum=$(md5sum </tmp/a)
+dd if=/tmp/a of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null
+(while read -r line; do echo GOT $line; [ "$line" != stop ] || touch /tmp/stop; done </dev/ttyS0) &
+echo RUNS; n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo N $n; sleep 0.3; done
+[ "$sum" = "$(md5sum </tmp/a)" ] && dd if=/dev/vda bs=64k count=8 2>/dev/null | cmp -n 524288 - /tmp/a && echo SAME
+poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("kept", 1<<20), "--memory", "128MiB", "--span", "a", "--protect", "replica", "--checkpoint", "1s")...)
+	c.must("vm", "console", "kept", "--attach", "--offset", "0", "--until", "RUNS", "--timeout", clusterLimit.String())
+	t.Logf("it runs after %s", since(start))
+	c.until(`"protection": "safe"`, "vm", "show", "kept", "-o", "json")
+	c.typed("kept", "before")
+	t.Logf("it is protected, and answers, after %s", since(start))
+	killed, _, err := local.KillCell(c.dir, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.until(`"servers_live": 3`, "status", "-o", "json")
+	defer c.must("server", "start", "a-1")
+	c.until(`"recoveries": 1`, "vm", "show", "kept", "-o", "json")
+	t.Logf("killed %d processes of cell a; the machine goes on elsewhere after %s", len(killed), since(start))
+	c.typed("kept", "after")
+	t.Logf("it answers after %s", since(start))
+	c.typed("kept", "stop")
+	c.ended("kept", "GOT before", "GOT after", "SAME")
+	count := 0
+	for _, m := range countLine.FindAllStringSubmatch(c.console("kept"), -1) {
+		if count++; m[1] != strconv.Itoa(count) {
+			t.Fatalf("line %d says N %s", count, m[1])
+		}
+	}
+	t.Logf("%d lines without a gap; done in %s", count, since(start))
+}
+
+var countLine = regexp.MustCompile(`(?m)^N (\d+)\r?$`)
 
 // typed types a line on a machine's console, whose guest answers that it got it.
 func (c *cluster) typed(name, line string) {

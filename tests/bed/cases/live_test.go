@@ -65,20 +65,22 @@ done; echo LINES $((want-1)); }
 poweroff -f`
 
 const talkScript = `
+dd if=/dev/urandom of=/tmp/d bs=64k count=8 2>/dev/null; dd if=/tmp/d of=/dev/vda bs=64k conv=fsync 2>/dev/null || echo BAD disk
 i=0; until ping -c 1 -W 2 10.0.0.1 >/dev/null; do i=$((i+1)); [ $i -lt 90 ] || break; done
 (read -r line </dev/ttyS0; touch /tmp/stop) &
 n=0; until [ -e /tmp/stop ]; do n=$((n+1)); echo $n some words that are always the same; [ $n != 20 ] || echo TALKS >/dev/ttyS0; sleep 0.1; done | nc 10.0.0.1 4000
-echo TALKED
+echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=64k count=8 2>/dev/null | cmp -s - /tmp/d && echo SAME; echo TALKED
 poweroff -f`
 
-// TestUpMove612 moves a machine live between cells, again and again, while it talks TCP to another: no line is lost. The longest wait of the other
+// TestUpMove612 moves a machine with its disk live between cells, again and again, while it talks TCP to another: no line is lost. The longest wait of the other
 // side is told, beside that of the same machine's pause and resume at rest.
 func TestUpMove612(t *testing.T) {
 	long(t)
 	start := time.Now()
 	c := startCluster(t)
 	c.must(c.linuxArgs("listener", "6.12", cardScript("10.0.0.1")+gapScript, netModules, "--span", "a", "--net", "switch=lan", "--memory", "128MiB")...)
-	c.must(c.linuxArgs("mover", "6.12", cardScript("10.0.0.2")+talkScript, netModules, "--span", "b", "--net", "switch=lan", "--memory", "128MiB")...)
+	c.must(c.linuxArgs("mover", "6.12", cardScript("10.0.0.2")+talkScript, append([]string{"virtio_blk"}, netModules...),
+		"--span", "b", "--net", "switch=lan", "--memory", "128MiB", "--disk", c.disk("mover", 1<<20))...)
 	c.must("vm", "console", "mover", "--attach", "--offset", "0", "--until", "TALKS", "--timeout", clusterLimit.String())
 	t.Logf("they talk after %s", since(start))
 	quiet := len(c.console("listener"))
@@ -102,7 +104,7 @@ func TestUpMove612(t *testing.T) {
 	if code != 0 {
 		t.Errorf("the machine that was moved does not end: %d\n%s%s", code, out, errs)
 	}
-	c.ended("mover", "TALKED")
+	c.ended("mover", "SAME", "TALKED")
 	c.ended("listener", "LINES ")
 	all := c.console("listener")
 	if len(all) < moved {

@@ -2460,6 +2460,9 @@ type VM struct {
 	// Length of the console and of the output log as far as the asked server knows it.
 	ConsoleBytes  uint64 `protobuf:"varint,21,opt,name=console_bytes,json=consoleBytes,proto3" json:"console_bytes,omitempty"`
 	OutputRecords uint64 `protobuf:"varint,22,opt,name=output_records,json=outputRecords,proto3" json:"output_records,omitempty"`
+	// How much of their beginnings was dropped, since a log is bounded.
+	ConsoleDroppedBytes  uint64 `protobuf:"varint,46,opt,name=console_dropped_bytes,json=consoleDroppedBytes,proto3" json:"console_dropped_bytes,omitempty"`
+	OutputDroppedRecords uint64 `protobuf:"varint,47,opt,name=output_dropped_records,json=outputDroppedRecords,proto3" json:"output_dropped_records,omitempty"`
 	// How it is protected now: "none", "syncing" (a standby gets its first full copy), "safe", or "unprotected" (no server for a standby).
 	Protection string `protobuf:"bytes,23,opt,name=protection,proto3" json:"protection,omitempty"`
 	// How the mirrors are that a VM without replicas has of its disks: "none", "syncing", "in-step", "partial" (fewer than asked for) or "missing".
@@ -2665,6 +2668,20 @@ func (x *VM) GetConsoleBytes() uint64 {
 func (x *VM) GetOutputRecords() uint64 {
 	if x != nil {
 		return x.OutputRecords
+	}
+	return 0
+}
+
+func (x *VM) GetConsoleDroppedBytes() uint64 {
+	if x != nil {
+		return x.ConsoleDroppedBytes
+	}
+	return 0
+}
+
+func (x *VM) GetOutputDroppedRecords() uint64 {
+	if x != nil {
+		return x.OutputDroppedRecords
 	}
 	return 0
 }
@@ -5460,7 +5477,8 @@ func (x *ConsoleVMRequest) GetFollow() bool {
 
 type ConsoleVMResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Offset of the first byte of data.
+	// Offset of the first byte of data. If it is beyond the end of what came before, or at first beyond what was asked for, what is between was dropped,
+	// since a log is bounded.
 	Offset uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
 	// At most 1 MiB. Empty in the message that only says that the server is there.
 	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
@@ -5575,7 +5593,7 @@ func (x *OutputVMRequest) GetFollow() bool {
 
 type OutputVMResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Index of the first record.
+	// Index of the first record. As with the console, records that were dropped are left out.
 	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// At most 65536. Empty in the message that only says that the server is there.
 	Records       []uint32 `protobuf:"varint,2,rep,packed,name=records,proto3" json:"records,omitempty"`
@@ -8102,7 +8120,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0fResetVMResponse\x12 \n" +
 	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"1\n" +
 	"\rRunVMResponse\x12 \n" +
-	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\x8a\t\n" +
+	"\x02vm\x18\x01 \x01(\v2\x10.cellvisor.v1.VMR\x02vm\"\xf4\t\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -8129,7 +8147,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\bended_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1c\n" +
 	"\tregisters\x18\x14 \x01(\tR\tregisters\x12#\n" +
 	"\rconsole_bytes\x18\x15 \x01(\x04R\fconsoleBytes\x12%\n" +
-	"\x0eoutput_records\x18\x16 \x01(\x04R\routputRecords\x12\x1e\n" +
+	"\x0eoutput_records\x18\x16 \x01(\x04R\routputRecords\x122\n" +
+	"\x15console_dropped_bytes\x18. \x01(\x04R\x13consoleDroppedBytes\x124\n" +
+	"\x16output_dropped_records\x18/ \x01(\x04R\x14outputDroppedRecords\x12\x1e\n" +
 	"\n" +
 	"protection\x18\x17 \x01(\tR\n" +
 	"protection\x12\x1c\n" +

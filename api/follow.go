@@ -116,7 +116,10 @@ func (c *Client) Wait(ctx context.Context, name string, id uint64, until WaitVMR
 	return last, err
 }
 
-// Console writes the VM's console bytes from offset on to w; with tail, until the VM has ended.
+// Skipper is a writer of a console that wants to know what is left out of it: the bytes from an offset to another were dropped, since a log is bounded.
+type Skipper interface{ Skip(from, to uint64) error }
+
+// Console writes the VM's console bytes from offset on to w, which may be a Skipper; with tail, until the VM has ended.
 func (c *Client) Console(ctx context.Context, name string, offset uint64, tail bool, w io.Writer) error {
 	return follow(ctx, c, tail,
 		func(ctx context.Context, svc CellvisorClient) (receiver[ConsoleVMResponse], error) {
@@ -130,13 +133,18 @@ func (c *Client) Console(ctx context.Context, name string, offset uint64, tail b
 			if len(data) == 0 {
 				return nil
 			}
+			if skipper, ok := w.(Skipper); ok && m.GetOffset() > offset {
+				if err := skipper.Skip(offset, m.GetOffset()); err != nil {
+					return err
+				}
+			}
 			offset = max(offset, m.GetOffset()) + uint64(len(data))
 			_, err := w.Write(data)
 			return err
 		})
 }
 
-// Output hands the VM's output records from index on to each; with tail, until the VM has ended.
+// Output hands the VM's output records from index on to each; with tail, until the VM has ended. Indexes that are left out are of records that were dropped.
 func (c *Client) Output(ctx context.Context, name string, index uint64, tail bool, each func(index uint64, record uint32) error) error {
 	return follow(ctx, c, tail,
 		func(ctx context.Context, svc CellvisorClient) (receiver[OutputVMResponse], error) {

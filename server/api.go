@@ -49,6 +49,7 @@ type service struct {
 	forwards  atomic.Uint64
 	panics    atomic.Uint64
 	access    accessCounts
+	counts    logCounts
 	quit      chan struct{} // closed when the server stops: ends the streams that follow
 
 	mu     sync.Mutex

@@ -1,16 +1,11 @@
 package server
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -33,26 +28,6 @@ const (
 // logPath is where the home server, this one, keeps a log of a VM.
 func (v *service) logPath(vm *cells.VM, file string) string {
 	return filepath.Join(v.s.workers.workerDir(vm.ID, vm.Created), file)
-}
-
-// logLengths returns the length of the console in bytes and of the output log in records.
-func (v *service) logLengths(vm *cells.VM) (console, records uint64) {
-	if st, err := os.Stat(v.logPath(vm, wire.WorkerConsoleFile)); err == nil {
-		console = uint64(st.Size())
-	}
-	f, err := os.Open(v.logPath(vm, wire.WorkerOutputFile))
-	if err != nil {
-		return console, 0
-	}
-	defer f.Close()
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := f.Read(buf)
-		records += uint64(bytes.Count(buf[:n], []byte{'\n'}))
-		if err != nil {
-			return console, records
-		}
-	}
 }
 
 // homeOf returns nil if this server is the VM's home, and the home's API otherwise.
@@ -188,18 +163,6 @@ func (v *service) follower(stream grpc.ServerStream, vm *cells.VM, follow bool) 
 	return &follower{v: v, stream: stream, vm: vm, follow: follow, poll: time.NewTicker(followPoll), lastSay: time.Now()}
 }
 
-// openLog opens a log; a file that is not there yet is nil without an error.
-func openLog(path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, status.Errorf(codes.Internal, "read the log: %v", err)
-	}
-	return f, nil
-}
-
 // ConsoleVM implements api.CellvisorServer.
 func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_ConsoleVMServer) error {
 	snap, vm, err := v.vmToFollow(stream.Context(), req.GetName())
@@ -221,31 +184,23 @@ func (v *service) ConsoleVM(req *api.ConsoleVMRequest, stream api.Cellvisor_Cons
 	}
 	fl := v.follower(stream, vm, req.GetFollow())
 	defer fl.poll.Stop()
-	offset := req.GetOffset()
-	var f *os.File
-	defer func() { _ = f.Close() }() // of nil too: that is only an error
+	log := logReader{at: req.GetOffset(), path: v.logPath(vm, wire.WorkerConsoleFile), start: v.logPath(vm, wire.WorkerConsoleStartFile)}
+	defer log.close()
 	buf := make([]byte, consoleChunkBytes)
 	for {
-		if f == nil {
-			if f, err = openLog(v.logPath(vm, wire.WorkerConsoleFile)); err != nil {
-				return err
-			}
-		}
-		n := 0
-		if f != nil {
-			if n, err = f.ReadAt(buf, int64(offset)); err != nil && !errors.Is(err, io.EOF) {
-				return status.Errorf(codes.Internal, "read the console: %v", err)
-			}
+		n, _, err := log.read(buf)
+		if err != nil {
+			return status.Errorf(codes.Internal, "read the console: %v", err)
 		}
 		if n > 0 {
-			if err := stream.Send(&api.ConsoleVMResponse{Offset: offset, Data: buf[:n]}); err != nil {
+			if err := stream.Send(&api.ConsoleVMResponse{Offset: log.at, Data: buf[:n]}); err != nil {
 				return err
 			}
-			offset += uint64(n)
+			log.at += uint64(n)
 			fl.lastSay = time.Now()
 			continue
 		}
-		on, err := fl.more(func() error { return stream.Send(&api.ConsoleVMResponse{Offset: offset}) })
+		on, err := fl.more(func() error { return stream.Send(&api.ConsoleVMResponse{Offset: log.at}) })
 		if err != nil || !on {
 			return err
 		}
@@ -273,12 +228,9 @@ func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_Output
 	}
 	fl := v.follower(stream, vm, req.GetFollow())
 	defer fl.poll.Stop()
-	out := &records{want: req.GetIndex()}
-	defer out.close()
+	out := &records{want: req.GetIndex(), log: logReader{path: v.logPath(vm, wire.WorkerOutputFile), start: v.logPath(vm, wire.WorkerOutputStartFile)}}
+	defer out.log.close()
 	for {
-		if err := out.open(v.logPath(vm, wire.WorkerOutputFile)); err != nil {
-			return err
-		}
 		first, batch, err := out.read(outputChunk)
 		if err != nil {
 			return status.Errorf(codes.DataLoss, "output of VM %s: %v", vm.Spec.Name, err)
@@ -295,60 +247,6 @@ func (v *service) OutputVM(req *api.OutputVMRequest, stream api.Cellvisor_Output
 			return err
 		}
 	}
-}
-
-// records reads an output log: one decimal number a line. A line without its end is still being written.
-type records struct {
-	f    *os.File
-	r    *bufio.Reader
-	part []byte // of a line whose end has not been seen
-	at   uint64 // index of the next record
-	want uint64 // index of the first record to return
-}
-
-func (r *records) open(path string) (err error) {
-	if r.f == nil {
-		if r.f, err = openLog(path); r.f != nil {
-			r.r = bufio.NewReaderSize(r.f, 64<<10)
-		}
-	}
-	return err
-}
-
-func (r *records) close() {
-	if r.f != nil {
-		r.f.Close()
-	}
-}
-
-// read returns up to limit records that are there now, and the index of the first.
-func (r *records) read(limit int) (first uint64, batch []uint32, err error) {
-	for r.f != nil && len(batch) < limit {
-		piece, err := r.r.ReadSlice('\n')
-		r.part = append(r.part, piece...)
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
-			return 0, nil, err
-		}
-		if err != nil {
-			if len(r.part) > 32 {
-				return 0, nil, fmt.Errorf("record %d is not a number", r.at)
-			}
-			break
-		}
-		n, err := strconv.ParseUint(string(r.part[:len(r.part)-1]), 10, 32)
-		if err != nil {
-			return 0, nil, fmt.Errorf("record %d: %w", r.at, err)
-		}
-		r.part = r.part[:0]
-		if r.at >= r.want {
-			if len(batch) == 0 {
-				first = r.at
-			}
-			batch = append(batch, uint32(n))
-		}
-		r.at++
-	}
-	return first, batch, nil
 }
 
 // GetBlob implements api.CellvisorServer.

@@ -90,7 +90,8 @@ func (v *service) addLocal(out *api.VM, vm *cells.VM) {
 				}
 			}
 			if p.Part == vm.Home {
-				out.ConsoleBytes, out.OutputRecords = v.logLengths(vm)
+				l := v.logSizes(vm)
+				out.ConsoleBytes, out.ConsoleDroppedBytes, out.OutputRecords, out.OutputDroppedRecords = l.console, l.consoleDropped, l.records, l.recordsDropped
 			}
 		}
 	}
@@ -140,7 +141,8 @@ func (v *service) addRemote(ctx context.Context, snap *snapshot, vm *cells.VM, o
 		}
 		out.Workers[r.part].Counters = r.vm.Workers[r.part].Counters
 		if vm.Parts[r.part].Part == vm.Home {
-			out.ConsoleBytes, out.OutputRecords = r.vm.ConsoleBytes, r.vm.OutputRecords
+			out.ConsoleBytes, out.ConsoleDroppedBytes = r.vm.ConsoleBytes, r.vm.ConsoleDroppedBytes
+			out.OutputRecords, out.OutputDroppedRecords = r.vm.OutputRecords, r.vm.OutputDroppedRecords
 		}
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/cells"
+	"github.com/cellvisor/cellvisor/config"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // Bounds of a VM's options that its workers would take for the default beyond them. Options that are not known here are for tests and measurements, and are
@@ -31,6 +34,11 @@ func checkOptions(spec *cells.VMSpec) error {
 	if text, given := spec.Options["patience"]; given {
 		if n, err := strconv.Atoi(text); err != nil || n < 1 || n > maxOptionPatience {
 			return status.Errorf(codes.InvalidArgument, "vm %s: option patience=%.32s: a whole number from 1 to %d is allowed", spec.Name, text, maxOptionPatience)
+		}
+	}
+	if text, given := spec.Options[wire.OptionLogMax]; given {
+		if n, err := config.ParseSize(text); err != nil || n < wire.LogMaxLeast || n > wire.LogMaxMost {
+			return status.Errorf(codes.InvalidArgument, "vm %s: logs of at most %.32s: a size from %s to %s is allowed, as 64MiB", spec.Name, text, ident.Bytes(wire.LogMaxLeast), ident.Bytes(wire.LogMaxMost))
 		}
 	}
 	return nil

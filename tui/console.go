@@ -2,6 +2,7 @@ package tui
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -57,6 +58,9 @@ func (a *App) readLog(p *pager, r logReader) tea.Cmd {
 // onChunk shows a piece and waits for the next one, at the pace at which screens are drawn.
 func (a *App) onChunk(m chunkMsg) tea.Cmd {
 	p, c := m.pager, m.chunk
+	if c.Dropped > 0 {
+		p.append(fmt.Appendf(nil, "\n[%d before this are not kept any more: the log has reached its bound]\n", c.Dropped))
+	}
 	if c.Skipped > 0 {
 		p.append([]byte("\n[" + size(c.Skipped) + " left out: the guest writes faster than can be shown]\n"))
 	}

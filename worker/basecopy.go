@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -27,7 +28,7 @@ func (r *replicas) sendBase(seq uint64, to ident.PartSet, booted ident.Epoch) bo
 	defer r.mu.Unlock()
 	r.base, r.baseOf, r.based, r.synced, r.syncing = seq, booted, false, 0, r.w.plane.ram.Pages()+uint64(to.Len())*r.w.homeDisks().blocks()
 	go func() {
-		if r.openDisks(to, seq, change) && r.copyAll(seq, to, p, booted, change) && r.copyAllDisks(to, seq, change) {
+		if r.openDisks(to, seq, change) && r.copyAll(seq, to, p, booted, change) {
 			r.mu.Lock()
 			if r.base == seq && r.baseOf == booted { // else it was overtaken by the copy of a later boot, which may be whole already
 				r.based, r.synced = true, r.syncing
@@ -46,7 +47,7 @@ func (r *replicas) baseIs(seq uint64, booted ident.Epoch) (begun, sent bool) {
 	return begun, begun && r.based
 }
 
-// copyAll sends every page that this part holds. What the guest writes meanwhile is in the next checkpoint.
+// copyAll sends every page that this part holds, what is on disks, and the logs of output. What the guest writes meanwhile is in the next checkpoint.
 func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, booted ident.Epoch, change <-chan struct{}) bool {
 	var members ident.PartSet
 	for _, m := range p.Members {
@@ -97,8 +98,74 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 		r.synced = uint64(page)
 		r.mu.Unlock()
 	}
-	s.add(recordZero, 0, nil) // so that there is a last chunk; page 0 is never used by a payload
-	return flush(true)
+	if !r.copyAllDisks(to, seq, change) {
+		return false
+	}
+	logs, ok := r.copyLogs(s, flush) // last: the less time is between this and the first checkpoint, the less output is in that
+	s.add(recordZero, 0, nil)        // so that there is a last chunk; page 0 is never used by a payload
+	if !ok || !flush(true) {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.logged, r.logsOf = logs, seq
+	return true
+}
+
+// The copy of the logs is repeated for what has come meanwhile, until that is little, or the guest is seen to be faster.
+const (
+	logRestMost = 1 << 20
+	logRounds   = 8
+)
+
+// copyLogs adds the output that has left so far: the guest cannot stand still for all of it. It returns how far it came.
+func (r *replicas) copyLogs(s *share, flush func(all bool) bool) (at logEnds, ok bool) {
+	h := r.w.home.Load()
+	if h == nil {
+		return at, true
+	}
+	for range logRounds {
+		before := at
+		for _, l := range h.logs(at) {
+			begins := func(start wire.LogStart) error { s.addStart(l.kind, start); return nil }
+			end, err := h.eachPiece(l.of, l.at, streamPiece, begins, func(at int64, b []byte) error {
+				s.add(l.kind, uint64(at), b)
+				if !flush(false) {
+					return errEnded
+				}
+				return nil
+			})
+			if err != nil {
+				if !errors.Is(err, errEnded) { // else it is home no more, or the protection has changed
+					r.w.fail(err)
+				}
+				return at, false
+			}
+			if l.kind == recordConsole {
+				at.console = end
+			} else {
+				at.output = end
+			}
+		}
+		if at.console-before.console+at.output-before.output < logRestMost {
+			break
+		}
+	}
+	return at, true
+}
+
+// logsFrom is from where on the standbys of a protection may lack output that has left: what is before came with their full copies. all: they have all
+// that has left, with the checkpoints that they hold.
+func (r *replicas) logsFrom(seq uint64) (from logEnds, all bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.logsOf == seq:
+		return r.logged, false
+	case r.protect.Seq == seq && r.protect.Standbys&^r.safe == 0:
+		return logEnds{}, true
+	}
+	return logEnds{}, false
 }
 
 // easeMost bounds a rest between two chunks: one of them may have waited for a peer that was away.

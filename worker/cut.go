@@ -172,8 +172,8 @@ func (c *cutter) lastPages() int {
 	return c.last
 }
 
-// cut captures this part's share of checkpoint number under protection seq, at home with all output that ever left if a standby has no history
-// yet. The part must be held for it. The share is ready to be sent once the returned function has packed it, which may be done while the guest
+// cut captures this part's share of checkpoint number under protection seq, at home with the output that has left if a standby may lack some.
+// The part must be held for it. The share is ready to be sent once the returned function has packed it, which may be done while the guest
 // runs, and must be.
 func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*share, func(), error) {
 	c := &w.cutter
@@ -187,7 +187,12 @@ func (w *Worker) cut(number, seq uint64, members ident.PartSet, history bool) (*
 		return nil, nil, err
 	}
 	if h := w.home.Load(); h != nil {
-		if err := h.addTo(s, history); err != nil {
+		if from, all := w.replica.logsFrom(seq); history && !all {
+			if err := h.historyTo(s, from); err != nil {
+				return nil, nil, err
+			}
+		}
+		if err := h.addTo(s); err != nil {
 			return nil, nil, err
 		}
 		if w.replica.hasMirrors() {
@@ -258,15 +263,7 @@ func (c *cutter) pack(s *share, a, before *arena) {
 }
 
 // addTo adds the devices and their output to home's share.
-func (h *home) addTo(s *share, history bool) error {
-	if history {
-		console, output, err := h.history()
-		if err != nil {
-			return err
-		}
-		s.addStream(recordConsole, console)
-		s.addStream(recordOutput, output)
-	}
+func (h *home) addTo(s *share) error {
 	state, console, output, err := h.cut()
 	if err != nil {
 		return err

@@ -19,16 +19,18 @@ type files struct {
 	dir  string
 	held map[string]*os.File
 	cpu  string // the host's processor, which a saved VM must find again
+
+	logLimit int64 // bytes that each log of output may have; 0: any number
 }
 
 // holdAll opens what the part may need once it runs.
 func (w *Worker) holdAll() error {
-	for _, name := range []string{wire.WorkerConsoleFile, wire.WorkerOutputFile} {
+	for _, name := range []string{wire.WorkerConsoleFile, wire.WorkerConsoleStartFile, wire.WorkerOutputFile, wire.WorkerOutputStartFile} {
 		if err := w.files.hold(name, os.O_CREATE|os.O_RDWR); err != nil {
 			return err
 		}
 	}
-	w.files.cpu = probe.CPUModel()
+	w.files.cpu, w.files.logLimit = probe.CPUModel(), logLimit(w.spec.Options)
 	paths := []string{w.spec.PayloadPath, w.spec.SavedPath}
 	if w.spec.Linux != nil {
 		paths = append(paths, w.spec.Linux.InitrdPath)

@@ -77,11 +77,11 @@ type doneRequest struct {
 func newHome(fs *files, vcpus int, onExit func(uint32)) (*home, error) {
 	h := &home{heldLimit: heldLimit, waitLimit: waitLimit, done: make([]doneRequest, vcpus), onExit: onExit, loaded: make(chan struct{}), gone: make(chan struct{}), urgent: make(chan struct{}, 1)}
 	var err error
-	if h.console, err = openStream(fs, wire.WorkerConsoleFile); err != nil {
+	if h.console, err = openStream(fs, wire.WorkerConsoleFile, wire.WorkerConsoleStartFile); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if h.output, err = openStream(fs, wire.WorkerOutputFile); err != nil {
-		h.console.file.Close()
+	if h.output, err = openStream(fs, wire.WorkerOutputFile, wire.WorkerOutputStartFile); err != nil {
+		h.console.close()
 		return nil, fmt.Errorf("output log: %w", err)
 	}
 	return h, nil
@@ -186,8 +186,15 @@ type homeState struct {
 	Exited      bool          `json:"exited"`
 	Status      uint32        `json:"status"`
 
+	Logs  *logStarts          `json:"logs,omitempty"` // if something of them was dropped; for a saved VM
 	Board *machine.BusState   `json:"board,omitempty"`
 	Linux *machine.BoardState `json:"linux,omitempty"` // of a Linux machine
+}
+
+// logStarts is where the logs begin.
+type logStarts struct {
+	Console wire.LogStart `json:"console"`
+	Output  wire.LogStart `json:"output"`
 }
 
 // outputPiece is output bytes at an offset of the whole stream.
@@ -208,6 +215,9 @@ func (h *home) cut() (state []byte, console, output outputPiece, err error) {
 	if h.board != nil {
 		board := h.board.BusState()
 		s.Board = &board
+	}
+	if h.console.start.Offset|h.output.start.Offset != 0 {
+		s.Logs = &logStarts{Console: h.console.start, Output: h.output.start}
 	}
 	if state, err = json.Marshal(s); err != nil {
 		return nil, console, output, fmt.Errorf("device state: %w", err)
@@ -240,24 +250,6 @@ func (h *home) heldBytes() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return uint64(len(h.console.held) + len(h.output.held))
-}
-
-// history returns all output that has left so far. Output must be held back, or what leaves meanwhile is in neither this nor a later cut.
-func (h *home) history() (console, output outputPiece, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	read := func(s *stream) (outputPiece, error) {
-		b := make([]byte, s.written)
-		_, err := s.file.ReadAt(b, 0)
-		return outputPiece{bytes: b}, err
-	}
-	if console, err = read(&h.console); err != nil {
-		return console, output, fmt.Errorf("console log: %w", err)
-	}
-	if output, err = read(&h.output); err != nil {
-		return console, output, fmt.Errorf("output log: %w", err)
-	}
-	return console, output, nil
 }
 
 // hold begins or ends holding back output. Its end lets all leave. Output is held back before writes to disks are, and leaves after they went there: so
@@ -381,6 +373,6 @@ func (h *home) close() {
 	if !h.down {
 		close(h.gone)
 	}
-	h.console.file.Close()
-	h.output.file.Close()
+	h.console.close()
+	h.output.close()
 }

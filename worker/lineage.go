@@ -49,10 +49,10 @@ func (s *standby) remember(since uint64) error {
 	}
 	p := &past{number: s.applied, members: s.members, at: s.at, vcpus: maps.Clone(s.vcpus), device: s.device, pages: map[ident.PageNo][]byte{}, blocks: s.disks.noBlocks()}
 	var err error
-	if p.console, err = sizeOf(s.console); err != nil {
+	if p.console, err = sizeOf(s.console.file); err != nil {
 		return err
 	}
-	if p.output, err = sizeOf(s.output); err != nil {
+	if p.output, err = sizeOf(s.output.file); err != nil {
 		return err
 	}
 	s.undo = append(s.undo, p)
@@ -140,7 +140,7 @@ func (s *standby) undoLast() error {
 	if err := s.disks.undo(p.blocks); err != nil {
 		return err
 	}
-	if err := errors.Join(s.console.Truncate(p.console), s.output.Truncate(p.output)); err != nil {
+	if err := errors.Join(s.console.file.Truncate(p.console), s.output.file.Truncate(p.output)); err != nil {
 		return fmt.Errorf("undo checkpoint %d: %w", s.applied, err)
 	}
 	s.applied, s.members, s.at, s.vcpus, s.device, s.last = p.number, p.members, p.at, p.vcpus, p.device, nil

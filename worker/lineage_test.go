@@ -37,7 +37,7 @@ func (s *standby) contents(t *testing.T) string {
 	if _, err := s.ram.ReadAt(all, 0); err != nil {
 		t.Fatal(err)
 	}
-	out, err := os.ReadFile(s.output.Name())
+	out, err := os.ReadFile(s.output.file.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestStandbyFollowsTheOneThatTookOver(t *testing.T) {
 // What another standby may not know of is not seen before it does.
 func TestTakeOverHoldsTheEndOfTheOutput(t *testing.T) {
 	s := lineageStandby(t, 7)
-	dir := filepath.Dir(s.output.Name())
+	dir := filepath.Dir(s.output.file.Name())
 	r, err := s.takeOver()
 	if err != nil || r.output.at != 12 || string(r.output.bytes) != "0\n" {
 		t.Fatalf("took over with %+v, %v", r, err)

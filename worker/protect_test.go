@@ -17,8 +17,13 @@ import (
 func (v *testVM) addStandby(seq uint64, builtin, args string, memory ident.Bytes, vcpus int) ident.Part {
 	v.t.Helper()
 	id := len(v.parts)
+	return v.addStandbyOf(seq, testSpec(id, vcpus, builtin, args, memory))
+}
+
+func (v *testVM) addStandbyOf(seq uint64, spec wire.WorkerSpec) ident.Part {
+	v.t.Helper()
+	id := int(spec.Part)
 	v.pause(true) // however long a standby takes to start, there is a guest to protect then
-	spec := testSpec(id, vcpus, builtin, args, memory)
 	spec.Standby = true
 	p := startPart(v.t, spec)
 	v.parts = append(v.parts, p)

@@ -39,7 +39,7 @@ const (
 	replicaBlock                        // a block's key: answered with its contents
 )
 
-const cutHistory = 1 // flag of replicaCut: with all output that ever left
+const cutHistory = 1 // flag of replicaCut: with the output that has left which a standby may lack
 
 const (
 	replicaDeadline = time.Second
@@ -71,6 +71,8 @@ type replicas struct {
 	deaf    ident.PartSet          // protected by mu; parts of whose connection nothing comes
 	safe    ident.PartSet          // protected by mu; at home: standbys that hold a checkpoint, and all output up to it
 	mirrors mirrored               // protected by mu
+	logged  logEnds                // protected by mu; at home: how far the logs are in the full copy
+	logsOf  uint64                 // protected by mu; of that protection, 0: of none
 }
 
 func newReplicas(w *Worker, secret []byte) (*replicas, error) {

@@ -165,19 +165,17 @@ func (h *home) writeState(to *wire.SaveWriter) error {
 	if err := to.Write(wire.SaveRecord{Type: wire.SaveDevice, Data: state}); err != nil {
 		return err
 	}
-	console, output, err := h.history()
-	if err != nil {
-		return err
-	}
-	for _, log := range []struct {
-		kind wire.SaveType
-		text []byte
-	}{{wire.SaveConsole, console.bytes}, {wire.SaveOutput, output.bytes}} {
-		for at := 0; at < len(log.text); at += wire.SaveRecordLimit {
-			piece := log.text[at:min(at+wire.SaveRecordLimit, len(log.text))]
-			if err := to.Write(wire.SaveRecord{Type: log.kind, Key: uint64(at), Data: piece}); err != nil {
-				return err
-			}
+	for _, l := range h.logs(logEnds{}) {
+		kind := wire.SaveConsole
+		if l.kind == recordOutput {
+			kind = wire.SaveOutput
+		}
+		begins := func(wire.LogStart) error { return nil } // it is with the devices, and more is not dropped while the VM stands still
+		_, err := h.eachPiece(l.of, 0, wire.SaveRecordLimit, begins, func(at int64, b []byte) error {
+			return to.Write(wire.SaveRecord{Type: kind, Key: uint64(at), Data: b})
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

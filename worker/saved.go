@@ -66,9 +66,9 @@ func (s *savedState) take(rec wire.SaveRecord) error {
 	case wire.SaveDevice:
 		s.device = append([]byte(nil), rec.Data...)
 	case wire.SaveConsole:
-		return s.log(&s.h.console, rec)
+		return s.log(&s.h.console, rec, func(l *logStarts) wire.LogStart { return l.Console })
 	case wire.SaveOutput:
-		return s.log(&s.h.output, rec)
+		return s.log(&s.h.output, rec, func(l *logStarts) wire.LogStart { return l.Output })
 	case wire.SavePages:
 		return s.pages(rec)
 	}
@@ -91,10 +91,19 @@ func (s *savedState) host(text []byte) error {
 	return nil
 }
 
-// log puts a piece of output into a log that is empty so far.
-func (s *savedState) log(to *stream, rec wire.SaveRecord) error {
+// log puts a piece of output into a log that is empty so far. If its beginning had been dropped, the devices' state says so, which is before it.
+func (s *savedState) log(to *stream, rec wire.SaveRecord, start func(*logStarts) wire.LogStart) error {
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
+	if to.end() == 0 && rec.Key != 0 {
+		var state homeState
+		if err := json.Unmarshal(s.device, &state); err != nil || state.Logs == nil {
+			return fmt.Errorf("%w: output at %d, of which there is no beginning", errBadSaved, rec.Key)
+		}
+		if err := to.begin(start(state.Logs)); err != nil {
+			return fmt.Errorf("%w: %w", errBadSaved, err)
+		}
+	}
 	if uint64(to.end()) != rec.Key {
 		return fmt.Errorf("%w: output at %d, not at %d", errBadSaved, rec.Key, to.end())
 	}

@@ -21,16 +21,17 @@ import (
 type recordType uint8
 
 const (
-	recordPage    recordType = iota + 1 // the contents of a page
-	recordZero                          // a page that is all zeros, without bytes
-	recordVCPU                          // an origin
-	recordDevice                        // homeState
-	recordConsole                       // console bytes at an offset
-	recordOutput                        // output log bytes at an offset
-	recordDisk                          // a block of a disk, see diskKey
-	recordDiff                          // what changed in a page since the last checkpoint, see appendDiff
-	recordOnDisk                        // a page that equals a disk block as of this checkpoint, see addOnDisk
-	recordLost                          // a block of a disk whose contents nobody has: the checksum 4 of what it should be
+	recordPage     recordType = iota + 1 // the contents of a page
+	recordZero                           // a page that is all zeros, without bytes
+	recordVCPU                           // an origin
+	recordDevice                         // homeState
+	recordConsole                        // console bytes at an offset
+	recordOutput                         // output log bytes at an offset
+	recordDisk                           // a block of a disk, see diskKey
+	recordDiff                           // what changed in a page since the last checkpoint, see appendDiff
+	recordOnDisk                         // a page that equals a disk block as of this checkpoint, see addOnDisk
+	recordLost                           // a block of a disk whose contents nobody has: the checksum 4 of what it should be
+	recordLogStart                       // where a log of output begins, as wire.LogStart; the key is recordConsole or recordOutput
 )
 
 const (
@@ -76,10 +77,20 @@ func (s *share) add(t recordType, key uint64, b []byte) {
 	*last = append(*last, b...)
 }
 
+// streamPiece is how many bytes of output a record holds at most.
+const streamPiece = 32 << 10
+
+// addStart appends where a log begins, if something of it was dropped.
+func (s *share) addStart(t recordType, start wire.LogStart) {
+	if start.Offset > 0 {
+		s.add(recordLogStart, uint64(t), start.Encode())
+	}
+}
+
 // addStream appends a piece of output, split as needed.
 func (s *share) addStream(t recordType, p outputPiece) {
 	for len(p.bytes) > 0 {
-		n := min(len(p.bytes), 32<<10)
+		n := min(len(p.bytes), streamPiece)
 		s.add(t, uint64(p.offset), p.bytes[:n])
 		p.offset, p.bytes = p.offset+int64(n), p.bytes[n:]
 	}

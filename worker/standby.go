@@ -37,8 +37,8 @@ type standby struct {
 	vcpus    map[ident.VCPU][]byte
 	device   []byte
 	at       time.Time // when the last checkpoint was applied
-	console  *os.File
-	output   *os.File
+	console  logFile
+	output   logFile
 	taken    bool
 	received uint64 // bytes
 	scratch  [ident.PageSize]byte
@@ -76,10 +76,10 @@ func newStandby(fs *files, memory *ram.RAM, disks standbyDisks) (*standby, error
 	s := &standby{disks: disks, refs: srt.NewRefs(leftMost, ""), arrived: make(chan struct{}), ram: memory, bases: map[ident.Part]*staged{}, shares: map[uint64]*cutIn{}, vcpus: map[ident.VCPU][]byte{},
 		brought: make([]uint64, (memory.Pages()+63)/64)}
 	var err error
-	if s.console, err = fs.open(wire.WorkerConsoleFile, os.O_CREATE|os.O_TRUNC|os.O_RDWR); err != nil {
+	if s.console, err = openLog(fs, wire.WorkerConsoleFile, wire.WorkerConsoleStartFile, os.O_TRUNC); err != nil {
 		return nil, fmt.Errorf("console log: %w", err)
 	}
-	if s.output, err = fs.open(wire.WorkerOutputFile, os.O_CREATE|os.O_TRUNC|os.O_RDWR); err != nil {
+	if s.output, err = openLog(fs, wire.WorkerOutputFile, wire.WorkerOutputStartFile, os.O_TRUNC); err != nil {
 		return nil, fmt.Errorf("output log: %w", err)
 	}
 	return s, nil
@@ -259,7 +259,7 @@ func (s *standby) commit(number uint64) (bool, error) {
 			delete(s.shares, n)
 		}
 	}
-	return true, nil
+	return true, s.boundLogs()
 }
 
 // prepare gets ready to apply a checkpoint that may have to be undone. It requires mu.
@@ -291,11 +291,13 @@ func (s *standby) apply(t recordType, key uint64, b []byte, base bool) error {
 	case recordDisk, recordLost:
 		return s.disks.stage(t, key, b, s.noting)
 	case recordConsole:
-		_, err := s.console.WriteAt(b, int64(key))
+		_, err := s.console.file.WriteAt(b, int64(key))
 		return err
 	case recordOutput:
-		_, err := s.output.WriteAt(b, int64(key))
+		_, err := s.output.file.WriteAt(b, int64(key))
 		return err
+	case recordLogStart:
+		return s.logBegins(recordType(key), b)
 	default:
 		return fmt.Errorf("%w: record of type %d", errBadShare, t)
 	}
@@ -356,8 +358,8 @@ func (s *standby) takeOver() (*replica, error) {
 	defer s.unlock()
 	s.taken = true
 	clear(s.shares)
-	defer s.console.Close()
-	defer s.output.Close()
+	defer s.console.close()
+	defer s.output.close()
 	if !s.complete && !s.hasBases() {
 		return nil, fmt.Errorf("no checkpoint is complete here")
 	}
@@ -372,10 +374,10 @@ func (s *standby) takeOver() (*replica, error) {
 	r := &replica{number: s.applied, vcpus: s.vcpus, device: s.device, at: s.at, disks: disks, last: s.last, left: left, console: tail{at: -1}, output: tail{at: -1}}
 	if len(s.undo) > 0 {
 		var err error
-		if r.console, err = cutTail(s.console, s.undo[0].console); err != nil {
+		if r.console, err = cutTail(s.console.file, s.undo[0].console); err != nil {
 			return nil, fmt.Errorf("console log: %w", err)
 		}
-		if r.output, err = cutTail(s.output, s.undo[0].output); err != nil {
+		if r.output, err = cutTail(s.output.file, s.undo[0].output); err != nil {
 			return nil, fmt.Errorf("output log: %w", err)
 		}
 	}

@@ -101,38 +101,40 @@ func OfCell(c *api.Cell) Cell {
 
 // VM is an entry of `vm ls -o json`, and `vm show -o json`.
 type VM struct {
-	Name          string     `json:"name"`
-	State         string     `json:"state"`
-	Reason        string     `json:"reason"`
-	ExitStatus    uint32     `json:"exit_status"`
-	VCPUs         uint32     `json:"vcpus"`
-	Memory        uint64     `json:"memory_bytes"`
-	Cells         []string   `json:"cells"`
-	Home          string     `json:"home"`
-	Protect       string     `json:"protect"`
-	Protection    string     `json:"protection"`
-	Mirroring     string     `json:"mirroring"`
-	CheckpointMs  uint32     `json:"checkpoint_ms"`
-	Recoveries    uint64     `json:"recoveries"`
-	Restarts      uint64     `json:"restarts"`
-	RebootOnCrash bool       `json:"reboot_on_crash"`
-	CrashLimit    uint32     `json:"crash_limit"`
-	Restart       string     `json:"restart"`
-	StartWanted   bool       `json:"start_wanted"`
-	Workers       []Worker   `json:"workers"`
-	ID            uint64     `json:"id"`
-	Payload       string     `json:"payload"`
-	Args          string     `json:"args"`
-	Span          []string   `json:"span"`
-	OnLoss        string     `json:"on_loss"`
-	Epoch         uint64     `json:"epoch"`
-	ConsoleBytes  uint64     `json:"console_bytes"`
-	OutputRecords uint64     `json:"output_records"`
-	CreatedAt     *time.Time `json:"created_at"`
-	StartedAt     *time.Time `json:"started_at"`
-	EndedAt       *time.Time `json:"ended_at"`
-	Registers     string     `json:"registers,omitempty"`
-	Weight        uint32     `json:"weight"`
+	Name           string     `json:"name"`
+	State          string     `json:"state"`
+	Reason         string     `json:"reason"`
+	ExitStatus     uint32     `json:"exit_status"`
+	VCPUs          uint32     `json:"vcpus"`
+	Memory         uint64     `json:"memory_bytes"`
+	Cells          []string   `json:"cells"`
+	Home           string     `json:"home"`
+	Protect        string     `json:"protect"`
+	Protection     string     `json:"protection"`
+	Mirroring      string     `json:"mirroring"`
+	CheckpointMs   uint32     `json:"checkpoint_ms"`
+	Recoveries     uint64     `json:"recoveries"`
+	Restarts       uint64     `json:"restarts"`
+	RebootOnCrash  bool       `json:"reboot_on_crash"`
+	CrashLimit     uint32     `json:"crash_limit"`
+	Restart        string     `json:"restart"`
+	StartWanted    bool       `json:"start_wanted"`
+	Workers        []Worker   `json:"workers"`
+	ID             uint64     `json:"id"`
+	Payload        string     `json:"payload"`
+	Args           string     `json:"args"`
+	Span           []string   `json:"span"`
+	OnLoss         string     `json:"on_loss"`
+	Epoch          uint64     `json:"epoch"`
+	ConsoleBytes   uint64     `json:"console_bytes"`
+	OutputRecords  uint64     `json:"output_records"`
+	ConsoleDropped uint64     `json:"console_dropped_bytes"`
+	OutputDropped  uint64     `json:"output_dropped_records"`
+	CreatedAt      *time.Time `json:"created_at"`
+	StartedAt      *time.Time `json:"started_at"`
+	EndedAt        *time.Time `json:"ended_at"`
+	Registers      string     `json:"registers,omitempty"`
+	Weight         uint32     `json:"weight"`
 
 	Linux       *Linux       `json:"linux,omitempty"`
 	Checkpoints *Checkpoints `json:"checkpoints,omitempty"`
@@ -222,7 +224,7 @@ func OfVM(v *api.VM) VM {
 		VCPUs: v.GetVcpus(), Memory: v.GetMemoryBytes(), Cells: list(v.GetCells()), Home: v.GetHome(),
 		Protect: v.GetProtect(), Workers: []Worker{}, ID: v.GetId(), Payload: v.GetPayload(), Args: v.GetArgs(),
 		Span: list(v.GetSpan()), OnLoss: v.GetOnLoss().Word(), Epoch: v.GetEpoch(),
-		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(),
+		ConsoleBytes: v.GetConsoleBytes(), OutputRecords: v.GetOutputRecords(), ConsoleDropped: v.GetConsoleDroppedBytes(), OutputDropped: v.GetOutputDroppedRecords(),
 		CreatedAt: at(v.GetCreatedAt()), StartedAt: at(v.GetStartedAt()), EndedAt: at(v.GetEndedAt()),
 		Linux: ofLinux(v), Registers: v.GetRegisters(), Protection: v.GetProtection(), Mirroring: v.GetMirroring(), CheckpointMs: v.GetCheckpointMs(), Recoveries: v.GetRecoveries(),
 		Restarts: v.GetRestarts(), RebootOnCrash: v.GetRebootOnCrash(), CrashLimit: v.GetCrashLimit(),

@@ -50,7 +50,7 @@ func (t *attachment) run(ctx context.Context) error {
 		defer fmt.Fprint(t.a.err, "\r\n")
 	}
 	go t.pump(ctx, cancel) // a read of standard input cannot be interrupted: it ends with the process
-	out := &watchWriter{w: t.a.out, until: []byte(t.until)}
+	out := &watchWriter{w: plainConsole{t.a, t.a.out}, until: []byte(t.until)}
 	err := t.c.Console(ctx, t.name, t.offset, true, out)
 	switch cause := context.Cause(ctx); {
 	case errors.Is(err, errFound), errors.Is(cause, errDetached):
@@ -91,7 +91,7 @@ func (t *attachment) pump(ctx context.Context, cancel context.CancelCauseFunc) {
 
 // watchWriter copies to w and fails with errFound once until has come by.
 type watchWriter struct {
-	w     io.Writer
+	w     plainConsole
 	until []byte
 	tail  []byte
 }
@@ -109,6 +109,12 @@ func (x *watchWriter) Write(p []byte) (int, error) {
 		x.tail = append(x.tail[:0], x.tail[len(x.tail)-keep:]...)
 	}
 	return n, nil
+}
+
+// Skip implements api.Skipper.
+func (x *watchWriter) Skip(from, to uint64) error {
+	x.tail = nil
+	return x.w.Skip(from, to)
 }
 
 // rawTerminal gives every key to the program. The function it returns puts things back.

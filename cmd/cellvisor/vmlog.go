@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
@@ -34,6 +35,37 @@ func (j *jsonConsole) Write(p []byte) (int, error) {
 	err := j.a.jsonLine(consoleLine{Offset: j.offset, Text: string(p)})
 	j.offset += uint64(len(p))
 	return len(p), err
+}
+
+// Skip implements api.Skipper.
+func (j *jsonConsole) Skip(from, to uint64) error {
+	j.offset = to
+	return j.a.skipped(from, to, "bytes of the console")
+}
+
+// plainConsole writes console bytes as they are.
+type plainConsole struct {
+	a *app
+	io.Writer
+}
+
+// Skip implements api.Skipper.
+func (p plainConsole) Skip(from, to uint64) error {
+	return p.a.skipped(from, to, "bytes of the console")
+}
+
+// skipped tells, beside what is printed, that something was dropped.
+func (a *app) skipped(from, to uint64, what string) error {
+	_, err := fmt.Fprintf(a.err, "cellvisor: %d %s, from %d on, are not kept any more: the log has reached its bound (vm run --log-max)\n", to-from, what, from)
+	return err
+}
+
+// logLine says how long a log is.
+func logLine(length, dropped uint64, unit string) string {
+	if dropped == 0 {
+		return fmt.Sprintf("%d %s", length, unit)
+	}
+	return fmt.Sprintf("%d %s, of which the first %d are not kept any more", length, unit, dropped)
 }
 
 // consoleFlags are the options of `vm console`.
@@ -100,7 +132,7 @@ func (a *app) console(ctx context.Context, c *api.Client, name string, f console
 	if a.format == "json" {
 		return ended(ctx, c.Console(ctx, name, f.offset, f.tail, &jsonConsole{a, f.offset}))
 	}
-	return ended(ctx, c.Console(ctx, name, f.offset, f.tail, a.out))
+	return ended(ctx, c.Console(ctx, name, f.offset, f.tail, plainConsole{a, a.out}))
 }
 
 func (a *app) vmOutputCmd() *cobra.Command {
@@ -116,7 +148,14 @@ func (a *app) vmOutputCmd() *cobra.Command {
 			out := bufio.NewWriterSize(a.out, 64<<10)
 			defer out.Flush()
 			var line []byte
+			next := index
 			return c.Output(ctx, names[0], index, tail, func(at uint64, record uint32) error {
+				if at > next {
+					if err := a.skipped(next, at, "records"); err != nil {
+						return err
+					}
+				}
+				next = at + 1
 				if a.format == "json" {
 					return a.jsonLine(outputLine{at, record})
 				}

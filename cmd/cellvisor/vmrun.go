@@ -17,12 +17,15 @@ import (
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/gang"
+	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/payload"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // runFlags are the options of `vm run`.
 type runFlags struct {
 	payload, args, memory, onLoss string
+	logMax                        string
 	vcpus                         uint32
 	weight                        int
 	span                          []string
@@ -88,6 +91,7 @@ Built-in payloads:
 	fl.Uint32Var(&f.crashLimit, "crash-limit", cells.DefaultCrashLimit, "end the VM at so many crashes in a row, each within 10s of its boot (0 = no limit)")
 	fl.StringArrayVar(&f.disks, "disk", nil, "a disk: FILE[,size=SIZE][,mirror=N][,cache=MODE][,readonly]; repeatable")
 	fl.StringVar(&f.restart, "restart", cells.RestartNo, "start the VM again from its spec when it was lost, as after a loss of power (no|always)")
+	fl.StringVar(&f.logMax, "log-max", "", "how long the console and the output log may each grow; then what is oldest is dropped (default 256MiB)")
 	fl.BoolVar(&f.wait, "wait", false, "wait until the guest has ended")
 	fl.DurationVar(&f.timeout, "timeout", 0, "longest wait; the VM goes on (exit code 4)")
 	fl.StringToStringVar(&f.options, "option", nil, "setting for tests, NAME=VALUE")
@@ -141,6 +145,11 @@ func (f *runFlags) check(name string) error {
 	if _, err := config.ParseSize(f.memory); err != nil {
 		return usagef("--memory: %w", err)
 	}
+	if f.logMax != "" {
+		if n, err := config.ParseSize(f.logMax); err != nil || n < wire.LogMaxLeast || n > wire.LogMaxMost {
+			return usagef("--log-max %q must be a size from %s to %s, such as 64MiB", f.logMax, ident.Bytes(wire.LogMaxLeast), ident.Bytes(wire.LogMaxMost))
+		}
+	}
 	if err := f.linux.check(f); err != nil {
 		return err
 	}
@@ -175,6 +184,12 @@ func (f *runFlags) spec(name string) (*api.VMSpec, []*os.File, error) {
 	}
 	weight := int32(f.weight)
 	spec.Weight = &weight
+	if f.logMax != "" {
+		if spec.Options == nil {
+			spec.Options = map[string]string{}
+		}
+		spec.Options[wire.OptionLogMax] = f.logMax
+	}
 	for _, text := range f.disks {
 		d, err := parseDisk(text)
 		if err != nil {

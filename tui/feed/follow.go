@@ -27,6 +27,8 @@ type Chunk struct {
 	Data []byte
 	// Skipped is the number of bytes left out before Data because the guest writes faster than anyone can read.
 	Skipped uint64
+	// Dropped is the number of bytes, or records, left out before Data because the cluster does not keep them any more.
+	Dropped uint64
 	// Err is the trouble that the stream has just now; it is being repeated unless Done.
 	Err error
 	// Done says that the VM has ended and everything was sent, or that the log cannot be had.
@@ -113,48 +115,58 @@ func (fl *Follower) stream(ctx context.Context) (heard bool, err error) {
 		return false, err
 	}
 	for {
-		data, err := receive()
+		data, dropped, err := receive()
 		if err != nil {
 			return heard, err
 		}
 		heard = true
 		watchdog.heard()
 		if len(data) > 0 {
-			fl.add(Chunk{Data: data})
+			fl.add(Chunk{Data: data, Dropped: dropped})
 		}
 	}
 }
 
-// open returns a function that receives the next piece as text and moves the position.
-func (fl *Follower) open(ctx context.Context, client api.CellvisorClient) (func() ([]byte, error), error) {
+// open returns a function that receives the next piece as text, with how much was dropped before it, and moves the position.
+func (fl *Follower) open(ctx context.Context, client api.CellvisorClient) (func() ([]byte, uint64, error), error) {
 	if fl.log == Console {
 		stream, err := client.ConsoleVM(ctx, &api.ConsoleVMRequest{Name: fl.name, Offset: fl.position, Follow: true})
-		return func() ([]byte, error) {
+		return func() ([]byte, uint64, error) {
 			r, err := stream.Recv()
-			if n := len(r.GetData()); n > 0 {
-				fl.position = r.GetOffset() + uint64(n)
-			}
-			return r.GetData(), err
+			return r.GetData(), fl.move(r.GetOffset(), len(r.GetData())), err
 		}, err
 	}
 	stream, err := client.OutputVM(ctx, &api.OutputVMRequest{Name: fl.name, Index: fl.position, Follow: true})
-	return func() ([]byte, error) {
+	return func() ([]byte, uint64, error) {
 		r, err := stream.Recv()
 		var text []byte
 		for _, record := range r.GetRecords() {
 			text = append(strconv.AppendUint(text, uint64(record), 10), '\n')
 		}
-		if n := len(r.GetRecords()); n > 0 {
-			fl.position = r.GetIndex() + uint64(n)
-		}
-		return text, err
+		return text, fl.move(r.GetIndex(), len(r.GetRecords())), err
 	}, err
+}
+
+// move moves the position behind a piece, if it is not empty, and tells how much is missing before it.
+func (fl *Follower) move(at uint64, n int) (dropped uint64) {
+	if n == 0 {
+		return 0
+	}
+	if at > fl.position {
+		dropped = at - fl.position
+	}
+	fl.position = at + uint64(n)
+	return dropped
 }
 
 // add joins a piece to what waits to be read.
 func (fl *Follower) add(c Chunk) {
 	fl.mu.Lock()
 	p := &fl.pending
+	if c.Dropped > 0 { // what waits is before that, and little beside it
+		p.Skipped, p.Data = p.Skipped+uint64(len(p.Data)), nil
+	}
+	p.Dropped += c.Dropped
 	p.Data = append(p.Data, c.Data...)
 	if over := len(p.Data) - MaxChunkBytes; over > 0 {
 		p.Data = append(p.Data[:0], p.Data[over:]...)

@@ -66,7 +66,7 @@ func Plan(now ident.Micros, b Borrower, lenders []Lender) (out []Ask) {
 		case !b.MayBorrow(l.Cell) || !preferred && hope && l.Held == 0:
 			want = 0
 		case b.Short && left > 0 && spare < chunk:
-			want = max(l.Limit, l.Held) + min(chunk, left)
+			want = max(l.Limit, l.Held) + min(step(chunk, l.Held), left)
 		case b.Short && left > 0:
 			want = l.Limit
 		}

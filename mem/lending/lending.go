@@ -44,11 +44,14 @@ func Of(memory ident.Bytes) Thresholds {
 	return Thresholds{Short: memory / 64, Plenty: memory / 32, Chunk: max(memory/256, ident.MiB)}
 }
 
+// step is how much is lent at a time to who holds so much: at least a chunk, and half as much again, so that a lot is borrowed in seconds. The paper's
+// cells ask for 4 MB whenever they are short of that.
+func step(chunk, held ident.Bytes) ident.Bytes { return max(chunk, held/2) }
+
 // Timing.
 const (
 	RenewEvery = ident.Second     // a borrower asks
 	ReturnIn   = 5 * ident.Second // a borrower gives back what was recalled; after that the lender helps itself
-	Forgotten  = 60 * ident.Second
 	AskAgain   = 3 * ident.Second // a lender that had nothing
 )
 
@@ -67,12 +70,11 @@ func (k Key) compare(o Key) int { return cmp.Or(cmp.Compare(k.VM, o.VM), cmp.Com
 type Loan struct {
 	Key
 	Limit    ident.Bytes
-	Held     ident.Bytes // as the borrower said last
-	Paged    bool        // the lender has paged it out, being overdue
-	number   uint64      // of the last question
-	told     ident.Bytes // the most that the borrower may take for its limit
-	renewed  ident.Micros
-	recalled ident.Micros // since when Held is above Limit; 0: it is not
+	Held     ident.Bytes  // as the borrower said last
+	Paged    bool         // the lender has paged it out, being overdue
+	number   uint64       // of the last question
+	told     ident.Bytes  // the most that the borrower may take for its limit
+	recalled ident.Micros // since when Held or told is above Limit; 0: neither is
 }
 
 // costs is how much of the lender's memory a loan takes.
@@ -114,7 +116,7 @@ func (l *Ledger) free() ident.Bytes { return l.memory - min(l.memory, l.used+l.L
 // who may hold most.
 func (l *Ledger) Own(now ident.Micros, used, missing ident.Bytes) {
 	l.used, l.wanted = used, missing > 0
-	l.loans = slices.DeleteFunc(l.loans, func(o Loan) bool { return now-o.renewed > Forgotten || o.told == 0 && o.Held == 0 })
+	l.loans = slices.DeleteFunc(l.loans, func(o Loan) bool { return o.Limit == 0 && o.told == 0 && o.Held == 0 })
 	if l.canary == "no-recall" {
 		return
 	}
@@ -129,7 +131,7 @@ func (l *Ledger) Own(now ident.Micros, used, missing ident.Bytes) {
 	for promised > 0 && need+promised > l.memory {
 		most := slices.MaxFunc(l.loans, func(a, b Loan) int { return cmp.Or(cmp.Compare(a.Limit, b.Limit), b.compare(a.Key)) })
 		i, _ := l.find(most.Key)
-		less := min(Of(l.memory).Chunk, most.Limit)
+		less := min(step(Of(l.memory).Chunk, most.Limit), most.Limit)
 		l.loans[i].Limit -= less
 		promised -= less
 	}
@@ -140,11 +142,11 @@ func (l *Ledger) find(k Key) (int, bool) {
 	return slices.BinarySearchFunc(l.loans, k, func(o Loan, k Key) int { return o.compare(k) })
 }
 
-// note remembers since when borrowers hold too much.
+// note remembers since when borrowers hold too much, or may for all that is known: one that fell silent has perhaps taken all that it was told.
 func (l *Ledger) note(now ident.Micros) {
 	for i := range l.loans {
 		switch o := &l.loans[i]; {
-		case o.Held <= o.Limit:
+		case max(o.told, o.Held) <= o.Limit:
 			o.recalled, o.Paged = 0, false
 		case o.recalled == 0:
 			o.recalled = now
@@ -165,7 +167,7 @@ func (l *Ledger) Renew(now ident.Micros, k Key, number uint64, has, held, want i
 		return 0, false
 	}
 	o.number = number
-	o.Held, o.told, o.renewed = held, max(has, o.Limit), now
+	o.Held, o.told = held, max(has, o.Limit)
 	t := Of(l.memory)
 	switch {
 	case want <= o.Limit:
@@ -173,14 +175,14 @@ func (l *Ledger) Renew(now ident.Micros, k Key, number uint64, has, held, want i
 	case l.canary == "lend-too-much":
 		o.Limit += t.Chunk
 	case !l.wanted && l.free() >= t.Plenty+t.Chunk:
-		o.Limit += min(t.Chunk, want-o.Limit, l.free()-t.Plenty)
+		o.Limit += min(step(t.Chunk, o.Limit), want-o.Limit, l.free()-t.Plenty)
 	}
 	o.told = max(has, o.Limit)
 	l.note(now)
 	return o.Limit, true
 }
 
-// End says that a borrower holds nothing any more.
+// End says that a borrower holds nothing any more, or is gone. A silent one may still hold what it was told: its loan ends only by this.
 func (l *Ledger) End(k Key) {
 	l.loans = slices.DeleteFunc(l.loans, func(o Loan) bool { return o.Key == k })
 }

@@ -116,16 +116,11 @@ func checkLinux(spec *VMSpec) *Fault {
 		return faultf(CodeInvalid, "vm %s: processor model %q is not known: use %s", spec.Name, clip(l.CPU, 32), strings.Join(CPUModels, ", "))
 	case spec.Args != "":
 		return faultf(CodeInvalid, "vm %s: a Linux guest has a command line, not arguments", spec.Name)
-	case spec.Protect == ProtectReplica && spec.MemoryBytes > MaxKeptLinux:
-		return faultf(CodeInvalid, "vm %s: a Linux guest of more than %s cannot be protected", spec.Name, MaxKeptLinux)
 	case spec.Protect == ProtectReplica && slices.ContainsFunc(l.Nets, func(n NetSpec) bool { return n.TAP != "" }):
 		return faultf(CodeInvalid, "vm %s: a Linux guest with a card on a TAP interface cannot be protected: use the built-in switch", spec.Name)
 	}
 	return checkNets(spec)
 }
-
-// MaxKeptLinux bounds the memory of a Linux guest that has replicas, or moves.
-const MaxKeptLinux = 3 * ident.GiB
 
 // checkParts tells why a VM cannot lie on n servers.
 func checkParts(spec *VMSpec, n int) *Fault {

@@ -49,8 +49,8 @@ func startGossip(cfg *config.Server, id ident.ServerID, log zerolog.Logger, hint
 	ml.AdvertisePort = ml.BindPort
 	// Measured on eight processes: a killed one is noticed after 0.3 to 0.75 s, without a false alarm on a quiet machine. A false
 	// alarm on a busy one costs a question, nothing more.
-	// A cluster with longer leases can do nothing with earlier hints.
-	slow := max(1, cfg.Timing.LeaseLength/config.DefaultTiming().LeaseLength)
+	// A cluster with longer leases can do little with earlier hints.
+	slow := min(max(1, cfg.Timing.LeaseLength/config.DefaultTiming().LeaseLength), 4)
 	ml.ProbeInterval, ml.ProbeTimeout = slow*100*time.Millisecond, slow*50*time.Millisecond
 	ml.SuspicionMult, ml.SuspicionMaxTimeoutMult = 2, 3
 	ml.GossipInterval = slow * 50 * time.Millisecond

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/mem"
-	"github.com/cellvisor/cellvisor/vmm/kvm"
 )
 
 // holdWithin bounds how long a member may take to stop its vCPUs for a cut. A vCPU that waits for a page stops when the page has come.
@@ -25,7 +24,7 @@ const heldAtMost = 2 * time.Second
 //
 // The pages of every cut that is not known to be committed are captured again by the next one: so a cut may fail anywhere.
 type cutter struct {
-	log   *kvm.DirtyLog
+	log   dirtyLogs
 	dirty *dirtyPages
 
 	of       atomic.Uint64 // ident.Epoch: the boot that this part runs; changed under mu

@@ -5,7 +5,31 @@ import (
 	"sync/atomic"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/kvm"
 )
+
+// dirtyLogs are KVM's logs of all of a part's memory.
+type dirtyLogs []*kvm.DirtyLog
+
+// Enable begins or ends logging.
+func (l dirtyLogs) Enable(on bool) error {
+	for _, log := range l {
+		if err := log.Enable(on); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Read calls f for each page that vCPUs have written since the last Read. None may run meanwhile.
+func (l dirtyLogs) Read(f func(ident.PageNo)) error {
+	for _, log := range l {
+		if err := log.Read(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // dirtyPages is a set of pages that may have been written since the last cut, other than by vCPUs under KVM's dirty log: pages that came here
 // writable from another part, which may have written them, and pages that devices wrote. Marks may come from several threads.

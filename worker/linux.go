@@ -49,9 +49,6 @@ func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
 	if len(w.spec.LocalVCPUs) < w.spec.VCPUs && !w.spec.Standby {
 		return w.setUpSpanned(system, memory)
 	}
-	if w.spec.Standby && w.spec.MemoryBytes > linux.LowEnd {
-		return fmt.Errorf("a Linux guest of more than %s does not move yet", ident.Bytes(linux.LowEnd))
-	}
 	if err := machine.SetUpVM(w.vm, w.spec.MemoryBytes, memory.GuestAddr()); err != nil {
 		return err
 	}
@@ -60,7 +57,7 @@ func (w *Worker) setUpLinux(system *kvm.System, memory *ram.RAM) error {
 	if w.vcpus, err = w.newProcessors(w.spec.LocalVCPUs); err != nil {
 		return err
 	}
-	w.cutter.log = w.vm.NewDirtyLog(0, 0, min(w.spec.MemoryBytes, linux.LowEnd), memory.GuestAddr())
+	w.cutter.log = machine.DirtyLogs(w.vm, w.spec.MemoryBytes, memory.GuestAddr())
 	return w.listenNet()
 }
 

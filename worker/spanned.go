@@ -55,7 +55,7 @@ func (w *Worker) setUpSpanned(system *kvm.System, memory *ram.RAM) error {
 		}
 		w.vcpus = append(w.vcpus, &vcpu{cpu: cpu, seat: seat, wake: make(chan struct{}, 1)})
 	}
-	w.cutter.log = w.vm.NewDirtyLog(0, 0, min(w.spec.MemoryBytes, linux.LowEnd), memory.GuestAddr())
+	w.cutter.log = machine.DirtyLogs(w.vm, w.spec.MemoryBytes, memory.GuestAddr())
 	if w.spec.Part != homeOfSpanned {
 		return nil
 	}

@@ -200,7 +200,7 @@ func (w *Worker) setUpPayload(physical ident.Bytes, memory *ram.RAM) (err error)
 		return err
 	}
 	w.vcpus, err = newVCPUs(w.vm, w.spec.LocalVCPUs)
-	w.cutter.log = w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr())
+	w.cutter.log = dirtyLogs{w.vm.NewDirtyLog(0, 0, physical, memory.GuestAddr(), 0)}
 	return err
 }
 

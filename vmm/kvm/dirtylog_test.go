@@ -18,7 +18,7 @@ func TestDirtyLogHasWhatTheGuestWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := vmmtest.NewHost(t, system, image, boot.Config{Memory: 64 * ident.MiB, VCPUs: 1, Args: "1000000000"})
-	log := h.VM.NewDirtyLog(0, 0, h.RAM.Size(), h.RAM.GuestAddr())
+	log := h.VM.NewDirtyLog(0, 0, h.RAM.Size(), h.RAM.GuestAddr(), 0)
 	if err := log.Enable(true); err != nil {
 		t.Fatal(err)
 	}

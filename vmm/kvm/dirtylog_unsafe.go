@@ -17,13 +17,14 @@ import (
 type DirtyLog struct {
 	vm     *VM
 	region gokvm.UserspaceMemoryRegion
+	first  ident.PageNo // of the VM's memory, which has no holes: that of the slot's first page
 	bitmap []uint64
 }
 
-// NewDirtyLog describes the log of the slot that SetMemory made with the same arguments. It is off.
-func (vm *VM) NewDirtyLog(slot uint32, guestAddr uint64, size ident.Bytes, hostAddr uintptr) *DirtyLog {
+// NewDirtyLog describes the log of the slot that SetMemory made with the same arguments. It is off. The slot's first page is page first of the VM's memory.
+func (vm *VM) NewDirtyLog(slot uint32, guestAddr uint64, size ident.Bytes, hostAddr uintptr, first ident.PageNo) *DirtyLog {
 	return &DirtyLog{
-		vm:     vm,
+		vm: vm, first: first,
 		region: gokvm.UserspaceMemoryRegion{Slot: slot, GuestPhysAddr: guestAddr, MemorySize: uint64(size), UserspaceAddr: uint64(hostAddr)},
 		bitmap: make([]uint64, (size.Pages()+63)/64),
 	}
@@ -50,10 +51,9 @@ func (d *DirtyLog) Read(f func(ident.PageNo)) error {
 	if err != nil {
 		return fmt.Errorf("read dirty page log of memory slot %d: %w", d.region.Slot, err)
 	}
-	first := ident.PageNo(d.region.GuestPhysAddr >> ident.PageShift)
 	for i, word := range d.bitmap {
 		for ; word != 0; word &= word - 1 {
-			f(first + ident.PageNo(64*i+bits.TrailingZeros64(word)))
+			f(d.first + ident.PageNo(64*i+bits.TrailingZeros64(word)))
 		}
 	}
 	return nil

@@ -131,6 +131,15 @@ func setMemory(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) error {
 	return nil
 }
 
+// DirtyLogs are those of the memory that setMemory gave the VM.
+func DirtyLogs(vm *kvm.VM, memory ident.Bytes, ramAddr uintptr) []*kvm.DirtyLog {
+	var logs []*kvm.DirtyLog
+	for i, r := range linux.RAM(memory) {
+		logs = append(logs, vm.NewDirtyLog(uint32(i), r.Addr, ident.Bytes(r.Size), ramAddr+uintptr(r.Offset), ident.PageNo(r.Offset>>ident.PageShift)))
+	}
+	return logs
+}
+
 // NewVCPU makes a vCPU of a Linux machine, with its CPUID.
 func NewVCPU(system *kvm.System, vm *kvm.VM, id ident.VCPU, vcpus int, model linux.Model) (*kvm.VCPU, error) {
 	return newVCPU(system, vm, model, linux.Topology{VCPU: int(id), VCPUs: vcpus, TSCDeadline: system.HasTSCDeadline()})

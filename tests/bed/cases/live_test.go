@@ -213,9 +213,10 @@ func TestUpProtect612(t *testing.T) {
 dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null; sum=$(md5sum </tmp/a)
 dd if=/tmp/a of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null
 (while read -r line; do echo GOT $line; [ "$line" != stop ] || touch /tmp/stop; done </dev/ttyS0) &
-echo RUNS; n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo N $n; sleep 0.3; done
+(last=0; while [ ! -e /tmp/stop ]; do read -r now rest </proc/uptime; now=${now%.*}${now#*.}; [ $now -ge $last ] || echo BAD clock $now $last; last=$now; sleep 0.1; done) &
+taskset -p 2 $! >/dev/null; echo RUNS; n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo N $n; sleep 0.3; done
 [ "$sum" = "$(md5sum </tmp/a)" ] && dd if=/dev/vda bs=64k count=8 2>/dev/null | cmp -n 524288 - /tmp/a && echo SAME
-poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("kept", 1<<20), "--memory", "128MiB", "--span", "a", "--protect", "replica", "--checkpoint", "1s")...)
+poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("kept", 1<<20), "--vcpus", "2", "--memory", "128MiB", "--span", "a", "--protect", "replica", "--checkpoint", "1s")...)
 	c.must("vm", "console", "kept", "--attach", "--offset", "0", "--until", "RUNS", "--timeout", clusterLimit.String())
 	t.Logf("it runs after %s", since(start))
 	c.until(`"protection": "safe"`, "vm", "show", "kept", "-o", "json")

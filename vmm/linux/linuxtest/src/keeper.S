@@ -1,9 +1,11 @@
-# The entry of the kernel in keeper.c: 32-bit code without paging becomes 64-bit code with the first GiB and that of the devices mapped.
+# The entry of the kernel in keeper.c: 32-bit code without paging becomes 64-bit code with the first GiB, that of the devices, and a little
+# above 4 GiB mapped.
 
 #define PML4  0x10000
 #define PDPT  0x11000
 #define PD    0x12000
 #define PDD   0x13000
+#define PDH   0x14000
 #define STACK 0x30000
 
 	.section .text.start,"ax"
@@ -21,6 +23,7 @@ _start:
 	movl $(PDPT + 3), PML4
 	movl $(PD + 3), PDPT
 	movl $(PDD + 3), PDPT + 24
+	movl $(PDH + 3), PDPT + 32
 	mov $PD, %edi
 	mov $0x83, %eax
 	mov $512, %ecx
@@ -37,6 +40,8 @@ _start:
 	add $0x200000, %eax
 	add $8, %edi
 	loop 3b
+	movl $0x83, PDH		# the first 2 MiB above 4 GiB
+	movl $1, PDH + 4
 	mov $0x20, %eax
 	mov %eax, %cr4
 	mov $PML4, %eax

@@ -67,7 +67,8 @@ static struct {
     u32 high, zero;
 } idt[256] __attribute__((aligned(4096)));
 
-static u32 kept[PAGES][1024] __attribute__((aligned(4096)));
+static u32 low[PAGES][1024] __attribute__((aligned(4096)));
+static volatile u32 (*kept)[1024] = low; // above 4 GiB if there is memory
 static u32 block[BLOCK / 4] __attribute__((aligned(4096)));
 static struct disk disk;
 volatile u32 ticks;
@@ -122,6 +123,9 @@ void kernel_main(void) {
         void *base;
     } idtr = {{0}, sizeof idt - 1, idt};
     __asm__ volatile("lidt %0" : : "m"(idtr.limit));
+    volatile u32 *high = (volatile u32 *)(1ull << 32);
+    *high = 42;
+    if (*high == 42) kept = (volatile u32(*)[1024])high;
     int has_disk = disk_open(&disk, 0);
     if (has_disk) {
         u32 last = 0;
@@ -137,7 +141,7 @@ void kernel_main(void) {
     }
     for (u32 n = 0;; n++) {
         sleep_a_tick(n);
-        u32 *was = &kept[(n - 1) % PAGES][(n - 1) % 1024];
+        volatile u32 *was = &kept[(n - 1) % PAGES][(n - 1) % 1024];
         if (n && *was != n - 1) bad("memory", *was, n - 1);
         kept[n % PAGES][n % 1024] = n;
         if (has_disk && n % 4 == 0) {

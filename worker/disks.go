@@ -41,6 +41,7 @@ type guestDisk struct {
 	spec  wire.WorkerDisk
 	image *disk.Image
 	rests func() bool // whether the device that it belongs to is to rest; set before that begins
+	room  int64       // blocks that may wait before nothing more is taken in
 
 	mu     sync.Mutex          // protects layers, and is held over what is done with what they say
 	layers *layers.Disk        // what waits, and what checkpoints must have
@@ -92,7 +93,7 @@ func openHomeDisk(open openImage, spec wire.WorkerDisk) (*disk.Image, error) {
 }
 
 func (d *disks) add(spec wire.WorkerDisk, image *disk.Image) {
-	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New(), lost: map[uint64]struct{}{}, rests: func() bool { return false }})
+	d.all = append(d.all, &guestDisk{disks: d, spec: spec, image: image, layers: layers.New(), lost: map[uint64]struct{}{}, room: waitMost, rests: func() bool { return false }})
 }
 
 // addTo adds the disks to a board, which closes them.
@@ -271,10 +272,15 @@ func (g *guestDisk) WriteAt(b []byte, off int64) (int, error) {
 func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
 	var blocks, waiting int
 	var done func() error
-	err := g.mended(func() (err error) {
+	err := errNoRoom
+	for ; errors.Is(err, errNoRoom); err = g.mended(func() (err error) {
 		blocks, waiting, done, err = g.place(off, n, fill)
 		return err
-	})
+	}) {
+		if err := g.awaitRoom(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case err != nil:
 		return err
@@ -291,9 +297,32 @@ func (g *guestDisk) write(off, n int64, fill func(to []byte, at int64)) error {
 	return nil
 }
 
+// errNoRoom says that so much waits for checkpoints that nothing may be added: a checkpoint is one batch of blocks.
+var errNoRoom = errors.New("too much waits for checkpoints")
+
+func (g *guestDisk) hasRoom() bool { return g.waits.Load() < g.room }
+
+// awaitRoom waits until some of what waits for checkpoints is safe. A device may have far more to write than a guest that stands still; when it is to rest
+// the request is done again later, since without that no checkpoint is cut.
+func (g *guestDisk) awaitRoom() error {
+	for first := true; !g.hasRoom(); first = false {
+		if g.rests() {
+			return virtio.ErrLater
+		}
+		if first && g.full != nil {
+			g.full()
+		}
+		time.Sleep(restsEvery)
+	}
+	return nil
+}
+
 // place is write. It requires mu, and has done nothing if a block that is written in part is damaged.
 // done, if there is one, is to be called without mu: mirrors are to have what was written before anything else is.
 func (g *guestDisk) place(off, n int64, fill func(to []byte, at int64)) (blocks, waiting int, done func() error, err error) {
+	if !g.hasRoom() {
+		return 0, 0, nil, errNoRoom
+	}
 	written := map[uint64][]byte{}
 	for done := int64(0); done < n; {
 		block, skip := uint64(off+done)/disk.BlockBytes, (off+done)%disk.BlockBytes

@@ -10,8 +10,9 @@ import (
 // Output that is held back takes memory, so there is a bound: a guest that makes output faster than checkpoints become safe, or whose standby is
 // silent, is paused until output has left. Home decides; it tells the other members again and again, and one that hears nothing any more goes on.
 const (
-	heldLimit  = 16 << 20        // bytes: the guest is paused; at half of that it goes on
-	waitLimit  = 2 * waitingMost // as heldLimit, blocks of disks
+	heldLimit  = 16 << 20                // bytes: the guest is paused; at half of that it goes on
+	waitLimit  = 2 * waitingMost         // as heldLimit, blocks of disks
+	waitMost   = waitLimit + waitLimit/4 // blocks of one disk, beyond which its device waits: with one request more it is still a batch
 	stallEvery = 200 * time.Millisecond
 	stallFor   = time.Second
 )

@@ -2,10 +2,12 @@ package worker
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -53,6 +55,11 @@ func (w *Worker) standStill(seq uint64) {
 		return
 	}
 	s := &w.pauses
+	over := func() bool { return w.ctx.Err() != nil || !s.wants(w, seq, nil) }
+	// A device may wait for a page of a part that is gone, and for what serve says about that: nothing is locked meanwhile.
+	if !s.wants(w, seq, func() { w.pauseDevices(true) }) || !w.devicesRest(over) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.seq != seq || !w.guard.isPaused() {
@@ -60,7 +67,6 @@ func (w *Worker) standStill(seq uint64) {
 	}
 	if !s.still {
 		s.still, s.since = true, time.Now()
-		w.pauseDevices(true)
 		w.pauseIdle(true)
 		if h := w.home.Load(); h != nil {
 			h.stand(true)
@@ -74,10 +80,24 @@ func (w *Worker) standStill(seq uint64) {
 	w.saidPaused(seq)
 }
 
+// wants tells whether change seq, a pause, is the last one heard, and does something if so, before another can be heard.
+func (s *pauses) wants(w *Worker, seq uint64, do func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seq != seq || !w.guard.isPaused() {
+		return false
+	}
+	if do != nil {
+		do()
+	}
+	return true
+}
+
 // goOn ends a standstill. It requires mu.
 func (w *Worker) goOn() error {
 	s := &w.pauses
 	if !s.still {
+		w.pauseDevices(false) // they may have begun to rest
 		return nil
 	}
 	s.still = false
@@ -124,20 +144,30 @@ func (s *pauses) greeting() (wire.FromWorker, bool) {
 	return wire.FromWorker{Paused: &wire.WorkerPaused{Seq: s.done}}, s.done != 0
 }
 
-func (w *Worker) pauseDevices(on bool) {
+// boards are those whose devices are here.
+func (w *Worker) boards() (all []*machine.Board) {
 	if w.linux != nil {
 		if board := w.linux.devices(); board != nil {
-			board.PauseDevices(on)
+			all = append(all, board)
 		}
 	}
 	if h := w.home.Load(); h != nil {
-		h.mu.Lock()
-		board := h.board
-		h.mu.Unlock()
-		if board != nil {
-			board.PauseDevices(on)
+		if board := h.boardNow(); board != nil {
+			all = append(all, board)
 		}
 	}
+	return all
+}
+
+func (w *Worker) pauseDevices(on bool) {
+	for _, board := range w.boards() {
+		board.PauseDevices(on)
+	}
+}
+
+// devicesRest waits until devices that are paused rest, unless over.
+func (w *Worker) devicesRest(over func() bool) bool {
+	return !slices.ContainsFunc(w.boards(), func(b *machine.Board) bool { return !b.AwaitRest(over) })
 }
 
 // pauseIdle counts the vCPUs that stand still as idle: they use no slot.

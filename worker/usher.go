@@ -173,8 +173,14 @@ func (u *usher) serve() {
 // handLimit bounds what serve says about a connection that it could not make.
 const handLimit = 512
 
+// handPatience bounds the wait for what a serve that has connected hands over: one that stops in the middle must not keep all later ones away.
+const handPatience = 5 * time.Second
+
 // take reads one message.
 func (u *usher) take(conn *net.UnixConn) error {
+	if err := conn.SetDeadline(time.Now().Add(handPatience)); err != nil {
+		return err
+	}
 	buf, oob := make([]byte, 8+handLimit), make([]byte, unix.CmsgSpace(4*4))
 	n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
 	if err != nil {

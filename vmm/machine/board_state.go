@@ -36,11 +36,21 @@ func (b *Board) ReleaseDevices() {
 	}
 }
 
-// PauseDevices makes the PCI devices rest, or go on, whether or not they are held besides.
+// PauseDevices lets the PCI devices take up nothing any more, whether or not they are held besides, or go on.
 func (b *Board) PauseDevices(on bool) {
 	for _, d := range b.virtio {
 		d.Pause(on)
 	}
+}
+
+// AwaitRest waits until devices that are paused rest, as HoldDevices does.
+func (b *Board) AwaitRest(over func() bool) bool {
+	for _, d := range b.virtio {
+		if !d.AwaitRest(over) {
+			return false
+		}
+	}
+	return true
 }
 
 // StoodStill says that the machine stood still for a while: its own timers have not seen that time pass.

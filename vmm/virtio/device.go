@@ -234,31 +234,33 @@ func (d *Device) Hold(over func() bool) bool {
 	return true
 }
 
-// Pause makes the device rest, or go on, whether or not it is held besides.
+// Pause lets the device take no chain any more, whether or not it is held besides, or go on. AwaitRest waits until none is being worked on either.
 func (d *Device) Pause(on bool) {
 	d.paused.Store(on)
-	for i, q := range d.queues {
-		if on {
-			q.rest()
-		} else {
+	for i := range d.queues {
+		if !on {
 			d.Wake(i)
 		}
 	}
 }
 
+// AwaitRest waits until nobody works on the queues of a device that is paused; as Hold, unless over says that it need not rest any more.
+func (d *Device) AwaitRest(over func() bool) bool {
+	for _, q := range d.queues {
+		if !q.restUnless(over) {
+			return false
+		}
+	}
+	return true
+}
+
 // rests tells whether no chain may be taken.
 func (d *Device) rests() bool { return d.held.Load() || d.paused.Load() || d.ending.Load() }
-
-// rest waits until nobody works on the queue; whoever does sees held or paused before the next chain.
-func (q *virtqueue) rest() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-}
 
 // restEvery is how often a wait for a queue looks whether it is still wanted.
 const restEvery = 20 * time.Microsecond
 
-// restUnless is rest that ends early, with false, when over says so.
+// restUnless waits until nobody works on the queue, or, with false, until over says so; whoever works on it sees held or paused before the next chain.
 func (q *virtqueue) restUnless(over func() bool) bool {
 	for !q.mu.TryLock() {
 		if over() {

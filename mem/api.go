@@ -72,6 +72,11 @@ const (
 	EventMembers
 	// EventYield: no vCPU of this part runs. It keeps no page for its stint's sake.
 	EventYield
+	// EventPass: a vCPU of this part interrupted one elsewhere, and may well wait for what that does. It keeps no page for its stint's sake, nor what it
+	// is granted in the rest of it.
+	EventPass
+	// EventTurn: a vCPU of this part was interrupted from elsewhere: the rest of the stint is this part's, too.
+	EventTurn
 )
 
 // Event is one input of the core. Fields that its kind does not mention are zero.

@@ -26,6 +26,8 @@ type Core struct {
 	pins     []pin
 	deferred pageMap[wire.PageMsg]
 	windows  windows
+	passed   ident.Micros // the number, plus one, of the stint that this part passed on; 0 if none
+	given    ident.Micros // and of the one that it was passed
 	streams  streams
 	reqID    uint64
 	held     [3]uint64 // pages by state; Invalid is not counted
@@ -106,6 +108,10 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.membersChanged(ev.Epoch, ev.Members, ev.Fresh)
 	case EventYield:
 		c.endStint()
+	case EventPass:
+		c.passTurn()
+	case EventTurn:
+		c.takeTurn()
 	default:
 		panic(fmt.Sprintf("mem: event kind %d", ev.Kind))
 	}

@@ -182,11 +182,38 @@ func (c *Core) windowEnd() ident.Micros {
 	if c.cfg.Stint == 0 {
 		return until
 	}
-	before, all := (c.members & (1<<c.cfg.Self - 1)).Len(), c.members.Len()
-	if stint := c.now / c.cfg.Stint; all > 0 && int(stint%ident.Micros(all)) == before {
+	if stint := c.now / c.cfg.Stint; c.isTurn(stint) {
 		until = max(until, (stint+1)*c.cfg.Stint)
 	}
 	return until
+}
+
+// isTurn tells whether a stint is this part's. They go round, but one can be passed on by the part whose it is, and taken by another.
+func (c *Core) isTurn(stint ident.Micros) bool {
+	switch stint {
+	case c.passed - 1:
+		return false
+	case c.given - 1:
+		return true
+	}
+	before, all := (c.members & (1<<c.cfg.Self - 1)).Len(), c.members.Len()
+	return all > 0 && int(stint%ident.Micros(all)) == before
+}
+
+// passTurn leaves the rest of the stint to other parts.
+func (c *Core) passTurn() {
+	if c.cfg.Stint == 0 {
+		return
+	}
+	c.passed, c.given = c.now/c.cfg.Stint+1, 0
+	c.endStint()
+}
+
+// takeTurn makes the rest of the stint this part's.
+func (c *Core) takeTurn() {
+	if c.cfg.Stint != 0 {
+		c.given, c.passed = c.now/c.cfg.Stint+1, 0
+	}
 }
 
 // endStint ends all windows.

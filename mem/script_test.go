@@ -17,7 +17,7 @@ import (
 //	new parts=N pages=N [window=MICROS] [stint=MICROS] [readahead=N]   a VM in epoch 1
 //	fault part=P page=N [write]
 //	pin, unpin part=P page=N token=N [write]
-//	yield part=P
+//	yield, pass, turn part=P
 //	deliver [n=N] [to=P] [again]    the first N messages (all, also those that follow), or only those to P; again: twice
 //	drop [to=P]                     all that wait
 //	hold [to=P]                     put them aside; release puts them back
@@ -69,8 +69,8 @@ func (s *script) run(d *datadriven.TestData) {
 	case "fault":
 		ev.Kind = EventFault
 		s.step(part, ev)
-	case "yield":
-		ev.Kind = EventYield
+	case "yield", "pass", "turn":
+		ev.Kind = map[string]EventKind{"yield": EventYield, "pass": EventPass, "turn": EventTurn}[d.Cmd]
 		s.step(part, ev)
 	case "pin":
 		ev.Kind = EventPin

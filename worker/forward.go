@@ -11,6 +11,7 @@ import (
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
+	"github.com/cellvisor/cellvisor/mem"
 	"github.com/cellvisor/cellvisor/vmm/lapic"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -186,7 +187,11 @@ func (x *notes) take(from ident.Part, epoch ident.Epoch, first uint64, body []by
 		n := decodeNote(body)
 		if n.renamed {
 			x.w.linux.span.interrupts.Rename(n.to, n.name)
-		} else if !x.w.linux.span.interrupts.Deliver(n.to, n.message) {
+			done = first
+			continue
+		}
+		x.w.interrupts(mem.EventTurn)
+		if !x.w.linux.span.interrupts.Deliver(n.to, n.message) {
 			return fmt.Errorf("%w: an interrupt for vCPU %d, which is not here", errBadRequest, n.to)
 		}
 		done = first
@@ -215,6 +220,7 @@ func (w *Worker) partOf(id ident.VCPU) (ident.Part, bool) {
 func (w *Worker) forward(id ident.VCPU, m lapic.Message) {
 	if part, ok := w.partOf(id); ok {
 		w.linux.span.notes.add(part, note{to: id, message: m})
+		w.interrupts(mem.EventPass)
 	}
 }
 

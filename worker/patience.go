@@ -55,11 +55,22 @@ func (w *Worker) yield() {
 			return
 		}
 	}
-	p := w.plane
+	w.plane.turn(mem.EventYield)
+}
+
+// interrupts tells the page protocol that a vCPU interrupts one of another part, or is interrupted: who sends an interrupt often waits for what comes of
+// it, so the turn goes with it.
+func (w *Worker) interrupts(kind mem.EventKind) {
+	if stintOf(w.spec) != 0 {
+		w.plane.turn(kind)
+	}
+}
+
+func (p *plane) turn(kind mem.EventKind) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed && p.guard.mayAct() {
-		p.step(bootMicros(), mem.Event{Kind: mem.EventYield}, nil)
+		p.step(bootMicros(), mem.Event{Kind: kind}, nil)
 		p.settle()
 	}
 }

@@ -55,6 +55,7 @@ type plane struct {
 	awake    awake
 	cache    *blockCache // nil unless this part is, or was, home and has disks
 	faulting faulting    // the fault that is being stepped
+	stalled  stalled     // of a Linux machine over several parts
 	refusing bool        // the VM boots again: pins of the former boot are refused
 }
 
@@ -83,6 +84,7 @@ func (p *plane) execute(e *mem.Effect, contents []byte) error {
 		p.cache.leaves(e.Page)
 		return p.ram.ZeroPage(e.Page)
 	case mem.EffectMap:
+		defer p.stalled.come(e.Page)
 		return p.mapPage(*e)
 	case mem.EffectProtect:
 		return p.fd.Protect(e.Page, 1, true)
@@ -202,6 +204,7 @@ func (p *plane) serveFaults() {
 		p.awake.note(now)
 		for _, f := range faults[:n] {
 			p.faulting = faulting{on: true, page: f.Page, write: f.Write, kind: f.Kind}
+			p.stalled.fault(f.TID, f.Page)
 			p.step(now, p.fault(f.TID, f.Page, f.Write), nil)
 		}
 		p.faulting.on = false

@@ -66,7 +66,7 @@ func (w *Worker) setUpSpanned(system *kvm.System, memory *ram.RAM) error {
 func (w *Worker) wakeVCPU(id ident.VCPU) {
 	for _, v := range w.vcpus { // a part of several gets no more
 		if v.cpu.ID() == id {
-			v.cpu.Kick()
+			w.plane.kick(v)
 			select {
 			case v.wake <- struct{}{}:
 			default:

@@ -211,6 +211,11 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 		return fmt.Errorf("worker specification: secret: %w", err)
 	}
 	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}, dirty: w.cutter.dirty, pager: w.pager}
+	if w.isSpanned() {
+		for _, v := range w.vcpus {
+			p.stalled.vcpus = append(p.stalled.vcpus, stall{v: v})
+		}
+	}
 	w.plane = p
 	p.core = mem.New(w.memConfig())
 	p.pages, err = link.ListenPages(link.PagesConfig{

@@ -57,6 +57,7 @@ type GangReport struct {
 
 	StartSkew  SkewFigure     `json:"start_skew_us"` // of a gang on two servers: from the first vCPU that runs in a slice to the last
 	Scheduling SchedulingCost `json:"scheduling"`
+	Crowd      CrowdCost      `json:"crowd"`
 }
 
 // SkewFigure sums up start skews.
@@ -69,7 +70,7 @@ type SkewFigure struct {
 // SchedulingCost is what deciding cost while the two VMs shared the slots.
 type SchedulingCost struct {
 	Slices         uint64  `json:"slices"`
-	MicrosPerSlice float64 `json:"micros_per_slice"` // in serve: planning and telling
+	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve: planning and telling
 }
 
 // Gang measures what gang scheduling gains on this machine. say is told how far it is.
@@ -96,6 +97,10 @@ func Gang(ctx context.Context, exe string, set GangSettings, say func(string)) (
 	}
 	say("two gangs on two servers")
 	if err := g.skew(ctx, &rep.StartSkew); err != nil {
+		return rep, err
+	}
+	say(fmt.Sprintf("%d VMs on one server", crowdVMs))
+	if err := g.crowd(ctx, &rep.Crowd); err != nil {
 		return rep, err
 	}
 	g.fill(&rep)

@@ -31,7 +31,7 @@ var list = []Info{
 	{"fault", "measures what the first touch of a page costs that another vCPU has written; the samples are its output, see ParseFault", "[N] [MODE] [MEASURERS] [SHARERS]",
 		"N pages a series (default 1000); MODE all, local, read, read-seq, write, write-seq or shared (default all); the last MEASURERS vCPUs touch (default 1), vCPU 0 has written, vCPUs 1 to SHARERS have read (default those left, at most 3)"},
 	{"hello", "every vCPU says hello in turn, vCPU 0 emits 0 to 9", "[WORDS]", "WORDS are printed"},
-	{"idle", "all vCPUs idle for ever", "", ""},
+	{"idle", "all vCPUs idle for ever", "[MICROS]", "MICROS at a time (default 1000000, 0 = as often as it goes)"},
 	{"journal", "keeps a checksummed journal on the first disk: writes, flushes, emits the record's number, verifies all of it again and again", "[N] [RATE_HZ] [BLOCKS] [append|verify]",
 		"N records (0 = for ever, default 100) at RATE_HZ a second (0 = as fast as it goes, default 100) in BLOCKS blocks of 4KiB (0 = the whole disk, default); verify only reads"},
 	{"litmus", "memory-order tests between vCPUs; fails on an outcome that x86-TSO forbids", "[ROUNDS] [TEST]",

@@ -15,7 +15,7 @@ func (a *app) benchGangCmd() *cobra.Command {
 		Short: "What it gains that the vCPUs of a VM run together",
 		Long: `Runs two VMs of two vCPUs with the payload lock on two slots, gang-scheduled and left to Linux, and one of them alone; then two VMs that span two
 servers of one slot each, and measures how far apart the vCPUs of a gang begin. Who waits for a lock spins and never idles, as in a kernel that does not know
-that it is a guest. Needs two idle CPUs to mean anything.`,
+that it is a guest. Last, it has a server of two slots schedule 100 VMs, most of which idle, and measures what that costs. Needs two idle CPUs to mean anything.`,
 		Example: "  cellvisor bench gang\n  cellvisor bench gang --rounds 5 -o json > gang.json",
 		Args:    args(0, 0, ""),
 	}
@@ -39,7 +39,8 @@ func (a *app) printGang(r bench.GangReport) error {
 	_, err := fmt.Fprintf(a.out, `
 gang over host: %.2f; gang over one alone: %.2f
 a gang on two servers begins within %d us (median), %d us (p99 of %d starts)
-a slice costs serve %.1f us
-`, r.SpeedupOverHost, r.ShareOfIdeal, r.StartSkew.P50, r.StartSkew.P99, r.StartSkew.Samples, r.Scheduling.MicrosPerSlice)
+a slice costs serve %.1f us; with %d VMs, %d of them busy, it costs serve and workers %.1f us: %.2f%% of a CPU if a slice takes 10 ms
+`, r.SpeedupOverHost, r.ShareOfIdeal, r.StartSkew.P50, r.StartSkew.P99, r.StartSkew.Samples, r.Scheduling.MicrosPerSlice,
+		r.Crowd.VMs, r.Crowd.Busy, r.Crowd.MicrosPerSlice, r.Crowd.CostPercent)
 	return err
 }

@@ -1,0 +1,131 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/local"
+)
+
+// The shape of what scheduling many VMs is measured with: most of them idle, as most do, and enough are busy that slots are always wanted.
+const (
+	crowdVMs     = 100
+	crowdBusy    = 20
+	crowdIdle    = "60000000" // microseconds at a time
+	crowdSeconds = 5
+	crowdSlice   = 10 * ident.Millisecond // what the cost of a slice is put in relation to
+)
+
+// CrowdCost is what scheduling costs on a server with many VMs.
+type CrowdCost struct {
+	VMs            int     `json:"vms"`
+	Busy           int     `json:"busy"` // of them; the others idle
+	Slices         uint64  `json:"slices"`
+	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve and in all workers: to decide, to tell, and to let go and hold
+	CostPercent    float64 `json:"cost_percent"`     // of a CPU, if a slice takes 10 ms
+}
+
+// crowd runs many VMs on one server of two slots.
+func (g *gangBench) crowd(ctx context.Context, out *CrowdCost) (err error) {
+	c, err := startShape(ctx, g.exe, local.Shape{Cells: 1, PerCell: 1, Slots: gangSlots, Memory: (crowdVMs + 8) * gangMemory})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.stop()) }()
+	var pids []uint32
+	for i := range crowdVMs {
+		spec := &api.VMSpec{Name: "vm-" + strconv.Itoa(i), Payload: &api.VMSpec_Builtin{Builtin: "idle"}, Args: crowdIdle, Vcpus: 1, MemoryBytes: uint64(gangMemory)}
+		if i < crowdBusy {
+			spec.Payload, spec.Args = &api.VMSpec_Builtin{Builtin: "lock"}, strconv.Itoa(1<<30)+" spin"
+		}
+		v, err := c.start(ctx, spec)
+		if err != nil {
+			return err
+		}
+		for _, p := range v.GetWorkers() {
+			pids = append(pids, p.GetPid())
+		}
+	}
+	before, err := g.scheduling(ctx, c, pids)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(crowdSeconds * time.Second):
+	}
+	after, err := g.scheduling(ctx, c, pids)
+	if err != nil {
+		return err
+	}
+	*out = CrowdCost{VMs: crowdVMs, Busy: crowdBusy, Slices: after.slices - before.slices}
+	out.MicrosPerSlice = quotient(float64(after.micros-before.micros), float64(out.Slices))
+	out.CostPercent = quotient(100*out.MicrosPerSlice, float64(crowdSlice))
+	if out.Slices == 0 {
+		return errors.New("nothing was sliced")
+	}
+	return nil
+}
+
+// schedulingSum is what scheduling has cost so far.
+type schedulingSum struct {
+	slices uint64
+	micros uint64
+}
+
+// scheduling sums up what the scheduler's thread in serve has used, and those in the workers that let vCPUs go and hold them.
+func (g *gangBench) scheduling(ctx context.Context, c *cluster, pids []uint32) (s schedulingSum, err error) {
+	n, err := c.counters(ctx)
+	if err != nil {
+		return s, err
+	}
+	s = schedulingSum{slices: n["gang.slices"], micros: n["gang.busy_micros"]}
+	for _, pid := range pids {
+		micros, err := realTimeMicros(pid)
+		if err != nil {
+			return s, fmt.Errorf("worker %d: %w", pid, err)
+		}
+		s.micros += micros
+	}
+	return s, nil
+}
+
+// realTimeMicros is the CPU time of a process's real-time threads: in a worker, of that which carries out orders, and of that which does checkpoints.
+func realTimeMicros(pid uint32) (sum uint64, err error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil || len(tasks) == 0 {
+		return 0, errors.Join(err, os.ErrNotExist)
+	}
+	for _, task := range tasks {
+		tid, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			return 0, err
+		}
+		a, err := unix.SchedGetAttr(tid, 0)
+		if errors.Is(err, unix.ESRCH) || err == nil && a.Policy != unix.SCHED_FIFO {
+			continue
+		}
+		text, rerr := os.ReadFile(filepath.Join(task, "schedstat"))
+		if err := errors.Join(err, rerr); err != nil {
+			return 0, err
+		}
+		nanos, _, _ := strings.Cut(string(text), " ")
+		n, err := strconv.ParseUint(nanos, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n / 1000
+	}
+	return sum, nil
+}

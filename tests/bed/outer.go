@@ -134,8 +134,8 @@ func (b *bed) testLane(names []string, files map[string]string) error {
 
 // seconds that cases take on a quiet machine; those that are not here take a few.
 var seconds = map[string]int{
-	"TestUpOne612": 60, "TestUpOne61": 60, "TestUpTwo612": 90, "TestUpTwo61": 90, "TestUpLives612": 90, "TestUpNet612": 60, "TestUpMove612": 200,
-	"TestUpSave612": 120, "TestUpSpan612": 120, "TestUpProtect612": 120,
+	"TestUpOne612": 60, "TestUpOne61": 60, "TestUpTwo612": 70, "TestUpTwo61": 90, "TestUpLives612": 50, "TestUpNet612": 60, "TestUpMove612": 250,
+	"TestUpSave612": 60, "TestUpSpan612": 40, "TestUpProtect612": 80, "TestUpBalloon612": 30, "TestUpShort612": 20,
 }
 
 // lanes divides cases over as many outer machines as there are to be, each of which has one CPU: the longest case first, to who has least to do.

@@ -209,18 +209,18 @@ func TestUpProtect612(t *testing.T) {
 	long(t)
 	start := time.Now()
 	c := startCluster(t)
-	c.must(c.linuxArgs("kept", "6.12", `
+	c.must(c.linuxArgs("guarded", "6.12", `
 dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null; sum=$(md5sum </tmp/a)
 dd if=/tmp/a of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null
 (while read -r line; do echo GOT $line; [ "$line" != stop ] || touch /tmp/stop; done </dev/ttyS0) &
 (last=0; while [ ! -e /tmp/stop ]; do read -r now rest </proc/uptime; now=${now%.*}${now#*.}; [ $now -ge $last ] || echo BAD clock $now $last; last=$now; sleep 0.1; done) &
 taskset -p 2 $! >/dev/null; echo RUNS; n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo N $n; sleep 0.3; done
 [ "$sum" = "$(md5sum </tmp/a)" ] && dd if=/dev/vda bs=64k count=8 2>/dev/null | cmp -n 524288 - /tmp/a && echo SAME
-poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("kept", 1<<20), "--vcpus", "2", "--memory", "128MiB", "--span", "a", "--protect", "replica", "--checkpoint", "1s")...)
-	c.must("vm", "console", "kept", "--attach", "--offset", "0", "--until", "RUNS", "--timeout", clusterLimit.String())
+poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("guarded", 1<<20), "--vcpus", "2", "--memory", "128MiB", "--span", "a", "--protect", "replica", "--checkpoint", "1s")...)
+	c.must("vm", "console", "guarded", "--attach", "--offset", "0", "--until", "RUNS", "--timeout", clusterLimit.String())
 	t.Logf("it runs after %s", since(start))
-	c.until(`"protection": "safe"`, "vm", "show", "kept", "-o", "json")
-	c.typed("kept", "before")
+	c.until(`"protection": "safe"`, "vm", "show", "guarded", "-o", "json")
+	c.typed("guarded", "before")
 	t.Logf("it is protected, and answers, after %s", since(start))
 	killed, _, err := local.KillCell(c.dir, "a")
 	if err != nil {
@@ -228,14 +228,14 @@ poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("kept", 1<<20), "--vcpus"
 	}
 	defer c.until(`"servers_live": 3`, "status", "-o", "json")
 	defer c.must("server", "start", "a-1")
-	c.until(`"recoveries": 1`, "vm", "show", "kept", "-o", "json")
+	c.until(`"recoveries": 1`, "vm", "show", "guarded", "-o", "json")
 	t.Logf("killed %d processes of cell a; the machine goes on elsewhere after %s", len(killed), since(start))
-	c.typed("kept", "after")
+	c.typed("guarded", "after")
 	t.Logf("it answers after %s", since(start))
-	c.typed("kept", "stop")
-	c.ended("kept", "GOT before", "GOT after", "SAME")
+	c.typed("guarded", "stop")
+	c.ended("guarded", "GOT before", "GOT after", "SAME")
 	count := 0
-	for _, m := range countLine.FindAllStringSubmatch(c.console("kept"), -1) {
+	for _, m := range countLine.FindAllStringSubmatch(c.console("guarded"), -1) {
 		if count++; m[1] != strconv.Itoa(count) {
 			t.Fatalf("line %d says N %s", count, m[1])
 		}
@@ -261,6 +261,9 @@ func (c *cluster) until(text string, args ...string) {
 		out := c.must(args...)
 		if strings.Contains(out, text) {
 			return
+		}
+		if c.t.Failed() {
+			c.t.FailNow() // it need not wait for what cannot come
 		}
 		if time.Now().After(deadline) {
 			c.t.Fatalf("cellvisor %s never printed %s, but\n%s", strings.Join(args, " "), text, out)

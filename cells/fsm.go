@@ -281,7 +281,27 @@ func (f *FSM) Snapshot() ([]byte, error) {
 	if len(past) > MaxRequests {
 		past = past[len(past)-MaxRequests:]
 	}
-	return json.Marshal(snapshot{Version: snapshotVersion, State: f.state, Events: kept, Requests: past})
+	for { // what is oldest of what the state need not have goes, until the rest fits
+		b, err := json.Marshal(snapshot{Version: snapshotVersion, State: f.state, Events: kept, Requests: past})
+		if err != nil || len(b) <= MaxSnapshotBytes || len(kept)+len(past) == 0 {
+			return b, err
+		}
+		kept, past = kept[(len(kept)+1)/2:], past[(len(past)+1)/2:]
+	}
+}
+
+// fits tells whether the registry has room for another VM: a snapshot of it goes to other servers in one message.
+func (f *FSM) fits(spec *VMSpec) *Fault {
+	const few = 128 // VMs that fit whatever their specs are
+	if len(f.state.VMs) < few {
+		return nil
+	}
+	b, err := json.Marshal(f.state)
+	more, merr := json.Marshal(spec)
+	if n := len(b) + len(more); err != nil || merr != nil || n > MaxStateBytes {
+		return faultf(CodeNoCapacity, "the registry holds %d vms, which take %d KiB of at most %d: remove ended ones", len(f.state.VMs), len(b)>>10, MaxStateBytes>>10)
+	}
+	return nil
 }
 
 // Restore takes the state from a snapshot.

@@ -36,6 +36,9 @@ func (f *FSM) createVM(c *CreateVM, index uint64) (any, *Fault) {
 	if len(f.state.VMs) >= MaxVMs {
 		return nil, faultf(CodeNoCapacity, "the registry holds %d vms, which is the most it can hold: remove ended ones", MaxVMs)
 	}
+	if fault := f.fits(&spec); fault != nil {
+		return nil, fault
+	}
 	if fault := f.checkSaved(&spec); fault != nil {
 		return nil, fault
 	}

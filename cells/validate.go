@@ -16,6 +16,9 @@ const (
 	MaxArgBytes = 4096
 	MaxOptions  = 16
 
+	MaxSnapshotBytes = 15 << 20 // with what is around it, one message
+	MaxStateBytes    = 12 << 20 // at which no VM is taken in any more; running ones may still change
+
 	DefaultWeight = 100 // of a VM's share of time on the slots
 	MaxWeight     = 10_000
 )

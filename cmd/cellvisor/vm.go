@@ -248,27 +248,9 @@ func (a *app) vmStopCmd() *cobra.Command {
 		Example:           "  cellvisor vm stop alpha gamma",
 		Args:              args(1, -1, "the name of at least one VM"),
 		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_STARTING, api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),
-		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
-			var vms []*api.VM
-			for _, name := range names {
-				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
-					resp, err := svc.StopVM(ctx, &api.StopVMRequest{Name: name})
-					if err == nil {
-						vms = append(vms, resp.GetVm())
-					}
-					return err
-				})
-				if err != nil {
-					return err
-				}
-			}
-			if a.format == "json" {
-				return a.json(view.Map(vms, view.OfVM))
-			}
-			for _, v := range vms {
-				fmt.Fprintln(a.out, v.GetName())
-			}
-			return nil
+		RunE: a.eachVM(func(ctx context.Context, svc api.CellvisorClient, name string) (*api.VM, error) {
+			resp, err := svc.StopVM(ctx, &api.StopVMRequest{Name: name})
+			return resp.GetVm(), err
 		}),
 	}
 }
@@ -281,22 +263,27 @@ func (a *app) vmRmCmd() *cobra.Command {
 		Example: "  cellvisor vm rm alpha\n  cellvisor vm rm --force gamma",
 		Args:    args(1, -1, "the name of at least one VM"),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
-			for _, name := range names {
+			removed := []string{}
+			err := a.each(ctx, names, func(name string) error {
 				err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
 					_, err := svc.RemoveVM(ctx, &api.RemoveVMRequest{Name: name, Force: force})
 					return err
 				})
-				if err != nil {
-					return err
+				if err == nil {
+					removed = append(removed, name)
 				}
-				if a.format == "name" || a.format == "table" {
+				if err == nil && (a.format == "name" || a.format == "table") {
 					fmt.Fprintln(a.out, name)
 				}
-			}
+				return err
+			})
 			if a.format == "json" {
-				return a.json(names)
+				if jerr := a.json(removed); err == nil {
+					err = jerr
+				}
+				return err
 			}
-			return nil
+			return err
 		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop VMs that have not ended first")

@@ -47,24 +47,42 @@ func (a *app) pauseCmd(on bool) *cobra.Command {
 func (a *app) eachVM(do func(context.Context, api.CellvisorClient, string) (*api.VM, error)) func(*cobra.Command, []string) error {
 	return a.withClient(func(ctx context.Context, c *api.Client, names []string) error {
 		var done []*api.VM
-		for _, name := range names {
-			err := c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		err := a.each(ctx, names, func(name string) error {
+			return c.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
 				vm, err := do(ctx, svc, name)
 				if err == nil {
 					done = append(done, vm)
 				}
 				return err
 			})
-			if err != nil {
-				return err
-			}
-		}
+		})
 		if a.format == "json" {
-			return a.json(view.Map(done, view.OfVM))
+			if jerr := a.json(view.Map(done, view.OfVM)); err == nil {
+				err = jerr
+			}
+			return err
 		}
 		for _, v := range done {
 			fmt.Fprintln(a.out, v.GetName())
 		}
-		return nil
+		return err
 	})
+}
+
+// each does something with each name, also behind one with which it fails. It returns the first error; it has told the others.
+func (a *app) each(ctx context.Context, names []string, do func(name string) error) error {
+	var first error
+	for _, name := range names {
+		err := do(name)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return err
+		case first == nil:
+			first = err
+		default:
+			fmt.Fprintln(a.err, "cellvisor: "+api.Message(err))
+		}
+	}
+	return first
 }

@@ -31,6 +31,7 @@ func main() {
 	flag.BoolVar(&b.echo, "v", false, "show everything that is printed inside")
 	flag.DurationVar(&b.limit, "limit", 30*time.Minute, "how long everything may take")
 	flag.IntVar(&b.cpus, "smp", 1, "CPUs of an outer machine; with several QEMU 7 now and then runs code that another CPU has just patched as it was before")
+	flag.BoolVar(&b.icount, "icount", false, "let the outer machine's time pass by instructions, not by the clock, as that of cases called TestSpan… always does; it takes longer, and all seems fast inside")
 	flag.IntVar(&b.jobs, "jobs", 2, "outer machines that the cases are divided over")
 	flag.IntVar(&b.memoryMiB, "memory", 3072, "memory of the outer machine in MiB")
 	flag.StringVar(&b.binary, "binary", "", "use this test binary instead of building one")
@@ -56,6 +57,7 @@ func main() {
 type bed struct {
 	run         string
 	short, echo bool
+	icount      bool
 	limit       time.Duration
 	cpus, jobs  int
 	memoryMiB   int

@@ -248,6 +248,7 @@ func (a *app) vmRun(ctx context.Context, c *api.Client, name string, f runFlags)
 	if err != nil {
 		return whyRefused(ctx, c, err)
 	}
+	a.noteFewCells(ctx, c, spec)
 	wctx, cancel := withTimeout(ctx, f.timeout)
 	defer cancel()
 	v, err := c.Wait(wctx, name, created.GetId(), api.WaitVMRequest_UNTIL_STARTED, func(v *api.VM) { p.say("VM %s is %s", name, v.GetState().Word()) })

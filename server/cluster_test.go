@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,19 +37,28 @@ type testServer struct {
 	done   chan error
 }
 
-// freeAddr returns a loopback address that was free a moment ago, for TCP and UDP.
+// givenPorts are those that freeAddr has returned.
+var givenPorts = map[int]bool{}
+
+// freeAddr returns a loopback address that was free a moment ago, for TCP and UDP. Its port lies below the range from which the kernel gives connections
+// theirs, and listeners that ask for any: one of those could take it before the server does.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range 1000 {
+		port := 10000 + rand.IntN(22000)
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		addr := l.Addr().String()
 		u, err := net.ListenPacket("udp", addr)
 		l.Close()
-		if err == nil {
-			u.Close()
+		if err != nil {
+			continue
+		}
+		u.Close()
+		if !givenPorts[port] {
+			givenPorts[port] = true
 			return addr
 		}
 	}

@@ -57,9 +57,12 @@ done
 exit $failed
 `
 
-// build compiles the cases and the program into static binaries.
+// build compiles the cases, the program and what guests run into static binaries.
 func (b *bed) build() (cases, program string, err error) {
 	cases, program = filepath.Join(b.cache, "cases.test"), b.programPath()
+	if err := goTool("build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(b.guestFilesPath, "walker"), "./tests/bed/walker"); err != nil {
+		return "", "", err
+	}
 	if b.binary != "" {
 		cases = b.binary
 	} else if err := goTool("test", "-c", "-trimpath", "-o", cases, "./tests/bed/cases"); err != nil {
@@ -285,6 +288,9 @@ func poke(in io.Writer) {
 	}
 }
 
+// echoedPokes are how a terminal that echoes shows what poke types, in front of a line.
+const echoedPokes = "\x00^@"
+
 // settings are the environment's variables that the cases look at, handed on by the outer machine's command line.
 func settings() []string {
 	var out []string
@@ -301,7 +307,7 @@ func readLines(out io.Reader, line func(string)) (status string) {
 	r := bufio.NewReaderSize(out, 1<<16)
 	for {
 		text, err := r.ReadString('\n')
-		if text = strings.TrimRight(text, "\r\n"); text != "" || err == nil {
+		if text = strings.TrimRight(strings.TrimLeft(text, echoedPokes), "\r\n"); text != "" || err == nil {
 			if after, ok := strings.CutPrefix(text, markStatus); ok {
 				status = after
 			} else {

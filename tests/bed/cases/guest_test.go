@@ -54,6 +54,9 @@ func initrd(t *testing.T, version, script string, modules ...string) []byte {
 	w.Char("dev/console", 0o600, 5, 1)
 	w.Char("dev/null", 0o666, 1, 3)
 	w.File("bin/busybox", 0o755, bedFile(t, "busybox"))
+	if strings.Contains(script, "walker") {
+		w.File("bin/walker", 0o755, bedFile(t, "walker"))
+	}
 	init := `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev; mount -t tmpfs none /tmp

@@ -1,8 +1,11 @@
 package cases
 
 import (
+	"os"
 	"strings"
 	"testing"
+
+	"github.com/cellvisor/cellvisor/local"
 )
 
 // spanScript computes on the processor that a machine starts with.
@@ -49,19 +52,77 @@ func TestUpSpan612(t *testing.T) {
 	t.Log(c.console("wide"))
 }
 
-// bothCase uses both processors. The bed runs it in an outer machine whose time passes by instructions, so all is fast by that machine's clock.
-func bothCase(t *testing.T, version string) {
-	long(t)
-	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages", "--slow", "4")
-	c.must(c.linuxArgs("both", version, bothScript, []string{"virtio_blk"}, "--vcpus", "2", "--span", "a,b", "--disk", c.disk("both", 16<<20),
+// spread starts one Linux on two servers of different cells, a processor on each, with some disk. The bed runs it in an outer machine whose time passes by
+// instructions, so all is fast by that machine's clock.
+func spread(t *testing.T, cells, version, script string, diskBytes int64) *cluster {
+	c := startCluster(t, "--cells", cells, "--sched", "host", "--plain-pages", "--slow", "4")
+	c.must(c.linuxArgs("both", version, script, []string{"virtio_blk"}, "--vcpus", "2", "--span", "a,b", "--disk", c.disk("both", diskBytes),
 		"--option", "window=200us", "--option", "stint=100ms", "--option", "patience=4",
 		"--cmdline", baseCmdline+" tsc=reliable nowatchdog maxcpus=1 noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1")...)
+	return c
+}
+
+func bothCase(t *testing.T, version string) {
+	long(t)
+	c := spread(t, "2", version, bothScript, 16<<20)
 	c.ended("both", "FORKED 50", "SAME", "ONLINE 2", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1))
 	c.exitedWell("both")
 	t.Log(c.console("both"))
 }
 
-// TestSpanBoth612 and its brother are not among the usual cases: they take five minutes on a busy machine, and were not seen to power off yet.
+// TestSpanBoth612 and the others below are not among the usual cases: they take long.
 func TestSpanBoth612(t *testing.T) { bothCase(t, "6.12") }
 
 func TestSpanBoth61(t *testing.T) { bothCase(t, "6.1") }
+
+const secondOnline = "echo 1 >/sys/devices/system/cpu/cpu1/online\n"
+
+// userCase has a machine on two servers do all that one on one server does, with both processors.
+func userCase(t *testing.T, version string) {
+	long(t)
+	c := spread(t, "2", version, secondOnline+userScript(2), 96<<20)
+	c.ended("both", "FORKED 1000", "SAME 67108", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1))
+	c.exitedWell("both")
+	t.Logf("by the guest's clock:\n%s", strings.Join(atLine.FindAllString(c.console("both"), -1), "\n"))
+}
+
+func TestSpanUser612(t *testing.T) { userCase(t, "6.12") }
+
+func TestSpanUser61(t *testing.T) { userCase(t, "6.1") }
+
+// TestSpanMemory612 has both processors walk the same memory and play ping-pong over futexes and pipes, for CELLVISOR_BED_WALK seconds by the guest's clock (1
+// if that is not set, which takes minutes). Meanwhile a cell that the machine does not depend on is killed, which it does not notice; then one that it does
+// depend on, which ends it.
+func TestSpanMemory612(t *testing.T) {
+	long(t)
+	seconds := os.Getenv("CELLVISOR_BED_WALK")
+	if seconds == "" {
+		seconds = "1"
+	}
+	c := spread(t, "3", "6.12", secondOnline+"echo WALKS; GOGC=off walker "+seconds+" || echo BAD walk; echo WALK ENDED; while :; do sleep 1; done", 1<<20)
+	c.attached("both", "WALKS")
+	c.loses("c")
+	c.until(`"servers_live": 2`, "status", "-o", "json")
+	c.attached("both", "WALK ENDED")
+	all := c.console("both")
+	if !strings.Contains(all, "WALKED ") || strings.Contains(all, "BAD ") {
+		t.Errorf("it printed:\n%s", all)
+	}
+	c.loses("b")
+	c.until(`"state": "lost"`, "vm", "show", "both", "-o", "json")
+	t.Log(all)
+}
+
+// attached waits until a machine has printed a text.
+func (c *cluster) attached(name, text string) {
+	c.t.Helper()
+	c.must("vm", "console", name, "--attach", "--offset", "0", "--until", text, "--timeout", clusterLimit.String())
+}
+
+// loses kills all of a cell.
+func (c *cluster) loses(cell string) {
+	c.t.Helper()
+	if _, _, err := local.KillCell(c.dir, cell); err != nil {
+		c.t.Fatal(err)
+	}
+}

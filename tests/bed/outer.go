@@ -288,8 +288,16 @@ func poke(in io.Writer) {
 	}
 }
 
-// echoedPokes are how a terminal that echoes shows what poke types, in front of a line.
-const echoedPokes = "\x00^@"
+// withoutPokes takes off the front of a line what poke has typed, as a terminal that echoes it shows it.
+func withoutPokes(line string) string {
+	for {
+		rest := strings.TrimPrefix(strings.TrimPrefix(line, "\x00"), "^@")
+		if rest == line {
+			return line
+		}
+		line = rest
+	}
+}
 
 // settings are the environment's variables that the cases look at, handed on by the outer machine's command line.
 func settings() []string {
@@ -307,7 +315,7 @@ func readLines(out io.Reader, line func(string)) (status string) {
 	r := bufio.NewReaderSize(out, 1<<16)
 	for {
 		text, err := r.ReadString('\n')
-		if text = strings.TrimRight(strings.TrimLeft(text, echoedPokes), "\r\n"); text != "" || err == nil {
+		if text = strings.TrimRight(withoutPokes(text), "\r\n"); text != "" || err == nil {
 			if after, ok := strings.CutPrefix(text, markStatus); ok {
 				status = after
 			} else {

@@ -4,14 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
-	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // What TestGreedyGuests waits for, and what it demands.
@@ -27,25 +25,7 @@ func TestGreedyGuests(t *testing.T) {
 	}
 	needKVM(t)
 	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(1, 9))}, weights: map[string]int{}, inGuest: map[string]uint64{}}
-	dir, err := os.MkdirTemp(setting.Dir(), "cvx-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.dir, err = local.Abs(dir); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.finish)
-	if s.session, err = local.Start(local.Options{Dir: s.dir, Exe: program, Shape: local.Shape{Cells: 1, PerCell: 1, Slots: 1, Memory: 256 * ident.MiB, Lease: 10 * time.Second}}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := s.session.WaitLive(ctx, func(int, int) {}); err != nil {
-		t.Fatal(err)
-	}
-	if s.client, err = api.Dial(ctx, s.session.Cluster.Addrs()); err != nil {
-		t.Fatal(err)
-	}
+	s.begin(local.Shape{Cells: 1, PerCell: 1, Slots: 1, Memory: 256 * ident.MiB, Lease: 10 * time.Second})
 	s.create("usual", 1, 100, "dirty", "10 1000 0")
 	s.create("honest", 1, 100, "lock", fmt.Sprint(sharesRounds, " spin"))
 	s.create("never", 1, 100, "dirty", sharesForever)

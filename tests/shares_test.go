@@ -56,7 +56,8 @@ func TestShares(t *testing.T) {
 	seconds, seed := envNumber(t, "SHARES_SECONDS", sharesSeconds), envNumber(t, "SHARES_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("replay: SHARES_SEED=%d SHARES_SECONDS=%d go test -run TestShares ./tests", seed, seconds)
 	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 9))}, weights: map[string]int{}, killed: map[string]bool{}, names: map[ident.VMID]string{}, due: map[string]float64{}, inGuest: map[string]uint64{}}
-	s.begin()
+	s.begin(local.Shape{Cells: 2, PerCell: 1, Slots: 1, Memory: ident.GiB, Lease: 10 * time.Second})
+	s.servers = []gang.Server{{ID: 1, Slots: 1}, {ID: 2, Slots: 1}}
 	for i := range sharesSteady {
 		weight := []int{50, 100, 200, 100}[i%4]
 		switch i % 3 {
@@ -91,7 +92,8 @@ func TestShares(t *testing.T) {
 	t.Logf("%d VMs passed by, %d of them ended by themselves with right sums, %d moves were begun", s.made-sharesSteady, s.ended, s.moved)
 }
 
-func (s *shares) begin() {
+// begin starts a cluster, of which nothing is left after the test.
+func (s *shares) begin(shape local.Shape) {
 	t := s.t
 	dir, err := os.MkdirTemp(setting.Dir(), "cvx-")
 	if err != nil {
@@ -101,7 +103,7 @@ func (s *shares) begin() {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.finish)
-	if s.session, err = local.Start(local.Options{Dir: s.dir, Exe: program, Shape: local.Shape{Cells: 2, PerCell: 1, Slots: 1, Memory: ident.GiB, Lease: 10 * time.Second}}); err != nil {
+	if s.session, err = local.Start(local.Options{Dir: s.dir, Exe: program, Shape: shape}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -112,7 +114,6 @@ func (s *shares) begin() {
 	if s.client, err = api.Dial(ctx, s.session.Cluster.Addrs()); err != nil {
 		t.Fatal(err)
 	}
-	s.servers = []gang.Server{{ID: 1, Slots: 1}, {ID: 2, Slots: 1}}
 }
 
 func (s *shares) create(name string, vcpus, weight int, payload, args string, span ...string) {

@@ -15,7 +15,7 @@ func (w *Worker) guestExit(status uint32) {
 		reason = fmt.Sprintf("the guest ended the VM with status %d", status)
 	}
 	end := wire.WorkerEnded{State: "exited", ExitStatus: status, Reason: reason}
-	if !w.replica.mirrored() {
+	if !w.replica.hasLastWrites() {
 		w.end(end)
 		return
 	}

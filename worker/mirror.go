@@ -259,17 +259,19 @@ func (d *disks) noted() (n int) {
 
 func never() bool { return false }
 
-// mirrored tells whether the VM's disks are to have mirrors.
-func (r *replicas) mirrored() bool {
-	return r != nil && slices.ContainsFunc(r.w.spec.Disks, func(d wire.WorkerDisk) bool { return d.Mirrors > 0 })
+// hasLastWrites tells whether mirrors are to have what the guest has written before its end: those that are in step, and those that a VM without replicas,
+// which may not have run for long, is to get.
+func (r *replicas) hasLastWrites() bool {
+	if r == nil {
+		return false
+	}
+	p, _ := r.current()
+	return r.inStep() != 0 || p.Standbys == 0 && slices.ContainsFunc(r.w.spec.Disks, func(d wire.WorkerDisk) bool { return d.Mirrors > 0 })
 }
 
 // lastWrites lets the mirrors have what the guest has written before it ended: the next to use the disks may find them there. Mirrors that are not in
-// step yet, as the guest has not run for long, may have a while for it.
+// step yet may have a while for it.
 func (r *replicas) lastWrites() {
-	if !r.mirrored() {
-		return
-	}
 	tick := time.NewTicker(restsEvery)
 	defer tick.Stop()
 	for began := time.Now(); !r.told() && time.Since(began) < mirrorPatience; {
@@ -282,10 +284,10 @@ func (r *replicas) lastWrites() {
 	_ = r.flushDone(r.flushBegun(), false, never, never) // else the VM has ended otherwise
 }
 
-// told tells whether serve knows of all mirrors that the VM has now that they are in step.
+// told tells whether serve knows of all mirrors that the VM has now that they are in step, or replicas take their place.
 func (r *replicas) told() bool {
 	p, _ := r.current()
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
-	return p.Mirrors != 0 && r.w.protection != nil && r.w.protection.Seq == p.Seq
+	return p.Standbys != 0 || p.Mirrors != 0 && r.w.protection != nil && r.w.protection.Seq == p.Seq
 }

@@ -201,19 +201,22 @@ umount /mnt
 poweroff -f`, vcpus)
 }
 
+// smallDiskScript writes files on a disk, and verifies them when nothing of them is in memory.
+const smallDiskScript = `mke2fs -F /dev/vda >/dev/null 2>&1 || echo BAD mke2fs
+mount -t ext4 /dev/vda /mnt || echo BAD mount
+dd if=/dev/urandom of=/tmp/a bs=1M count=2 2>/dev/null; cp /tmp/a /mnt/a || echo BAD write
+umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt || echo BAD remount
+cmp /tmp/a /mnt/a && echo SAME
+umount /mnt
+`
+
 // TestUpShort612 is what every change is tested with: a cluster starts, a stock kernel boots on it, forks, uses its disk and switches itself off.
 func TestUpShort612(t *testing.T) {
 	start := time.Now()
 	c := startCluster(t)
 	c.must(c.linuxArgs("short", "6.12", `
 i=0; while [ $i -lt 50 ]; do i=$((i+1)); /bin/busybox true & [ $((i%10)) = 0 ] && wait; done; wait; echo FORKED $i
-mke2fs -F /dev/vda >/dev/null 2>&1 || echo BAD mke2fs
-mount -t ext4 /dev/vda /mnt || echo BAD mount
-dd if=/dev/urandom of=/tmp/a bs=1M count=2 2>/dev/null; cp /tmp/a /mnt/a || echo BAD write
-umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt || echo BAD remount
-cmp /tmp/a /mnt/a && echo SAME
-umount /mnt
-poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("short", 16<<20), "--span", "b")...)
+`+smallDiskScript+`poweroff -f`, []string{"virtio_blk"}, "--disk", c.disk("short", 16<<20), "--span", "b")...)
 	t.Logf("it begins after %s", since(start))
 	c.ended("short", "FORKED 50", "SAME")
 	c.exitedWell("short")

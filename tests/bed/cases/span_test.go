@@ -20,13 +20,7 @@ i=0; while [ $i -lt 50 ]; do (exit 0) & i=$((i+1)); [ $((i%10)) = 0 ] && wait; d
 // own, so it is the kernel's and the program's that travel. It shows what interrupts they took.
 const bothScript = `
 i=0; while [ $i -lt 50 ]; do (exit 0) & i=$((i+1)); [ $((i%10)) = 0 ] && wait; done; wait; echo FORKED $i
-mke2fs -F /dev/vda >/dev/null 2>&1 || echo BAD mke2fs
-mount -t ext4 /dev/vda /mnt || echo BAD mount
-dd if=/dev/urandom of=/tmp/a bs=1M count=2 2>/dev/null; cp /tmp/a /mnt/a || echo BAD write
-umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt || echo BAD remount
-cmp /tmp/a /mnt/a && echo SAME
-umount /mnt
-dd if=/dev/zero of=/tmp/zeros bs=1 count=0 seek=8M 2>/dev/null
+` + smallDiskScript + `dd if=/dev/zero of=/tmp/zeros bs=1 count=0 seek=8M 2>/dev/null
 at() { read -r up idle </proc/uptime; echo AT $up $*; }
 at alone; echo 1 >/sys/devices/system/cpu/cpu1/online; echo ONLINE $(nproc); at online
 for c in 0 1; do taskset $((1<<c)) sha256sum </tmp/zeros >/tmp/sum$c & done; wait

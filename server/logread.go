@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/wire"
@@ -38,7 +39,7 @@ func (l *logReader) begins() (wire.LogStart, error) {
 		}
 		l.mark = f
 	}
-	const tries = 1000 // one that is just being written looks damaged
+	const tries = 100 // one that is just being written looks damaged
 	b := make([]byte, wire.LogStartBytes+1)
 	for i := 0; ; i++ {
 		n, err := l.mark.ReadAt(b, 0)
@@ -48,6 +49,7 @@ func (l *logReader) begins() (wire.LogStart, error) {
 		if s, err := wire.DecodeLogStart(b[:n]); err == nil || i == tries {
 			return s, err
 		}
+		time.Sleep(time.Duration(min(i, 10)) * 100 * time.Microsecond)
 	}
 }
 

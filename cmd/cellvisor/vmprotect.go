@@ -35,6 +35,7 @@ effect when the first full copy is there: "vm show" then says protection safe.`,
 			if err != nil {
 				return err
 			}
+			a.noteFewCells(ctx, c, &api.VMSpec{Name: words[0], Protect: words[1], Span: vm.GetCells()})
 			return show(a, []*api.VM{vm}, view.OfVM, (*api.VM).GetName, vmColumns)
 		}),
 	}

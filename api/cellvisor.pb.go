@@ -553,7 +553,7 @@ func (x WaitVMRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitVMRequest_Until.Descriptor instead.
 func (WaitVMRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48, 0}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49, 0}
 }
 
 type StatusRequest struct {
@@ -867,6 +867,9 @@ type Server struct {
 	Version     string `protobuf:"bytes,18,opt,name=version,proto3" json:"version,omitempty"`
 	// Start time of the serve process in clock ticks after boot (field 22 of /proc/PID/stat): with pid it names one process.
 	PidStartTicks uint64 `protobuf:"varint,19,opt,name=pid_start_ticks,json=pidStartTicks,proto3" json:"pid_start_ticks,omitempty"`
+	// Names of the servers that VM parts here hold memory on, and of those whose parts hold memory here, sorted.
+	BorrowsFrom   []string `protobuf:"bytes,20,rep,name=borrows_from,json=borrowsFrom,proto3" json:"borrows_from,omitempty"`
+	LendsTo       []string `protobuf:"bytes,21,rep,name=lends_to,json=lendsTo,proto3" json:"lends_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1032,6 +1035,20 @@ func (x *Server) GetPidStartTicks() uint64 {
 		return x.PidStartTicks
 	}
 	return 0
+}
+
+func (x *Server) GetBorrowsFrom() []string {
+	if x != nil {
+		return x.BorrowsFrom
+	}
+	return nil
+}
+
+func (x *Server) GetLendsTo() []string {
+	if x != nil {
+		return x.LendsTo
+	}
+	return nil
 }
 
 type ListCellsRequest struct {
@@ -3398,7 +3415,11 @@ type PagingCounters struct {
 	InMicros    uint64 `protobuf:"varint,8,opt,name=in_micros,json=inMicros,proto3" json:"in_micros,omitempty"`
 	InMicrosSum uint64 `protobuf:"varint,9,opt,name=in_micros_sum,json=inMicrosSum,proto3" json:"in_micros_sum,omitempty"`
 	// Why pages cannot be written out, so that the part is above its limit.
-	Error         string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	// What other servers hold for the part, by server, and pages that went there, and back from there because they were wanted back.
+	Loans         []*Loan `protobuf:"bytes,11,rep,name=loans,proto3" json:"loans,omitempty"`
+	Lent          uint64  `protobuf:"varint,12,opt,name=lent,proto3" json:"lent,omitempty"`
+	Returned      uint64  `protobuf:"varint,13,opt,name=returned,proto3" json:"returned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3503,6 +3524,97 @@ func (x *PagingCounters) GetError() string {
 	return ""
 }
 
+func (x *PagingCounters) GetLoans() []*Loan {
+	if x != nil {
+		return x.Loans
+	}
+	return nil
+}
+
+func (x *PagingCounters) GetLent() uint64 {
+	if x != nil {
+		return x.Lent
+	}
+	return 0
+}
+
+func (x *PagingCounters) GetReturned() uint64 {
+	if x != nil {
+		return x.Returned
+	}
+	return 0
+}
+
+// Loan is memory that a server lends to a part of a VM.
+type Loan struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Cell   string                 `protobuf:"bytes,2,opt,name=cell,proto3" json:"cell,omitempty"`
+	// What the part may hold there, and what it holds.
+	LimitBytes    uint64 `protobuf:"varint,3,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"`
+	HeldBytes     uint64 `protobuf:"varint,4,opt,name=held_bytes,json=heldBytes,proto3" json:"held_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Loan) Reset() {
+	*x = Loan{}
+	mi := &file_api_cellvisor_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Loan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Loan) ProtoMessage() {}
+
+func (x *Loan) ProtoReflect() protoreflect.Message {
+	mi := &file_api_cellvisor_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Loan.ProtoReflect.Descriptor instead.
+func (*Loan) Descriptor() ([]byte, []int) {
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Loan) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Loan) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *Loan) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *Loan) GetHeldBytes() uint64 {
+	if x != nil {
+		return x.HeldBytes
+	}
+	return 0
+}
+
 // CheckpointCounters tell more of what protection by checkpoints does.
 type CheckpointCounters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3525,7 +3637,7 @@ type CheckpointCounters struct {
 
 func (x *CheckpointCounters) Reset() {
 	*x = CheckpointCounters{}
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3537,7 +3649,7 @@ func (x *CheckpointCounters) String() string {
 func (*CheckpointCounters) ProtoMessage() {}
 
 func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[32]
+	mi := &file_api_cellvisor_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3550,7 +3662,7 @@ func (x *CheckpointCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointCounters.ProtoReflect.Descriptor instead.
 func (*CheckpointCounters) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{32}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CheckpointCounters) GetPauseMedianMicros() uint64 {
@@ -3632,7 +3744,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3756,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[33]
+	mi := &file_api_cellvisor_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +3769,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{33}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchRequest) GetEveryMs() uint32 {
@@ -3715,7 +3827,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3839,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[34]
+	mi := &file_api_cellvisor_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3740,7 +3852,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{34}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchResponse) GetWhole() bool {
@@ -3842,7 +3954,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3854,7 +3966,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[35]
+	mi := &file_api_cellvisor_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3867,7 +3979,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{35}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
 }
 
 type ListWorkersResponse struct {
@@ -3879,7 +3991,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3891,7 +4003,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[36]
+	mi := &file_api_cellvisor_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3904,7 +4016,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{36}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*WorkerInfo {
@@ -3928,7 +4040,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +4052,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[37]
+	mi := &file_api_cellvisor_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4065,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{37}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WorkerInfo) GetVmId() uint64 {
@@ -3995,7 +4107,7 @@ type PageMapRequest struct {
 
 func (x *PageMapRequest) Reset() {
 	*x = PageMapRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4007,7 +4119,7 @@ func (x *PageMapRequest) String() string {
 func (*PageMapRequest) ProtoMessage() {}
 
 func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[38]
+	mi := &file_api_cellvisor_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4020,7 +4132,7 @@ func (x *PageMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapRequest.ProtoReflect.Descriptor instead.
 func (*PageMapRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{38}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PageMapRequest) GetName() string {
@@ -4050,7 +4162,7 @@ type PageMapResponse struct {
 
 func (x *PageMapResponse) Reset() {
 	*x = PageMapResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4062,7 +4174,7 @@ func (x *PageMapResponse) String() string {
 func (*PageMapResponse) ProtoMessage() {}
 
 func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[39]
+	mi := &file_api_cellvisor_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4075,7 +4187,7 @@ func (x *PageMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageMapResponse.ProtoReflect.Descriptor instead.
 func (*PageMapResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{39}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PageMapResponse) GetVmId() uint64 {
@@ -4123,7 +4235,7 @@ type PageHolder struct {
 
 func (x *PageHolder) Reset() {
 	*x = PageHolder{}
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4135,7 +4247,7 @@ func (x *PageHolder) String() string {
 func (*PageHolder) ProtoMessage() {}
 
 func (x *PageHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[40]
+	mi := &file_api_cellvisor_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4148,7 +4260,7 @@ func (x *PageHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageHolder.ProtoReflect.Descriptor instead.
 func (*PageHolder) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{40}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PageHolder) GetPart() uint32 {
@@ -4205,7 +4317,7 @@ type SlicesRequest struct {
 
 func (x *SlicesRequest) Reset() {
 	*x = SlicesRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4217,7 +4329,7 @@ func (x *SlicesRequest) String() string {
 func (*SlicesRequest) ProtoMessage() {}
 
 func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[41]
+	mi := &file_api_cellvisor_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4230,7 +4342,7 @@ func (x *SlicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesRequest.ProtoReflect.Descriptor instead.
 func (*SlicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{41}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SlicesRequest) GetServer() string {
@@ -4263,7 +4375,7 @@ type SlicesResponse struct {
 
 func (x *SlicesResponse) Reset() {
 	*x = SlicesResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +4387,7 @@ func (x *SlicesResponse) String() string {
 func (*SlicesResponse) ProtoMessage() {}
 
 func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[42]
+	mi := &file_api_cellvisor_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +4400,7 @@ func (x *SlicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlicesResponse.ProtoReflect.Descriptor instead.
 func (*SlicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{42}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SlicesResponse) GetServer() string {
@@ -4346,7 +4458,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4358,7 +4470,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[43]
+	mi := &file_api_cellvisor_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4371,7 +4483,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{43}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Slice) GetVm() string {
@@ -4431,7 +4543,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4555,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[44]
+	mi := &file_api_cellvisor_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4568,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{44}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
 }
 
 type ListVMsResponse struct {
@@ -4468,7 +4580,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4480,7 +4592,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[45]
+	mi := &file_api_cellvisor_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4493,7 +4605,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{45}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -4512,7 +4624,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4524,7 +4636,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[46]
+	mi := &file_api_cellvisor_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4537,7 +4649,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{46}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetVMRequest) GetName() string {
@@ -4556,7 +4668,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4568,7 +4680,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[47]
+	mi := &file_api_cellvisor_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4581,7 +4693,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{47}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -4603,7 +4715,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4615,7 +4727,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[48]
+	mi := &file_api_cellvisor_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4628,7 +4740,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{48}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *WaitVMRequest) GetName() string {
@@ -4662,7 +4774,7 @@ type WaitVMResponse struct {
 
 func (x *WaitVMResponse) Reset() {
 	*x = WaitVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4674,7 +4786,7 @@ func (x *WaitVMResponse) String() string {
 func (*WaitVMResponse) ProtoMessage() {}
 
 func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[49]
+	mi := &file_api_cellvisor_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4687,7 +4799,7 @@ func (x *WaitVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMResponse.ProtoReflect.Descriptor instead.
 func (*WaitVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{49}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WaitVMResponse) GetVm() *VM {
@@ -4708,7 +4820,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4720,7 +4832,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[50]
+	mi := &file_api_cellvisor_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4733,7 +4845,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{50}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StopVMRequest) GetName() string {
@@ -4759,7 +4871,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4771,7 +4883,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[51]
+	mi := &file_api_cellvisor_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4784,7 +4896,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{51}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -4807,7 +4919,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4819,7 +4931,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[52]
+	mi := &file_api_cellvisor_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4832,7 +4944,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{52}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PauseVMRequest) GetName() string {
@@ -4865,7 +4977,7 @@ type PauseVMResponse struct {
 
 func (x *PauseVMResponse) Reset() {
 	*x = PauseVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4877,7 +4989,7 @@ func (x *PauseVMResponse) String() string {
 func (*PauseVMResponse) ProtoMessage() {}
 
 func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[53]
+	mi := &file_api_cellvisor_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4890,7 +5002,7 @@ func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMResponse.ProtoReflect.Descriptor instead.
 func (*PauseVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{53}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PauseVMResponse) GetVm() *VM {
@@ -4912,7 +5024,7 @@ type SaveVMRequest struct {
 
 func (x *SaveVMRequest) Reset() {
 	*x = SaveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4924,7 +5036,7 @@ func (x *SaveVMRequest) String() string {
 func (*SaveVMRequest) ProtoMessage() {}
 
 func (x *SaveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[54]
+	mi := &file_api_cellvisor_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4937,7 +5049,7 @@ func (x *SaveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveVMRequest.ProtoReflect.Descriptor instead.
 func (*SaveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{54}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SaveVMRequest) GetName() string {
@@ -4969,7 +5081,7 @@ type SaveVMResponse struct {
 
 func (x *SaveVMResponse) Reset() {
 	*x = SaveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4981,7 +5093,7 @@ func (x *SaveVMResponse) String() string {
 func (*SaveVMResponse) ProtoMessage() {}
 
 func (x *SaveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[55]
+	mi := &file_api_cellvisor_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4994,7 +5106,7 @@ func (x *SaveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveVMResponse.ProtoReflect.Descriptor instead.
 func (*SaveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{55}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SaveVMResponse) GetChunk() []byte {
@@ -5039,7 +5151,7 @@ type RestoreVMRequest struct {
 
 func (x *RestoreVMRequest) Reset() {
 	*x = RestoreVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5051,7 +5163,7 @@ func (x *RestoreVMRequest) String() string {
 func (*RestoreVMRequest) ProtoMessage() {}
 
 func (x *RestoreVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[56]
+	mi := &file_api_cellvisor_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5064,7 +5176,7 @@ func (x *RestoreVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreVMRequest.ProtoReflect.Descriptor instead.
 func (*RestoreVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{56}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RestoreVMRequest) GetName() string {
@@ -5097,7 +5209,7 @@ type RestoreVMResponse struct {
 
 func (x *RestoreVMResponse) Reset() {
 	*x = RestoreVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5109,7 +5221,7 @@ func (x *RestoreVMResponse) String() string {
 func (*RestoreVMResponse) ProtoMessage() {}
 
 func (x *RestoreVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[57]
+	mi := &file_api_cellvisor_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5122,7 +5234,7 @@ func (x *RestoreVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreVMResponse.ProtoReflect.Descriptor instead.
 func (*RestoreVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{57}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RestoreVMResponse) GetVm() *VM {
@@ -5143,7 +5255,7 @@ type PartStateRequest struct {
 
 func (x *PartStateRequest) Reset() {
 	*x = PartStateRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +5267,7 @@ func (x *PartStateRequest) String() string {
 func (*PartStateRequest) ProtoMessage() {}
 
 func (x *PartStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[58]
+	mi := &file_api_cellvisor_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +5280,7 @@ func (x *PartStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartStateRequest.ProtoReflect.Descriptor instead.
 func (*PartStateRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{58}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PartStateRequest) GetName() string {
@@ -5194,7 +5306,7 @@ type PartStateResponse struct {
 
 func (x *PartStateResponse) Reset() {
 	*x = PartStateResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5206,7 +5318,7 @@ func (x *PartStateResponse) String() string {
 func (*PartStateResponse) ProtoMessage() {}
 
 func (x *PartStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[59]
+	mi := &file_api_cellvisor_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5219,7 +5331,7 @@ func (x *PartStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartStateResponse.ProtoReflect.Descriptor instead.
 func (*PartStateResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{59}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PartStateResponse) GetChunk() []byte {
@@ -5239,7 +5351,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5251,7 +5363,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[60]
+	mi := &file_api_cellvisor_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5264,7 +5376,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{60}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RemoveVMRequest) GetName() string {
@@ -5289,7 +5401,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5301,7 +5413,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[61]
+	mi := &file_api_cellvisor_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5314,7 +5426,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{61}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
 }
 
 type TypeVMRequest struct {
@@ -5328,7 +5440,7 @@ type TypeVMRequest struct {
 
 func (x *TypeVMRequest) Reset() {
 	*x = TypeVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5340,7 +5452,7 @@ func (x *TypeVMRequest) String() string {
 func (*TypeVMRequest) ProtoMessage() {}
 
 func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[62]
+	mi := &file_api_cellvisor_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5353,7 +5465,7 @@ func (x *TypeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMRequest.ProtoReflect.Descriptor instead.
 func (*TypeVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{62}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TypeVMRequest) GetName() string {
@@ -5379,7 +5491,7 @@ type TypeVMResponse struct {
 
 func (x *TypeVMResponse) Reset() {
 	*x = TypeVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5391,7 +5503,7 @@ func (x *TypeVMResponse) String() string {
 func (*TypeVMResponse) ProtoMessage() {}
 
 func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[63]
+	mi := &file_api_cellvisor_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5404,7 +5516,7 @@ func (x *TypeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeVMResponse.ProtoReflect.Descriptor instead.
 func (*TypeVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{63}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *TypeVMResponse) GetTaken() uint32 {
@@ -5426,7 +5538,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5438,7 +5550,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[64]
+	mi := &file_api_cellvisor_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5451,7 +5563,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{64}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ConsoleVMRequest) GetName() string {
@@ -5488,7 +5600,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5500,7 +5612,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[65]
+	mi := &file_api_cellvisor_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5513,7 +5625,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{65}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ConsoleVMResponse) GetOffset() uint64 {
@@ -5542,7 +5654,7 @@ type OutputVMRequest struct {
 
 func (x *OutputVMRequest) Reset() {
 	*x = OutputVMRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5554,7 +5666,7 @@ func (x *OutputVMRequest) String() string {
 func (*OutputVMRequest) ProtoMessage() {}
 
 func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[66]
+	mi := &file_api_cellvisor_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5567,7 +5679,7 @@ func (x *OutputVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMRequest.ProtoReflect.Descriptor instead.
 func (*OutputVMRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{66}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *OutputVMRequest) GetName() string {
@@ -5603,7 +5715,7 @@ type OutputVMResponse struct {
 
 func (x *OutputVMResponse) Reset() {
 	*x = OutputVMResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5615,7 +5727,7 @@ func (x *OutputVMResponse) String() string {
 func (*OutputVMResponse) ProtoMessage() {}
 
 func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[67]
+	mi := &file_api_cellvisor_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5628,7 +5740,7 @@ func (x *OutputVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputVMResponse.ProtoReflect.Descriptor instead.
 func (*OutputVMResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{67}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *OutputVMResponse) GetIndex() uint64 {
@@ -5656,7 +5768,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5668,7 +5780,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[68]
+	mi := &file_api_cellvisor_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5681,7 +5793,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{68}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EventsRequest) GetFromSeq() uint64 {
@@ -5708,7 +5820,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5720,7 +5832,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[69]
+	mi := &file_api_cellvisor_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5733,7 +5845,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{69}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *EventsResponse) GetEvents() []*Event {
@@ -5776,7 +5888,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5788,7 +5900,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[70]
+	mi := &file_api_cellvisor_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5801,7 +5913,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{70}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -5912,7 +6024,7 @@ type GetBlobRequest struct {
 
 func (x *GetBlobRequest) Reset() {
 	*x = GetBlobRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5924,7 +6036,7 @@ func (x *GetBlobRequest) String() string {
 func (*GetBlobRequest) ProtoMessage() {}
 
 func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[71]
+	mi := &file_api_cellvisor_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5937,7 +6049,7 @@ func (x *GetBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobRequest.ProtoReflect.Descriptor instead.
 func (*GetBlobRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{71}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetBlobRequest) GetSha256() []byte {
@@ -5957,7 +6069,7 @@ type GetBlobResponse struct {
 
 func (x *GetBlobResponse) Reset() {
 	*x = GetBlobResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5969,7 +6081,7 @@ func (x *GetBlobResponse) String() string {
 func (*GetBlobResponse) ProtoMessage() {}
 
 func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[72]
+	mi := &file_api_cellvisor_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5982,7 +6094,7 @@ func (x *GetBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBlobResponse.ProtoReflect.Descriptor instead.
 func (*GetBlobResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{72}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetBlobResponse) GetChunk() []byte {
@@ -6002,7 +6114,7 @@ type DebugCountersRequest struct {
 
 func (x *DebugCountersRequest) Reset() {
 	*x = DebugCountersRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6014,7 +6126,7 @@ func (x *DebugCountersRequest) String() string {
 func (*DebugCountersRequest) ProtoMessage() {}
 
 func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[73]
+	mi := &file_api_cellvisor_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6027,7 +6139,7 @@ func (x *DebugCountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersRequest.ProtoReflect.Descriptor instead.
 func (*DebugCountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{73}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DebugCountersRequest) GetServer() string {
@@ -6047,7 +6159,7 @@ type DebugCountersResponse struct {
 
 func (x *DebugCountersResponse) Reset() {
 	*x = DebugCountersResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6059,7 +6171,7 @@ func (x *DebugCountersResponse) String() string {
 func (*DebugCountersResponse) ProtoMessage() {}
 
 func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[74]
+	mi := &file_api_cellvisor_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6072,7 +6184,7 @@ func (x *DebugCountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugCountersResponse.ProtoReflect.Descriptor instead.
 func (*DebugCountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{74}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DebugCountersResponse) GetServer() string {
@@ -6106,7 +6218,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6118,7 +6230,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[75]
+	mi := &file_api_cellvisor_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6131,7 +6243,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{75}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Fault) GetKind() FaultKind {
@@ -6191,7 +6303,7 @@ type SetFaultsRequest struct {
 
 func (x *SetFaultsRequest) Reset() {
 	*x = SetFaultsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6203,7 +6315,7 @@ func (x *SetFaultsRequest) String() string {
 func (*SetFaultsRequest) ProtoMessage() {}
 
 func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[76]
+	mi := &file_api_cellvisor_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6216,7 +6328,7 @@ func (x *SetFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsRequest.ProtoReflect.Descriptor instead.
 func (*SetFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{76}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SetFaultsRequest) GetSet() bool {
@@ -6259,7 +6371,7 @@ type SetFaultsResponse struct {
 
 func (x *SetFaultsResponse) Reset() {
 	*x = SetFaultsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6271,7 +6383,7 @@ func (x *SetFaultsResponse) String() string {
 func (*SetFaultsResponse) ProtoMessage() {}
 
 func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[77]
+	mi := &file_api_cellvisor_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6284,7 +6396,7 @@ func (x *SetFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFaultsResponse.ProtoReflect.Descriptor instead.
 func (*SetFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{77}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SetFaultsResponse) GetServer() string {
@@ -6317,7 +6429,7 @@ type CrashGuestRequest struct {
 
 func (x *CrashGuestRequest) Reset() {
 	*x = CrashGuestRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6329,7 +6441,7 @@ func (x *CrashGuestRequest) String() string {
 func (*CrashGuestRequest) ProtoMessage() {}
 
 func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[78]
+	mi := &file_api_cellvisor_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6342,7 +6454,7 @@ func (x *CrashGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestRequest.ProtoReflect.Descriptor instead.
 func (*CrashGuestRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{78}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CrashGuestRequest) GetName() string {
@@ -6360,7 +6472,7 @@ type CrashGuestResponse struct {
 
 func (x *CrashGuestResponse) Reset() {
 	*x = CrashGuestResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6372,7 +6484,7 @@ func (x *CrashGuestResponse) String() string {
 func (*CrashGuestResponse) ProtoMessage() {}
 
 func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[79]
+	mi := &file_api_cellvisor_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6385,7 +6497,7 @@ func (x *CrashGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashGuestResponse.ProtoReflect.Descriptor instead.
 func (*CrashGuestResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{79}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
 }
 
 type DebugDumpRequest struct {
@@ -6398,7 +6510,7 @@ type DebugDumpRequest struct {
 
 func (x *DebugDumpRequest) Reset() {
 	*x = DebugDumpRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6410,7 +6522,7 @@ func (x *DebugDumpRequest) String() string {
 func (*DebugDumpRequest) ProtoMessage() {}
 
 func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[80]
+	mi := &file_api_cellvisor_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6423,7 +6535,7 @@ func (x *DebugDumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpRequest.ProtoReflect.Descriptor instead.
 func (*DebugDumpRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{80}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DebugDumpRequest) GetServer() string {
@@ -6447,7 +6559,7 @@ type DebugDumpResponse struct {
 
 func (x *DebugDumpResponse) Reset() {
 	*x = DebugDumpResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6459,7 +6571,7 @@ func (x *DebugDumpResponse) String() string {
 func (*DebugDumpResponse) ProtoMessage() {}
 
 func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[81]
+	mi := &file_api_cellvisor_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6472,7 +6584,7 @@ func (x *DebugDumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DebugDumpResponse.ProtoReflect.Descriptor instead.
 func (*DebugDumpResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{81}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DebugDumpResponse) GetServer() string {
@@ -6518,7 +6630,7 @@ type StopServerRequest struct {
 
 func (x *StopServerRequest) Reset() {
 	*x = StopServerRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6530,7 +6642,7 @@ func (x *StopServerRequest) String() string {
 func (*StopServerRequest) ProtoMessage() {}
 
 func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[82]
+	mi := &file_api_cellvisor_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6543,7 +6655,7 @@ func (x *StopServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerRequest.ProtoReflect.Descriptor instead.
 func (*StopServerRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{82}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
 }
 
 type StopServerResponse struct {
@@ -6554,7 +6666,7 @@ type StopServerResponse struct {
 
 func (x *StopServerResponse) Reset() {
 	*x = StopServerResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[83]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6566,7 +6678,7 @@ func (x *StopServerResponse) String() string {
 func (*StopServerResponse) ProtoMessage() {}
 
 func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[83]
+	mi := &file_api_cellvisor_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6579,7 +6691,7 @@ func (x *StopServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopServerResponse.ProtoReflect.Descriptor instead.
 func (*StopServerResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{83}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
 }
 
 type CordonRequest struct {
@@ -6594,7 +6706,7 @@ type CordonRequest struct {
 
 func (x *CordonRequest) Reset() {
 	*x = CordonRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[84]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6606,7 +6718,7 @@ func (x *CordonRequest) String() string {
 func (*CordonRequest) ProtoMessage() {}
 
 func (x *CordonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[84]
+	mi := &file_api_cellvisor_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6619,7 +6731,7 @@ func (x *CordonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
 func (*CordonRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{84}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CordonRequest) GetCells() []string {
@@ -6651,7 +6763,7 @@ type CordonResponse struct {
 
 func (x *CordonResponse) Reset() {
 	*x = CordonResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[85]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6663,7 +6775,7 @@ func (x *CordonResponse) String() string {
 func (*CordonResponse) ProtoMessage() {}
 
 func (x *CordonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[85]
+	mi := &file_api_cellvisor_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6676,7 +6788,7 @@ func (x *CordonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
 func (*CordonResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{85}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
 }
 
 type StartOperationRequest struct {
@@ -6710,7 +6822,7 @@ type StartOperationRequest struct {
 
 func (x *StartOperationRequest) Reset() {
 	*x = StartOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[86]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6722,7 +6834,7 @@ func (x *StartOperationRequest) String() string {
 func (*StartOperationRequest) ProtoMessage() {}
 
 func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[86]
+	mi := &file_api_cellvisor_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6735,7 +6847,7 @@ func (x *StartOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationRequest.ProtoReflect.Descriptor instead.
 func (*StartOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{86}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *StartOperationRequest) GetKind() OperationKind {
@@ -6846,7 +6958,7 @@ type StartOperationResponse struct {
 
 func (x *StartOperationResponse) Reset() {
 	*x = StartOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[87]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6858,7 +6970,7 @@ func (x *StartOperationResponse) String() string {
 func (*StartOperationResponse) ProtoMessage() {}
 
 func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[87]
+	mi := &file_api_cellvisor_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6871,7 +6983,7 @@ func (x *StartOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartOperationResponse.ProtoReflect.Descriptor instead.
 func (*StartOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{87}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *StartOperationResponse) GetOperation() *Operation {
@@ -6907,7 +7019,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_api_cellvisor_proto_msgTypes[88]
+	mi := &file_api_cellvisor_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6919,7 +7031,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[88]
+	mi := &file_api_cellvisor_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6932,7 +7044,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{88}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -7060,7 +7172,7 @@ type OperationStep struct {
 
 func (x *OperationStep) Reset() {
 	*x = OperationStep{}
-	mi := &file_api_cellvisor_proto_msgTypes[89]
+	mi := &file_api_cellvisor_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7072,7 +7184,7 @@ func (x *OperationStep) String() string {
 func (*OperationStep) ProtoMessage() {}
 
 func (x *OperationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[89]
+	mi := &file_api_cellvisor_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7085,7 +7197,7 @@ func (x *OperationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationStep.ProtoReflect.Descriptor instead.
 func (*OperationStep) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{89}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *OperationStep) GetKind() string {
@@ -7173,7 +7285,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[90]
+	mi := &file_api_cellvisor_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7185,7 +7297,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[90]
+	mi := &file_api_cellvisor_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7198,7 +7310,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{90}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{91}
 }
 
 type ListOperationsResponse struct {
@@ -7210,7 +7322,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[91]
+	mi := &file_api_cellvisor_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7222,7 +7334,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[91]
+	mi := &file_api_cellvisor_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7235,7 +7347,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{91}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -7254,7 +7366,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[92]
+	mi := &file_api_cellvisor_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7266,7 +7378,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[92]
+	mi := &file_api_cellvisor_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7279,7 +7391,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{92}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetOperationRequest) GetId() uint64 {
@@ -7298,7 +7410,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[93]
+	mi := &file_api_cellvisor_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7310,7 +7422,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[93]
+	mi := &file_api_cellvisor_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7323,7 +7435,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{93}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -7344,7 +7456,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[94]
+	mi := &file_api_cellvisor_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7356,7 +7468,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[94]
+	mi := &file_api_cellvisor_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7369,7 +7481,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{94}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *CancelOperationRequest) GetId() uint64 {
@@ -7395,7 +7507,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[95]
+	mi := &file_api_cellvisor_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7407,7 +7519,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[95]
+	mi := &file_api_cellvisor_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7420,7 +7532,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{95}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -7440,7 +7552,7 @@ type SafeToStopRequest struct {
 
 func (x *SafeToStopRequest) Reset() {
 	*x = SafeToStopRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[96]
+	mi := &file_api_cellvisor_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7452,7 +7564,7 @@ func (x *SafeToStopRequest) String() string {
 func (*SafeToStopRequest) ProtoMessage() {}
 
 func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[96]
+	mi := &file_api_cellvisor_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7465,7 +7577,7 @@ func (x *SafeToStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopRequest.ProtoReflect.Descriptor instead.
 func (*SafeToStopRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{96}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SafeToStopRequest) GetCells() []string {
@@ -7493,7 +7605,7 @@ type SafeToStopResponse struct {
 
 func (x *SafeToStopResponse) Reset() {
 	*x = SafeToStopResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[97]
+	mi := &file_api_cellvisor_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7505,7 +7617,7 @@ func (x *SafeToStopResponse) String() string {
 func (*SafeToStopResponse) ProtoMessage() {}
 
 func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[97]
+	mi := &file_api_cellvisor_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7518,7 +7630,7 @@ func (x *SafeToStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToStopResponse.ProtoReflect.Descriptor instead.
 func (*SafeToStopResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{97}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *SafeToStopResponse) GetSafe() bool {
@@ -7545,7 +7657,7 @@ type BalanceRequest struct {
 
 func (x *BalanceRequest) Reset() {
 	*x = BalanceRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[98]
+	mi := &file_api_cellvisor_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7557,7 +7669,7 @@ func (x *BalanceRequest) String() string {
 func (*BalanceRequest) ProtoMessage() {}
 
 func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[98]
+	mi := &file_api_cellvisor_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7570,7 +7682,7 @@ func (x *BalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceRequest.ProtoReflect.Descriptor instead.
 func (*BalanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{98}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *BalanceRequest) GetMode() string {
@@ -7597,7 +7709,7 @@ type BalanceResponse struct {
 
 func (x *BalanceResponse) Reset() {
 	*x = BalanceResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[99]
+	mi := &file_api_cellvisor_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7609,7 +7721,7 @@ func (x *BalanceResponse) String() string {
 func (*BalanceResponse) ProtoMessage() {}
 
 func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[99]
+	mi := &file_api_cellvisor_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7622,7 +7734,7 @@ func (x *BalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalanceResponse.ProtoReflect.Descriptor instead.
 func (*BalanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{99}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *BalanceResponse) GetMode() string {
@@ -7678,7 +7790,7 @@ type ServerLoad struct {
 
 func (x *ServerLoad) Reset() {
 	*x = ServerLoad{}
-	mi := &file_api_cellvisor_proto_msgTypes[100]
+	mi := &file_api_cellvisor_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7690,7 +7802,7 @@ func (x *ServerLoad) String() string {
 func (*ServerLoad) ProtoMessage() {}
 
 func (x *ServerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[100]
+	mi := &file_api_cellvisor_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7703,7 +7815,7 @@ func (x *ServerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLoad.ProtoReflect.Descriptor instead.
 func (*ServerLoad) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{100}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ServerLoad) GetServer() string {
@@ -7765,7 +7877,7 @@ type AuditLogRequest struct {
 
 func (x *AuditLogRequest) Reset() {
 	*x = AuditLogRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[101]
+	mi := &file_api_cellvisor_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7777,7 +7889,7 @@ func (x *AuditLogRequest) String() string {
 func (*AuditLogRequest) ProtoMessage() {}
 
 func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[101]
+	mi := &file_api_cellvisor_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7790,7 +7902,7 @@ func (x *AuditLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLogRequest.ProtoReflect.Descriptor instead.
 func (*AuditLogRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{101}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *AuditLogRequest) GetServer() string {
@@ -7814,7 +7926,7 @@ type AuditLogResponse struct {
 
 func (x *AuditLogResponse) Reset() {
 	*x = AuditLogResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[102]
+	mi := &file_api_cellvisor_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7826,7 +7938,7 @@ func (x *AuditLogResponse) String() string {
 func (*AuditLogResponse) ProtoMessage() {}
 
 func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[102]
+	mi := &file_api_cellvisor_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7839,7 +7951,7 @@ func (x *AuditLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLogResponse.ProtoReflect.Descriptor instead.
 func (*AuditLogResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{102}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *AuditLogResponse) GetServer() string {
@@ -7879,7 +7991,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_api_cellvisor_proto_msgTypes[103]
+	mi := &file_api_cellvisor_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7891,7 +8003,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[103]
+	mi := &file_api_cellvisor_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7904,7 +8016,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{103}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RevokeRequest) GetList() []byte {
@@ -7924,7 +8036,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_api_cellvisor_proto_msgTypes[104]
+	mi := &file_api_cellvisor_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7936,7 +8048,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_cellvisor_proto_msgTypes[104]
+	mi := &file_api_cellvisor_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7949,7 +8061,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_api_cellvisor_proto_rawDescGZIP(), []int{104}
+	return file_api_cellvisor_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RevokeResponse) GetAdded() uint32 {
@@ -7995,7 +8107,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x0elast_event_seq\x18\x0f \x01(\x04R\flastEventSeq\"\x14\n" +
 	"\x12ListServersRequest\"E\n" +
 	"\x13ListServersResponse\x12.\n" +
-	"\aservers\x18\x01 \x03(\v2\x14.cellvisor.v1.ServerR\aservers\"\xb5\x04\n" +
+	"\aservers\x18\x01 \x03(\v2\x14.cellvisor.v1.ServerR\aservers\"\xf3\x04\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -8017,7 +8129,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\bcordoned\x18\x10 \x01(\bR\bcordoned\x12!\n" +
 	"\funfit_reason\x18\x11 \x01(\tR\vunfitReason\x12\x18\n" +
 	"\aversion\x18\x12 \x01(\tR\aversion\x12&\n" +
-	"\x0fpid_start_ticks\x18\x13 \x01(\x04R\rpidStartTicks\"\x12\n" +
+	"\x0fpid_start_ticks\x18\x13 \x01(\x04R\rpidStartTicks\x12!\n" +
+	"\fborrows_from\x18\x14 \x03(\tR\vborrowsFrom\x12\x19\n" +
+	"\blends_to\x18\x15 \x03(\tR\alendsTo\"\x12\n" +
 	"\x10ListCellsRequest\"=\n" +
 	"\x11ListCellsResponse\x12(\n" +
 	"\x05cells\x18\x01 \x03(\v2\x12.cellvisor.v1.CellR\x05cells\"\xb8\x02\n" +
@@ -8231,7 +8345,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\brepaired\x18\x05 \x01(\x04R\brepaired\x12\x1e\n" +
 	"\n" +
 	"unreadable\x18\x06 \x01(\x04R\n" +
-	"unreadable\"\x8d\x02\n" +
+	"unreadable\"\xe7\x02\n" +
 	"\x0ePagingCounters\x12\x1f\n" +
 	"\vlimit_bytes\x18\x01 \x01(\x04R\n" +
 	"limitBytes\x12\x1d\n" +
@@ -8245,7 +8359,17 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\tin_micros\x18\b \x01(\x04R\binMicros\x12\"\n" +
 	"\rin_micros_sum\x18\t \x01(\x04R\vinMicrosSum\x12\x14\n" +
 	"\x05error\x18\n" +
-	" \x01(\tR\x05error\"\xca\x02\n" +
+	" \x01(\tR\x05error\x12(\n" +
+	"\x05loans\x18\v \x03(\v2\x12.cellvisor.v1.LoanR\x05loans\x12\x12\n" +
+	"\x04lent\x18\f \x01(\x04R\x04lent\x12\x1a\n" +
+	"\breturned\x18\r \x01(\x04R\breturned\"r\n" +
+	"\x04Loan\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
+	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x1f\n" +
+	"\vlimit_bytes\x18\x03 \x01(\x04R\n" +
+	"limitBytes\x12\x1d\n" +
+	"\n" +
+	"held_bytes\x18\x04 \x01(\x04R\theldBytes\"\xca\x02\n" +
 	"\x12CheckpointCounters\x12.\n" +
 	"\x13pause_median_micros\x18\x01 \x01(\x04R\x11pauseMedianMicros\x12(\n" +
 	"\x10pause_p99_micros\x18\x02 \x01(\x04R\x0epauseP99Micros\x12*\n" +
@@ -8682,7 +8806,7 @@ func file_api_cellvisor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_cellvisor_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
+var file_api_cellvisor_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
 var file_api_cellvisor_proto_goTypes = []any{
 	(ServerRole)(0),                 // 0: cellvisor.v1.ServerRole
 	(ServerState)(0),                // 1: cellvisor.v1.ServerState
@@ -8725,84 +8849,85 @@ var file_api_cellvisor_proto_goTypes = []any{
 	(*HotRegion)(nil),               // 38: cellvisor.v1.HotRegion
 	(*ScrubCounters)(nil),           // 39: cellvisor.v1.ScrubCounters
 	(*PagingCounters)(nil),          // 40: cellvisor.v1.PagingCounters
-	(*CheckpointCounters)(nil),      // 41: cellvisor.v1.CheckpointCounters
-	(*WatchRequest)(nil),            // 42: cellvisor.v1.WatchRequest
-	(*WatchResponse)(nil),           // 43: cellvisor.v1.WatchResponse
-	(*ListWorkersRequest)(nil),      // 44: cellvisor.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 45: cellvisor.v1.ListWorkersResponse
-	(*WorkerInfo)(nil),              // 46: cellvisor.v1.WorkerInfo
-	(*PageMapRequest)(nil),          // 47: cellvisor.v1.PageMapRequest
-	(*PageMapResponse)(nil),         // 48: cellvisor.v1.PageMapResponse
-	(*PageHolder)(nil),              // 49: cellvisor.v1.PageHolder
-	(*SlicesRequest)(nil),           // 50: cellvisor.v1.SlicesRequest
-	(*SlicesResponse)(nil),          // 51: cellvisor.v1.SlicesResponse
-	(*Slice)(nil),                   // 52: cellvisor.v1.Slice
-	(*ListVMsRequest)(nil),          // 53: cellvisor.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 54: cellvisor.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 55: cellvisor.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 56: cellvisor.v1.GetVMResponse
-	(*WaitVMRequest)(nil),           // 57: cellvisor.v1.WaitVMRequest
-	(*WaitVMResponse)(nil),          // 58: cellvisor.v1.WaitVMResponse
-	(*StopVMRequest)(nil),           // 59: cellvisor.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 60: cellvisor.v1.StopVMResponse
-	(*PauseVMRequest)(nil),          // 61: cellvisor.v1.PauseVMRequest
-	(*PauseVMResponse)(nil),         // 62: cellvisor.v1.PauseVMResponse
-	(*SaveVMRequest)(nil),           // 63: cellvisor.v1.SaveVMRequest
-	(*SaveVMResponse)(nil),          // 64: cellvisor.v1.SaveVMResponse
-	(*RestoreVMRequest)(nil),        // 65: cellvisor.v1.RestoreVMRequest
-	(*RestoreVMResponse)(nil),       // 66: cellvisor.v1.RestoreVMResponse
-	(*PartStateRequest)(nil),        // 67: cellvisor.v1.PartStateRequest
-	(*PartStateResponse)(nil),       // 68: cellvisor.v1.PartStateResponse
-	(*RemoveVMRequest)(nil),         // 69: cellvisor.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),        // 70: cellvisor.v1.RemoveVMResponse
-	(*TypeVMRequest)(nil),           // 71: cellvisor.v1.TypeVMRequest
-	(*TypeVMResponse)(nil),          // 72: cellvisor.v1.TypeVMResponse
-	(*ConsoleVMRequest)(nil),        // 73: cellvisor.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 74: cellvisor.v1.ConsoleVMResponse
-	(*OutputVMRequest)(nil),         // 75: cellvisor.v1.OutputVMRequest
-	(*OutputVMResponse)(nil),        // 76: cellvisor.v1.OutputVMResponse
-	(*EventsRequest)(nil),           // 77: cellvisor.v1.EventsRequest
-	(*EventsResponse)(nil),          // 78: cellvisor.v1.EventsResponse
-	(*Event)(nil),                   // 79: cellvisor.v1.Event
-	(*GetBlobRequest)(nil),          // 80: cellvisor.v1.GetBlobRequest
-	(*GetBlobResponse)(nil),         // 81: cellvisor.v1.GetBlobResponse
-	(*DebugCountersRequest)(nil),    // 82: cellvisor.v1.DebugCountersRequest
-	(*DebugCountersResponse)(nil),   // 83: cellvisor.v1.DebugCountersResponse
-	(*Fault)(nil),                   // 84: cellvisor.v1.Fault
-	(*SetFaultsRequest)(nil),        // 85: cellvisor.v1.SetFaultsRequest
-	(*SetFaultsResponse)(nil),       // 86: cellvisor.v1.SetFaultsResponse
-	(*CrashGuestRequest)(nil),       // 87: cellvisor.v1.CrashGuestRequest
-	(*CrashGuestResponse)(nil),      // 88: cellvisor.v1.CrashGuestResponse
-	(*DebugDumpRequest)(nil),        // 89: cellvisor.v1.DebugDumpRequest
-	(*DebugDumpResponse)(nil),       // 90: cellvisor.v1.DebugDumpResponse
-	(*StopServerRequest)(nil),       // 91: cellvisor.v1.StopServerRequest
-	(*StopServerResponse)(nil),      // 92: cellvisor.v1.StopServerResponse
-	(*CordonRequest)(nil),           // 93: cellvisor.v1.CordonRequest
-	(*CordonResponse)(nil),          // 94: cellvisor.v1.CordonResponse
-	(*StartOperationRequest)(nil),   // 95: cellvisor.v1.StartOperationRequest
-	(*StartOperationResponse)(nil),  // 96: cellvisor.v1.StartOperationResponse
-	(*Operation)(nil),               // 97: cellvisor.v1.Operation
-	(*OperationStep)(nil),           // 98: cellvisor.v1.OperationStep
-	(*ListOperationsRequest)(nil),   // 99: cellvisor.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 100: cellvisor.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),     // 101: cellvisor.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 102: cellvisor.v1.GetOperationResponse
-	(*CancelOperationRequest)(nil),  // 103: cellvisor.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 104: cellvisor.v1.CancelOperationResponse
-	(*SafeToStopRequest)(nil),       // 105: cellvisor.v1.SafeToStopRequest
-	(*SafeToStopResponse)(nil),      // 106: cellvisor.v1.SafeToStopResponse
-	(*BalanceRequest)(nil),          // 107: cellvisor.v1.BalanceRequest
-	(*BalanceResponse)(nil),         // 108: cellvisor.v1.BalanceResponse
-	(*ServerLoad)(nil),              // 109: cellvisor.v1.ServerLoad
-	(*AuditLogRequest)(nil),         // 110: cellvisor.v1.AuditLogRequest
-	(*AuditLogResponse)(nil),        // 111: cellvisor.v1.AuditLogResponse
-	(*RevokeRequest)(nil),           // 112: cellvisor.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 113: cellvisor.v1.RevokeResponse
-	nil,                             // 114: cellvisor.v1.VMSpec.OptionsEntry
-	nil,                             // 115: cellvisor.v1.Event.FieldsEntry
-	nil,                             // 116: cellvisor.v1.DebugCountersResponse.CountersEntry
-	nil,                             // 117: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	(*timestamppb.Timestamp)(nil),   // 118: google.protobuf.Timestamp
+	(*Loan)(nil),                    // 41: cellvisor.v1.Loan
+	(*CheckpointCounters)(nil),      // 42: cellvisor.v1.CheckpointCounters
+	(*WatchRequest)(nil),            // 43: cellvisor.v1.WatchRequest
+	(*WatchResponse)(nil),           // 44: cellvisor.v1.WatchResponse
+	(*ListWorkersRequest)(nil),      // 45: cellvisor.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 46: cellvisor.v1.ListWorkersResponse
+	(*WorkerInfo)(nil),              // 47: cellvisor.v1.WorkerInfo
+	(*PageMapRequest)(nil),          // 48: cellvisor.v1.PageMapRequest
+	(*PageMapResponse)(nil),         // 49: cellvisor.v1.PageMapResponse
+	(*PageHolder)(nil),              // 50: cellvisor.v1.PageHolder
+	(*SlicesRequest)(nil),           // 51: cellvisor.v1.SlicesRequest
+	(*SlicesResponse)(nil),          // 52: cellvisor.v1.SlicesResponse
+	(*Slice)(nil),                   // 53: cellvisor.v1.Slice
+	(*ListVMsRequest)(nil),          // 54: cellvisor.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 55: cellvisor.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 56: cellvisor.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 57: cellvisor.v1.GetVMResponse
+	(*WaitVMRequest)(nil),           // 58: cellvisor.v1.WaitVMRequest
+	(*WaitVMResponse)(nil),          // 59: cellvisor.v1.WaitVMResponse
+	(*StopVMRequest)(nil),           // 60: cellvisor.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 61: cellvisor.v1.StopVMResponse
+	(*PauseVMRequest)(nil),          // 62: cellvisor.v1.PauseVMRequest
+	(*PauseVMResponse)(nil),         // 63: cellvisor.v1.PauseVMResponse
+	(*SaveVMRequest)(nil),           // 64: cellvisor.v1.SaveVMRequest
+	(*SaveVMResponse)(nil),          // 65: cellvisor.v1.SaveVMResponse
+	(*RestoreVMRequest)(nil),        // 66: cellvisor.v1.RestoreVMRequest
+	(*RestoreVMResponse)(nil),       // 67: cellvisor.v1.RestoreVMResponse
+	(*PartStateRequest)(nil),        // 68: cellvisor.v1.PartStateRequest
+	(*PartStateResponse)(nil),       // 69: cellvisor.v1.PartStateResponse
+	(*RemoveVMRequest)(nil),         // 70: cellvisor.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),        // 71: cellvisor.v1.RemoveVMResponse
+	(*TypeVMRequest)(nil),           // 72: cellvisor.v1.TypeVMRequest
+	(*TypeVMResponse)(nil),          // 73: cellvisor.v1.TypeVMResponse
+	(*ConsoleVMRequest)(nil),        // 74: cellvisor.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 75: cellvisor.v1.ConsoleVMResponse
+	(*OutputVMRequest)(nil),         // 76: cellvisor.v1.OutputVMRequest
+	(*OutputVMResponse)(nil),        // 77: cellvisor.v1.OutputVMResponse
+	(*EventsRequest)(nil),           // 78: cellvisor.v1.EventsRequest
+	(*EventsResponse)(nil),          // 79: cellvisor.v1.EventsResponse
+	(*Event)(nil),                   // 80: cellvisor.v1.Event
+	(*GetBlobRequest)(nil),          // 81: cellvisor.v1.GetBlobRequest
+	(*GetBlobResponse)(nil),         // 82: cellvisor.v1.GetBlobResponse
+	(*DebugCountersRequest)(nil),    // 83: cellvisor.v1.DebugCountersRequest
+	(*DebugCountersResponse)(nil),   // 84: cellvisor.v1.DebugCountersResponse
+	(*Fault)(nil),                   // 85: cellvisor.v1.Fault
+	(*SetFaultsRequest)(nil),        // 86: cellvisor.v1.SetFaultsRequest
+	(*SetFaultsResponse)(nil),       // 87: cellvisor.v1.SetFaultsResponse
+	(*CrashGuestRequest)(nil),       // 88: cellvisor.v1.CrashGuestRequest
+	(*CrashGuestResponse)(nil),      // 89: cellvisor.v1.CrashGuestResponse
+	(*DebugDumpRequest)(nil),        // 90: cellvisor.v1.DebugDumpRequest
+	(*DebugDumpResponse)(nil),       // 91: cellvisor.v1.DebugDumpResponse
+	(*StopServerRequest)(nil),       // 92: cellvisor.v1.StopServerRequest
+	(*StopServerResponse)(nil),      // 93: cellvisor.v1.StopServerResponse
+	(*CordonRequest)(nil),           // 94: cellvisor.v1.CordonRequest
+	(*CordonResponse)(nil),          // 95: cellvisor.v1.CordonResponse
+	(*StartOperationRequest)(nil),   // 96: cellvisor.v1.StartOperationRequest
+	(*StartOperationResponse)(nil),  // 97: cellvisor.v1.StartOperationResponse
+	(*Operation)(nil),               // 98: cellvisor.v1.Operation
+	(*OperationStep)(nil),           // 99: cellvisor.v1.OperationStep
+	(*ListOperationsRequest)(nil),   // 100: cellvisor.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 101: cellvisor.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),     // 102: cellvisor.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 103: cellvisor.v1.GetOperationResponse
+	(*CancelOperationRequest)(nil),  // 104: cellvisor.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 105: cellvisor.v1.CancelOperationResponse
+	(*SafeToStopRequest)(nil),       // 106: cellvisor.v1.SafeToStopRequest
+	(*SafeToStopResponse)(nil),      // 107: cellvisor.v1.SafeToStopResponse
+	(*BalanceRequest)(nil),          // 108: cellvisor.v1.BalanceRequest
+	(*BalanceResponse)(nil),         // 109: cellvisor.v1.BalanceResponse
+	(*ServerLoad)(nil),              // 110: cellvisor.v1.ServerLoad
+	(*AuditLogRequest)(nil),         // 111: cellvisor.v1.AuditLogRequest
+	(*AuditLogResponse)(nil),        // 112: cellvisor.v1.AuditLogResponse
+	(*RevokeRequest)(nil),           // 113: cellvisor.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 114: cellvisor.v1.RevokeResponse
+	nil,                             // 115: cellvisor.v1.VMSpec.OptionsEntry
+	nil,                             // 116: cellvisor.v1.Event.FieldsEntry
+	nil,                             // 117: cellvisor.v1.DebugCountersResponse.CountersEntry
+	nil,                             // 118: cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	(*timestamppb.Timestamp)(nil),   // 119: google.protobuf.Timestamp
 }
 var file_api_cellvisor_proto_depIdxs = []int32{
 	1,   // 0: cellvisor.v1.StatusResponse.server_state:type_name -> cellvisor.v1.ServerState
@@ -8816,7 +8941,7 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	4,   // 8: cellvisor.v1.VMSpec.on_loss:type_name -> cellvisor.v1.OnLoss
 	18,  // 9: cellvisor.v1.VMSpec.disks:type_name -> cellvisor.v1.Disk
 	27,  // 10: cellvisor.v1.VMSpec.nets:type_name -> cellvisor.v1.Net
-	114, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
+	115, // 11: cellvisor.v1.VMSpec.options:type_name -> cellvisor.v1.VMSpec.OptionsEntry
 	21,  // 12: cellvisor.v1.ListDisksResponse.disks:type_name -> cellvisor.v1.DiskInfo
 	22,  // 13: cellvisor.v1.DiskInfo.copies:type_name -> cellvisor.v1.DiskCopy
 	25,  // 14: cellvisor.v1.LinuxGuest.kernel:type_name -> cellvisor.v1.PayloadFile
@@ -8828,141 +8953,142 @@ var file_api_cellvisor_proto_depIdxs = []int32{
 	3,   // 20: cellvisor.v1.VM.state:type_name -> cellvisor.v1.VMState
 	35,  // 21: cellvisor.v1.VM.workers:type_name -> cellvisor.v1.Worker
 	4,   // 22: cellvisor.v1.VM.on_loss:type_name -> cellvisor.v1.OnLoss
-	118, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	118, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	118, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
+	119, // 23: cellvisor.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	119, // 24: cellvisor.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	119, // 25: cellvisor.v1.VM.ended_at:type_name -> google.protobuf.Timestamp
 	26,  // 26: cellvisor.v1.VM.linux:type_name -> cellvisor.v1.LinuxGuest
 	27,  // 27: cellvisor.v1.VM.nets:type_name -> cellvisor.v1.Net
 	36,  // 28: cellvisor.v1.Worker.counters:type_name -> cellvisor.v1.WorkerCounters
-	41,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
+	42,  // 29: cellvisor.v1.WorkerCounters.shares:type_name -> cellvisor.v1.CheckpointCounters
 	40,  // 30: cellvisor.v1.WorkerCounters.paging:type_name -> cellvisor.v1.PagingCounters
 	39,  // 31: cellvisor.v1.WorkerCounters.scrub:type_name -> cellvisor.v1.ScrubCounters
 	37,  // 32: cellvisor.v1.WorkerCounters.locality:type_name -> cellvisor.v1.LocalityCounters
 	38,  // 33: cellvisor.v1.LocalityCounters.hot:type_name -> cellvisor.v1.HotRegion
-	10,  // 34: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
-	13,  // 35: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
-	16,  // 36: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
-	34,  // 37: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
-	97,  // 38: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
-	79,  // 39: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
-	46,  // 40: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	46,  // 41: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
-	36,  // 42: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
-	49,  // 43: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
-	52,  // 44: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
-	34,  // 45: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
-	34,  // 46: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
-	8,   // 47: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
-	34,  // 48: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 49: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 50: cellvisor.v1.PauseVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 51: cellvisor.v1.SaveVMResponse.vm:type_name -> cellvisor.v1.VM
-	34,  // 52: cellvisor.v1.RestoreVMResponse.vm:type_name -> cellvisor.v1.VM
-	79,  // 53: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
-	118, // 54: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
-	115, // 55: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
-	116, // 56: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
-	5,   // 57: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
-	84,  // 58: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
-	84,  // 59: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
-	117, // 60: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
-	6,   // 61: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
-	97,  // 62: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	6,   // 63: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
-	7,   // 64: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
-	98,  // 65: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
-	118, // 66: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	118, // 67: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
-	118, // 68: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
-	97,  // 69: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
-	97,  // 70: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	97,  // 71: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
-	109, // 72: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
-	9,   // 73: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
-	11,  // 74: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
-	14,  // 75: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
-	28,  // 76: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
-	53,  // 77: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
-	55,  // 78: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
-	57,  // 79: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
-	59,  // 80: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
-	29,  // 81: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
-	31,  // 82: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
-	61,  // 83: cellvisor.v1.Cellvisor.PauseVM:input_type -> cellvisor.v1.PauseVMRequest
-	63,  // 84: cellvisor.v1.Cellvisor.SaveVM:input_type -> cellvisor.v1.SaveVMRequest
-	65,  // 85: cellvisor.v1.Cellvisor.RestoreVM:input_type -> cellvisor.v1.RestoreVMRequest
-	67,  // 86: cellvisor.v1.Cellvisor.PartState:input_type -> cellvisor.v1.PartStateRequest
-	69,  // 87: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
-	93,  // 88: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
-	95,  // 89: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
-	99,  // 90: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
-	101, // 91: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
-	103, // 92: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
-	107, // 93: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
-	112, // 94: cellvisor.v1.Cellvisor.Revoke:input_type -> cellvisor.v1.RevokeRequest
-	105, // 95: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
-	73,  // 96: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
-	71,  // 97: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
-	75,  // 98: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
-	77,  // 99: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
-	42,  // 100: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
-	44,  // 101: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
-	19,  // 102: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
-	23,  // 103: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
-	47,  // 104: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
-	50,  // 105: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
-	110, // 106: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
-	80,  // 107: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
-	82,  // 108: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
-	85,  // 109: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
-	87,  // 110: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
-	89,  // 111: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
-	91,  // 112: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
-	10,  // 113: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
-	12,  // 114: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
-	15,  // 115: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
-	33,  // 116: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
-	54,  // 117: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
-	56,  // 118: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
-	58,  // 119: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
-	60,  // 120: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
-	30,  // 121: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
-	32,  // 122: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
-	62,  // 123: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
-	64,  // 124: cellvisor.v1.Cellvisor.SaveVM:output_type -> cellvisor.v1.SaveVMResponse
-	66,  // 125: cellvisor.v1.Cellvisor.RestoreVM:output_type -> cellvisor.v1.RestoreVMResponse
-	68,  // 126: cellvisor.v1.Cellvisor.PartState:output_type -> cellvisor.v1.PartStateResponse
-	70,  // 127: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
-	94,  // 128: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
-	96,  // 129: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
-	100, // 130: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
-	102, // 131: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
-	104, // 132: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
-	108, // 133: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
-	113, // 134: cellvisor.v1.Cellvisor.Revoke:output_type -> cellvisor.v1.RevokeResponse
-	106, // 135: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
-	74,  // 136: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
-	72,  // 137: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
-	76,  // 138: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
-	78,  // 139: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
-	43,  // 140: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
-	45,  // 141: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
-	20,  // 142: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
-	24,  // 143: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
-	48,  // 144: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
-	51,  // 145: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
-	111, // 146: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
-	81,  // 147: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
-	83,  // 148: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
-	86,  // 149: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
-	88,  // 150: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
-	90,  // 151: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
-	92,  // 152: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
-	113, // [113:153] is the sub-list for method output_type
-	73,  // [73:113] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	41,  // 34: cellvisor.v1.PagingCounters.loans:type_name -> cellvisor.v1.Loan
+	10,  // 35: cellvisor.v1.WatchResponse.status:type_name -> cellvisor.v1.StatusResponse
+	13,  // 36: cellvisor.v1.WatchResponse.servers:type_name -> cellvisor.v1.Server
+	16,  // 37: cellvisor.v1.WatchResponse.cells:type_name -> cellvisor.v1.Cell
+	34,  // 38: cellvisor.v1.WatchResponse.vms:type_name -> cellvisor.v1.VM
+	98,  // 39: cellvisor.v1.WatchResponse.operations:type_name -> cellvisor.v1.Operation
+	80,  // 40: cellvisor.v1.WatchResponse.events:type_name -> cellvisor.v1.Event
+	47,  // 41: cellvisor.v1.WatchResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	47,  // 42: cellvisor.v1.ListWorkersResponse.workers:type_name -> cellvisor.v1.WorkerInfo
+	36,  // 43: cellvisor.v1.WorkerInfo.counters:type_name -> cellvisor.v1.WorkerCounters
+	50,  // 44: cellvisor.v1.PageMapResponse.holders:type_name -> cellvisor.v1.PageHolder
+	53,  // 45: cellvisor.v1.SlicesResponse.slices:type_name -> cellvisor.v1.Slice
+	34,  // 46: cellvisor.v1.ListVMsResponse.vms:type_name -> cellvisor.v1.VM
+	34,  // 47: cellvisor.v1.GetVMResponse.vm:type_name -> cellvisor.v1.VM
+	8,   // 48: cellvisor.v1.WaitVMRequest.until:type_name -> cellvisor.v1.WaitVMRequest.Until
+	34,  // 49: cellvisor.v1.WaitVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 50: cellvisor.v1.StopVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 51: cellvisor.v1.PauseVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 52: cellvisor.v1.SaveVMResponse.vm:type_name -> cellvisor.v1.VM
+	34,  // 53: cellvisor.v1.RestoreVMResponse.vm:type_name -> cellvisor.v1.VM
+	80,  // 54: cellvisor.v1.EventsResponse.events:type_name -> cellvisor.v1.Event
+	119, // 55: cellvisor.v1.Event.time:type_name -> google.protobuf.Timestamp
+	116, // 56: cellvisor.v1.Event.fields:type_name -> cellvisor.v1.Event.FieldsEntry
+	117, // 57: cellvisor.v1.DebugCountersResponse.counters:type_name -> cellvisor.v1.DebugCountersResponse.CountersEntry
+	5,   // 58: cellvisor.v1.Fault.kind:type_name -> cellvisor.v1.FaultKind
+	85,  // 59: cellvisor.v1.SetFaultsRequest.faults:type_name -> cellvisor.v1.Fault
+	85,  // 60: cellvisor.v1.SetFaultsResponse.faults:type_name -> cellvisor.v1.Fault
+	118, // 61: cellvisor.v1.DebugDumpResponse.worker_logs:type_name -> cellvisor.v1.DebugDumpResponse.WorkerLogsEntry
+	6,   // 62: cellvisor.v1.StartOperationRequest.kind:type_name -> cellvisor.v1.OperationKind
+	98,  // 63: cellvisor.v1.StartOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	6,   // 64: cellvisor.v1.Operation.kind:type_name -> cellvisor.v1.OperationKind
+	7,   // 65: cellvisor.v1.Operation.state:type_name -> cellvisor.v1.OperationState
+	99,  // 66: cellvisor.v1.Operation.steps:type_name -> cellvisor.v1.OperationStep
+	119, // 67: cellvisor.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	119, // 68: cellvisor.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	119, // 69: cellvisor.v1.Operation.deadline_at:type_name -> google.protobuf.Timestamp
+	98,  // 70: cellvisor.v1.ListOperationsResponse.operations:type_name -> cellvisor.v1.Operation
+	98,  // 71: cellvisor.v1.GetOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	98,  // 72: cellvisor.v1.CancelOperationResponse.operation:type_name -> cellvisor.v1.Operation
+	110, // 73: cellvisor.v1.BalanceResponse.servers:type_name -> cellvisor.v1.ServerLoad
+	9,   // 74: cellvisor.v1.Cellvisor.Status:input_type -> cellvisor.v1.StatusRequest
+	11,  // 75: cellvisor.v1.Cellvisor.ListServers:input_type -> cellvisor.v1.ListServersRequest
+	14,  // 76: cellvisor.v1.Cellvisor.ListCells:input_type -> cellvisor.v1.ListCellsRequest
+	28,  // 77: cellvisor.v1.Cellvisor.RunVM:input_type -> cellvisor.v1.RunVMRequest
+	54,  // 78: cellvisor.v1.Cellvisor.ListVMs:input_type -> cellvisor.v1.ListVMsRequest
+	56,  // 79: cellvisor.v1.Cellvisor.GetVM:input_type -> cellvisor.v1.GetVMRequest
+	58,  // 80: cellvisor.v1.Cellvisor.WaitVM:input_type -> cellvisor.v1.WaitVMRequest
+	60,  // 81: cellvisor.v1.Cellvisor.StopVM:input_type -> cellvisor.v1.StopVMRequest
+	29,  // 82: cellvisor.v1.Cellvisor.ProtectVM:input_type -> cellvisor.v1.ProtectVMRequest
+	31,  // 83: cellvisor.v1.Cellvisor.ResetVM:input_type -> cellvisor.v1.ResetVMRequest
+	62,  // 84: cellvisor.v1.Cellvisor.PauseVM:input_type -> cellvisor.v1.PauseVMRequest
+	64,  // 85: cellvisor.v1.Cellvisor.SaveVM:input_type -> cellvisor.v1.SaveVMRequest
+	66,  // 86: cellvisor.v1.Cellvisor.RestoreVM:input_type -> cellvisor.v1.RestoreVMRequest
+	68,  // 87: cellvisor.v1.Cellvisor.PartState:input_type -> cellvisor.v1.PartStateRequest
+	70,  // 88: cellvisor.v1.Cellvisor.RemoveVM:input_type -> cellvisor.v1.RemoveVMRequest
+	94,  // 89: cellvisor.v1.Cellvisor.Cordon:input_type -> cellvisor.v1.CordonRequest
+	96,  // 90: cellvisor.v1.Cellvisor.StartOperation:input_type -> cellvisor.v1.StartOperationRequest
+	100, // 91: cellvisor.v1.Cellvisor.ListOperations:input_type -> cellvisor.v1.ListOperationsRequest
+	102, // 92: cellvisor.v1.Cellvisor.GetOperation:input_type -> cellvisor.v1.GetOperationRequest
+	104, // 93: cellvisor.v1.Cellvisor.CancelOperation:input_type -> cellvisor.v1.CancelOperationRequest
+	108, // 94: cellvisor.v1.Cellvisor.Balance:input_type -> cellvisor.v1.BalanceRequest
+	113, // 95: cellvisor.v1.Cellvisor.Revoke:input_type -> cellvisor.v1.RevokeRequest
+	106, // 96: cellvisor.v1.Cellvisor.SafeToStop:input_type -> cellvisor.v1.SafeToStopRequest
+	74,  // 97: cellvisor.v1.Cellvisor.ConsoleVM:input_type -> cellvisor.v1.ConsoleVMRequest
+	72,  // 98: cellvisor.v1.Cellvisor.TypeVM:input_type -> cellvisor.v1.TypeVMRequest
+	76,  // 99: cellvisor.v1.Cellvisor.OutputVM:input_type -> cellvisor.v1.OutputVMRequest
+	78,  // 100: cellvisor.v1.Cellvisor.Events:input_type -> cellvisor.v1.EventsRequest
+	43,  // 101: cellvisor.v1.Cellvisor.Watch:input_type -> cellvisor.v1.WatchRequest
+	45,  // 102: cellvisor.v1.Cellvisor.ListWorkers:input_type -> cellvisor.v1.ListWorkersRequest
+	19,  // 103: cellvisor.v1.Cellvisor.ListDisks:input_type -> cellvisor.v1.ListDisksRequest
+	23,  // 104: cellvisor.v1.Cellvisor.RemoveDisk:input_type -> cellvisor.v1.RemoveDiskRequest
+	48,  // 105: cellvisor.v1.Cellvisor.PageMap:input_type -> cellvisor.v1.PageMapRequest
+	51,  // 106: cellvisor.v1.Cellvisor.Slices:input_type -> cellvisor.v1.SlicesRequest
+	111, // 107: cellvisor.v1.Cellvisor.AuditLog:input_type -> cellvisor.v1.AuditLogRequest
+	81,  // 108: cellvisor.v1.Cellvisor.GetBlob:input_type -> cellvisor.v1.GetBlobRequest
+	83,  // 109: cellvisor.v1.Cellvisor.DebugCounters:input_type -> cellvisor.v1.DebugCountersRequest
+	86,  // 110: cellvisor.v1.Cellvisor.SetFaults:input_type -> cellvisor.v1.SetFaultsRequest
+	88,  // 111: cellvisor.v1.Cellvisor.CrashGuest:input_type -> cellvisor.v1.CrashGuestRequest
+	90,  // 112: cellvisor.v1.Cellvisor.DebugDump:input_type -> cellvisor.v1.DebugDumpRequest
+	92,  // 113: cellvisor.v1.Cellvisor.StopServer:input_type -> cellvisor.v1.StopServerRequest
+	10,  // 114: cellvisor.v1.Cellvisor.Status:output_type -> cellvisor.v1.StatusResponse
+	12,  // 115: cellvisor.v1.Cellvisor.ListServers:output_type -> cellvisor.v1.ListServersResponse
+	15,  // 116: cellvisor.v1.Cellvisor.ListCells:output_type -> cellvisor.v1.ListCellsResponse
+	33,  // 117: cellvisor.v1.Cellvisor.RunVM:output_type -> cellvisor.v1.RunVMResponse
+	55,  // 118: cellvisor.v1.Cellvisor.ListVMs:output_type -> cellvisor.v1.ListVMsResponse
+	57,  // 119: cellvisor.v1.Cellvisor.GetVM:output_type -> cellvisor.v1.GetVMResponse
+	59,  // 120: cellvisor.v1.Cellvisor.WaitVM:output_type -> cellvisor.v1.WaitVMResponse
+	61,  // 121: cellvisor.v1.Cellvisor.StopVM:output_type -> cellvisor.v1.StopVMResponse
+	30,  // 122: cellvisor.v1.Cellvisor.ProtectVM:output_type -> cellvisor.v1.ProtectVMResponse
+	32,  // 123: cellvisor.v1.Cellvisor.ResetVM:output_type -> cellvisor.v1.ResetVMResponse
+	63,  // 124: cellvisor.v1.Cellvisor.PauseVM:output_type -> cellvisor.v1.PauseVMResponse
+	65,  // 125: cellvisor.v1.Cellvisor.SaveVM:output_type -> cellvisor.v1.SaveVMResponse
+	67,  // 126: cellvisor.v1.Cellvisor.RestoreVM:output_type -> cellvisor.v1.RestoreVMResponse
+	69,  // 127: cellvisor.v1.Cellvisor.PartState:output_type -> cellvisor.v1.PartStateResponse
+	71,  // 128: cellvisor.v1.Cellvisor.RemoveVM:output_type -> cellvisor.v1.RemoveVMResponse
+	95,  // 129: cellvisor.v1.Cellvisor.Cordon:output_type -> cellvisor.v1.CordonResponse
+	97,  // 130: cellvisor.v1.Cellvisor.StartOperation:output_type -> cellvisor.v1.StartOperationResponse
+	101, // 131: cellvisor.v1.Cellvisor.ListOperations:output_type -> cellvisor.v1.ListOperationsResponse
+	103, // 132: cellvisor.v1.Cellvisor.GetOperation:output_type -> cellvisor.v1.GetOperationResponse
+	105, // 133: cellvisor.v1.Cellvisor.CancelOperation:output_type -> cellvisor.v1.CancelOperationResponse
+	109, // 134: cellvisor.v1.Cellvisor.Balance:output_type -> cellvisor.v1.BalanceResponse
+	114, // 135: cellvisor.v1.Cellvisor.Revoke:output_type -> cellvisor.v1.RevokeResponse
+	107, // 136: cellvisor.v1.Cellvisor.SafeToStop:output_type -> cellvisor.v1.SafeToStopResponse
+	75,  // 137: cellvisor.v1.Cellvisor.ConsoleVM:output_type -> cellvisor.v1.ConsoleVMResponse
+	73,  // 138: cellvisor.v1.Cellvisor.TypeVM:output_type -> cellvisor.v1.TypeVMResponse
+	77,  // 139: cellvisor.v1.Cellvisor.OutputVM:output_type -> cellvisor.v1.OutputVMResponse
+	79,  // 140: cellvisor.v1.Cellvisor.Events:output_type -> cellvisor.v1.EventsResponse
+	44,  // 141: cellvisor.v1.Cellvisor.Watch:output_type -> cellvisor.v1.WatchResponse
+	46,  // 142: cellvisor.v1.Cellvisor.ListWorkers:output_type -> cellvisor.v1.ListWorkersResponse
+	20,  // 143: cellvisor.v1.Cellvisor.ListDisks:output_type -> cellvisor.v1.ListDisksResponse
+	24,  // 144: cellvisor.v1.Cellvisor.RemoveDisk:output_type -> cellvisor.v1.RemoveDiskResponse
+	49,  // 145: cellvisor.v1.Cellvisor.PageMap:output_type -> cellvisor.v1.PageMapResponse
+	52,  // 146: cellvisor.v1.Cellvisor.Slices:output_type -> cellvisor.v1.SlicesResponse
+	112, // 147: cellvisor.v1.Cellvisor.AuditLog:output_type -> cellvisor.v1.AuditLogResponse
+	82,  // 148: cellvisor.v1.Cellvisor.GetBlob:output_type -> cellvisor.v1.GetBlobResponse
+	84,  // 149: cellvisor.v1.Cellvisor.DebugCounters:output_type -> cellvisor.v1.DebugCountersResponse
+	87,  // 150: cellvisor.v1.Cellvisor.SetFaults:output_type -> cellvisor.v1.SetFaultsResponse
+	89,  // 151: cellvisor.v1.Cellvisor.CrashGuest:output_type -> cellvisor.v1.CrashGuestResponse
+	91,  // 152: cellvisor.v1.Cellvisor.DebugDump:output_type -> cellvisor.v1.DebugDumpResponse
+	93,  // 153: cellvisor.v1.Cellvisor.StopServer:output_type -> cellvisor.v1.StopServerResponse
+	114, // [114:154] is the sub-list for method output_type
+	74,  // [74:114] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_api_cellvisor_proto_init() }
@@ -8984,15 +9110,15 @@ func file_api_cellvisor_proto_init() {
 		(*RunVMRequest_Chunk)(nil),
 	}
 	file_api_cellvisor_proto_msgTypes[29].OneofWrappers = []any{}
-	file_api_cellvisor_proto_msgTypes[86].OneofWrappers = []any{}
-	file_api_cellvisor_proto_msgTypes[89].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[87].OneofWrappers = []any{}
+	file_api_cellvisor_proto_msgTypes[90].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_cellvisor_proto_rawDesc), len(file_api_cellvisor_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   109,
+			NumMessages:   110,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,7 @@ func (v *VM) clone() VM {
 	}
 	out.Spec.Disks = slices.Clone(v.Spec.Disks)
 	out.Parts = slices.Clone(v.Parts)
+	out.Borrows = slices.Clone(v.Borrows)
 	if v.Move != nil {
 		move := *v.Move
 		move.Parts = slices.Clone(move.Parts)

@@ -61,19 +61,21 @@ type Command struct {
 	SetBalance     *SetBalance     `json:"set_balance,omitempty"`
 	Loads          *Loads          `json:"loads,omitempty"`
 	Revoke         *Revoke         `json:"revoke,omitempty"`
+	VMBorrows      *VMBorrows      `json:"vm_borrows,omitempty"`
 }
 
 // ServerInfo is what a server says about itself.
 type ServerInfo struct {
-	Name        ident.ServerName `json:"name"`
-	Cell        ident.CellName   `json:"cell"`
-	Role        Role             `json:"role"`
-	HostID      string           `json:"host_id"`
-	Process     Process          `json:"process"`
-	Addrs       Addrs            `json:"addrs"`
-	Slots       int              `json:"slots"`
-	MemoryBytes ident.Bytes      `json:"memory_bytes"`
-	HostSched   bool             `json:"host_sched,omitempty"` // it leaves vCPUs to Linux
+	Name          ident.ServerName `json:"name"`
+	Cell          ident.CellName   `json:"cell"`
+	Role          Role             `json:"role"`
+	HostID        string           `json:"host_id"`
+	Process       Process          `json:"process"`
+	Addrs         Addrs            `json:"addrs"`
+	Slots         int              `json:"slots"`
+	MemoryBytes   ident.Bytes      `json:"memory_bytes"`
+	PhysicalBytes ident.Bytes      `json:"physical_bytes,omitempty"` // that it has; of a server that lends memory only
+	HostSched     bool             `json:"host_sched,omitempty"`     // it leaves vCPUs to Linux
 }
 
 // AddServer makes a server known. The leader proposes it for a join request. The result is [AddServerResult]. A name held by a dead

@@ -208,6 +208,8 @@ func (f *FSM) dispatchOperation(c *Command, index uint64) (any, *Fault) {
 		return nil, f.vmResumed(c.VMResumed)
 	case c.VMMoved != nil:
 		return nil, f.vmMoved(c.VMMoved)
+	case c.VMBorrows != nil:
+		return nil, f.vmBorrows(c.VMBorrows)
 	case c.AbandonMove != nil:
 		return nil, f.abandonMove(c.AbandonMove)
 	case c.VCPUHanded != nil:

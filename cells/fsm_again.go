@@ -78,7 +78,7 @@ func (f *FSM) startAgain(vm *VM) {
 	vm.State, vm.Reason, vm.Registers, vm.EndedMs, vm.ExitStatus = VMStarting, "", "", 0, 0
 	vm.Epoch = max(f.state.View.Epoch, vm.Epoch+1)
 	vm.Created, vm.Booted, vm.Crashes = vm.Epoch, 0, 0
-	vm.Parts, vm.Home = parts, parts[0].Part
+	vm.Parts, vm.Home, vm.Borrows = parts, parts[0].Part, nil
 	f.attachDisks(vm, f.state.Applied)
 	vm.ProtectSeq++
 	vm.Paused, vm.Saving, vm.Spec.Saved = false, Saving{}, nil

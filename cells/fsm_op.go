@@ -142,7 +142,7 @@ func (f *FSM) tendOperation(op *Operation) {
 		f.closeOperation(op, OpFailed, failed)
 	case left > 0:
 	case op.Kind == OpDrain && f.addSteps(op):
-	case f.awaitsProtection(op):
+	case f.awaitsProtection(op), op.Kind == OpDrain && f.awaitsLoans(op):
 	default:
 		f.closeOperation(op, OpDone, "")
 	}

@@ -271,6 +271,7 @@ func (f *FSM) takeOver(vm *VM, image ident.Part, gone []ident.Part, keep bool) {
 			slices.Sort(p.VCPUs)
 		}
 	}
+	vm.Borrows = vm.Loans()
 	vm.Home, vm.Image, vm.Restored, vm.Resumed = image, image, true, false
 	f.unsave(vm, "it was not saved, as it went on elsewhere")
 	vm.Hand = nil

@@ -40,6 +40,7 @@ func (f *FSM) addServer(c *AddServer, index uint64) (any, *Fault) {
 func (s *Server) take(info *ServerInfo) {
 	s.Name, s.Cell, s.Role, s.HostID = info.Name, info.Cell, info.Role, info.HostID
 	s.Process, s.Addrs, s.Slots, s.MemoryBytes, s.HostSched = info.Process, info.Addrs, info.Slots, info.MemoryBytes, info.HostSched
+	s.PhysicalBytes = info.PhysicalBytes
 }
 
 func (f *FSM) forget(id ident.ServerID) {

@@ -41,21 +41,22 @@ type Process struct {
 
 // Server is what the cluster knows about one server.
 type Server struct {
-	ID          ident.ServerID    `json:"id"`
-	Name        ident.ServerName  `json:"name"`
-	Cell        ident.CellName    `json:"cell"`
-	Role        Role              `json:"role"`
-	HostID      string            `json:"host_id"` // equal for servers on one host, where one can see whether the other's processes are gone
-	Process     Process           `json:"process"`
-	Addrs       Addrs             `json:"addrs"`
-	Slots       int               `json:"slots"` // vCPUs of one VM that it can run at once
-	MemoryBytes ident.Bytes       `json:"memory_bytes"`
-	HostSched   bool              `json:"host_sched,omitempty"` // it leaves vCPUs to Linux
-	Incarnation ident.Incarnation `json:"incarnation"`          // 0 before the first admission
-	State       ServerState       `json:"state"`
-	Cordoned    bool              `json:"cordoned"`
-	LastError   string            `json:"last_error,omitempty"`
-	Left        ident.Epoch       `json:"left,omitempty"` // epoch of the view that excluded it, if dead
+	ID            ident.ServerID    `json:"id"`
+	Name          ident.ServerName  `json:"name"`
+	Cell          ident.CellName    `json:"cell"`
+	Role          Role              `json:"role"`
+	HostID        string            `json:"host_id"` // equal for servers on one host, where one can see whether the other's processes are gone
+	Process       Process           `json:"process"`
+	Addrs         Addrs             `json:"addrs"`
+	Slots         int               `json:"slots"` // vCPUs of one VM that it can run at once
+	MemoryBytes   ident.Bytes       `json:"memory_bytes"`
+	PhysicalBytes ident.Bytes       `json:"physical_bytes,omitempty"` // that it has; of a server that lends memory only
+	HostSched     bool              `json:"host_sched,omitempty"`     // it leaves vCPUs to Linux
+	Incarnation   ident.Incarnation `json:"incarnation"`              // 0 before the first admission
+	State         ServerState       `json:"state"`
+	Cordoned      bool              `json:"cordoned"`
+	LastError     string            `json:"last_error,omitempty"`
+	Left          ident.Epoch       `json:"left,omitempty"` // epoch of the view that excluded it, if dead
 }
 
 // Member is a live server in a view.
@@ -198,6 +199,8 @@ type VM struct {
 	Saving   Saving `json:"saving,omitzero"`     // who is saving it, which holds it, too
 	PauseSeq uint64 `json:"pause_seq,omitempty"` // rises with each change of these two
 
+	Borrows []Borrow `json:"borrows,omitempty"` // servers that hold memory for its parts; see Loans
+
 	Move  *Move `json:"move,omitempty"` // the move that is under way
 	Moved Moved `json:"moved,omitzero"` // the last one that was switched over
 
@@ -211,13 +214,10 @@ type VM struct {
 
 // Cells lists the cells that the VM depends on, sorted.
 func (v *VM) Cells() []ident.CellName {
-	var out []ident.CellName
-	for _, p := range v.Parts {
-		if p.Standby {
-			continue
-		}
-		if !slices.Contains(out, p.Cell) {
-			out = append(out, p.Cell)
+	out := v.OwnCells()
+	for _, b := range v.Loans() {
+		if !slices.Contains(out, b.Cell) {
+			out = append(out, b.Cell)
 		}
 	}
 	slices.Sort(out)
@@ -272,6 +272,7 @@ const (
 	EventVMUnstalled    EventKind = "vm-unstalled"
 	EventVMShort        EventKind = "vm-short" // a part holds more memory than it may: its paging file has no room, or fails
 	EventVMFits         EventKind = "vm-fits"
+	EventVMBorrows      EventKind = "vm-borrows"
 	EventVMRemoved      EventKind = "vm-removed"
 	EventRecoveryStages EventKind = "recovery-stages"
 	EventVotersChanged  EventKind = "voters-changed"

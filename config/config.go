@@ -105,6 +105,7 @@ type Server struct {
 	Sched       Sched         // how vCPUs share the slots
 	Overcommit  int           // so many times the memory is promised to guests, which get it as they touch it; at least 1
 	PagingBytes ident.Bytes   // of paging files, for what is promised and not there
+	Lend        bool          // memory to other servers, and borrow from them
 	IdleCPUs    IdleCPUs      // while pages travel
 	Scrub       time.Duration // from one check of all copies of disks here to the next; 0: never
 	CPUs        []int         // of the slots, in order; empty: those that the process may use

@@ -75,7 +75,7 @@ func (p *parser) cluster(top *block, s *Server) {
 }
 
 // serverAttrs are the attributes of the block "server".
-var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "paging", "scrub", "idle_cpus", "secret_file", "nice"}
+var serverAttrs = []string{"name", "cell", "role", "data_dir", "slots", "sched", "cpus", "memory", "overcommit", "paging", "lend", "scrub", "idle_cpus", "secret_file", "nice"}
 
 func (p *parser) self(top *block, s *Server) {
 	c := top.one("server", true)
@@ -108,9 +108,10 @@ func (p *parser) self(top *block, s *Server) {
 	s.MemoryBytes = p.memory(b, s.Role)
 	s.Overcommit = int(b.integer("overcommit", 1, 1, maxOvercommit))
 	s.PagingBytes = p.paging(b, s)
+	s.Lend = p.choice(b, "lend", "off", "on", "off") == "on"
 	s.Scrub = p.scrub(b)
 	if s.Role == RoleWitness {
-		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "paging", "scrub", "idle_cpus"} {
+		for _, name := range []string{"slots", "sched", "cpus", "memory", "overcommit", "paging", "lend", "scrub", "idle_cpus"} {
 			if a := b.attrs[name]; a != nil {
 				p.say(&a.Range, "a witness runs no VMs: remove "+name)
 			}

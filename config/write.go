@@ -130,6 +130,9 @@ func formatVMs(b *hclwrite.Body, s *Server) {
 			setString(b, "paging", s.PagingBytes.String())
 		}
 	}
+	if s.Lend {
+		setString(b, "lend", "on")
+	}
 	if s.Scrub > 0 && s.Scrub != defaultScrub {
 		setString(b, "scrub", s.Scrub.String())
 	}

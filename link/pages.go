@@ -47,6 +47,9 @@ type PagesConfig struct {
 	ListenHost string // "127.0.0.1"; the port is the kernel's choice
 	Handler    PagesHandler
 
+	// Listener, if set, takes the connections, in place of one on ListenHost. Close closes it.
+	Listener net.Listener
+
 	// Dial, if set, connects to a member's page plane in place of DialPages.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 
@@ -131,9 +134,12 @@ func ListenPages(cfg PagesConfig) (*Pages, error) {
 	if cfg.Dial == nil {
 		cfg.Dial = DialPages
 	}
-	listener, err := (&net.ListenConfig{Control: tuneSocket}).Listen(background, "tcp", net.JoinHostPort(cfg.ListenHost, "0"))
-	if err != nil {
-		return nil, fmt.Errorf("link: page plane of VM %d: listen on %s: %w", cfg.VM, cfg.ListenHost, err)
+	listener := cfg.Listener
+	if listener == nil {
+		var err error
+		if listener, err = ListenPort(cfg.ListenHost); err != nil {
+			return nil, fmt.Errorf("link: page plane of VM %d: %w", cfg.VM, err)
+		}
 	}
 	p := &Pages{
 		cfg: cfg, listener: listener, changed: make(chan struct{}), fresh: make(map[net.Conn]struct{}), done: make(chan struct{}),
@@ -141,6 +147,15 @@ func ListenPages(cfg PagesConfig) (*Pages, error) {
 	p.running.Go(p.acceptLoop)
 	p.running.Go(p.heartbeat)
 	return p, nil
+}
+
+// ListenPort opens a port of the kernel's choice for a page plane.
+func ListenPort(host string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{Control: tuneSocket}).Listen(background, "tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", host, err)
+	}
+	return l, nil
 }
 
 // Addr returns the address to put into WorkerReady, "127.0.0.1:34567".

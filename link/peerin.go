@@ -139,7 +139,7 @@ func (p *Peers) receive(conn net.Conn, who wire.Identity) error {
 		}
 		switch e.Kind {
 		case wire.EnvelopePing:
-		case wire.EnvelopeRaft, wire.EnvelopeMonitor, wire.EnvelopeGang, wire.EnvelopeLoad, wire.EnvelopeAudit:
+		case wire.EnvelopeRaft, wire.EnvelopeMonitor, wire.EnvelopeGang, wire.EnvelopeLoad, wire.EnvelopeAudit, wire.EnvelopeLend:
 			if err := p.cfg.Handler.HandleEnvelope(e); err != nil {
 				p.count.refused.Add(1)
 				p.cfg.Logf("link: an envelope of server %d is refused: %v", who.Server, err)

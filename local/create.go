@@ -40,7 +40,8 @@ type Shape struct {
 	Sched   config.Sched // "" is gang
 	Memory  ident.Bytes  // of each server
 
-	Overcommit int // a new cluster's servers promise so many times that much; 0 is 1
+	Lend       bool // servers of a new cluster lend each other memory
+	Overcommit int  // a new cluster's servers promise so many times that much; 0 is 1
 
 	Drills     bool // drills may break the servers; one that exists and refuses them is changed
 	PlainPages bool // a new cluster's page traffic is not encrypted
@@ -192,7 +193,7 @@ func create(dir string, want Shape) (*Cluster, error) {
 		}
 		cfg := &config.Server{
 			ClusterID: c.ID, ClusterName: c.Name, Drills: want.Drills, Name: p.Name, Cell: p.Cell, Role: p.Role,
-			DataDir: s.DataDir, Slots: want.Slots, Sched: want.Sched, CPUs: slotCPUs(i, want.Slots), MemoryBytes: want.Memory, Overcommit: max(1, want.Overcommit), Nice: -10,
+			DataDir: s.DataDir, Slots: want.Slots, Sched: want.Sched, CPUs: slotCPUs(i, want.Slots), MemoryBytes: want.Memory, Overcommit: max(1, want.Overcommit), Lend: want.Lend, Nice: -10,
 			SecretFile: filepath.Join(dir, "secret"), PageEncryption: !want.PlainPages, Jail: !want.NoJail,
 			Listen: config.Listen{Peer: p.Peer, Gossip: p.Gossip, Pages: "127.0.0.1", APIUnix: filepath.Join(s.DataDir, "api.sock"),
 				APITCP: s.APITCP},

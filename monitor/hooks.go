@@ -102,6 +102,16 @@ func serversForPlacement(st *cells.State) []balancer.Server {
 	return out
 }
 
+// PromisedBytes is how much of a server's memory active VMs may use.
+func PromisedBytes(st *cells.State, server ident.ServerID) ident.Bytes {
+	for _, s := range serversForPlacement(st) {
+		if s.ID == server {
+			return s.UsedBytes
+		}
+	}
+	return 0
+}
+
 // container answers what a loss means to a VM with recovery's decision.
 type container struct{}
 
@@ -114,6 +124,10 @@ func (container) Contain(loss cells.Loss, vm *cells.VM) cells.Outcome {
 	for i := range vm.Parts {
 		p := &vm.Parts[i]
 		v.Parts = append(v.Parts, recovery.Part{Part: p.Part, Server: p.Server, Incarnation: p.Incarnation, Gone: p.Gone, Cell: p.Cell, Standby: p.Standby, Holds: vm.CanGoBackTo(p)})
+	}
+	for _, b := range vm.Loans() {
+		i := slices.IndexFunc(v.Parts, func(p recovery.Part) bool { return p.Part == b.Part })
+		v.Parts[i].Lenders = append(v.Parts[i].Lenders, recovery.Lender{Server: b.Server, Incarnation: b.Incarnation})
 	}
 	d := recovery.Contain(l, v)
 	kind := map[recovery.Fate]cells.OutcomeKind{

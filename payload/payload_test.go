@@ -181,3 +181,10 @@ func TestPhases(t *testing.T) {
 		t.Errorf("records %v, want one for each of four phases", r.Records)
 	}
 }
+
+func TestRows(t *testing.T) {
+	r := run(t, "rows", "8 10 0 1", 1, 16*ident.MiB)
+	if len(r.Records) != 4 {
+		t.Errorf("records %v, want one for each share of cold rows", r.Records)
+	}
+}

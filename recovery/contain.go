@@ -40,6 +40,18 @@ type Part struct {
 	Gone        bool // lost earlier
 	Standby     bool // holds a replica and runs nothing
 	Holds       bool // it has a checkpoint that the VM can go back to
+	Lenders     []Lender
+}
+
+// Lender is a server that holds memory for a part, which is lost with it.
+type Lender struct {
+	Server      ident.ServerID
+	Incarnation ident.Incarnation
+}
+
+// on tells whether the part is lost with a server.
+func (p *Part) on(l LostServer) bool {
+	return l.Server == p.Server && l.Incarnation == p.Incarnation || slices.Contains(p.Lenders, Lender{l.Server, l.Incarnation})
 }
 
 // Fate is what becomes of a VM.
@@ -72,7 +84,7 @@ func Contain(loss Loss, vm VM) Decision {
 		if p.Gone {
 			continue
 		}
-		i := slices.IndexFunc(loss.Servers, func(l LostServer) bool { return l.Server == p.Server && l.Incarnation == p.Incarnation })
+		i := slices.IndexFunc(loss.Servers, p.on)
 		if i < 0 {
 			if !p.Standby {
 				left++

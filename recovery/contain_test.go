@@ -12,6 +12,7 @@ func TestContain(t *testing.T) {
 	c := LostServer{Server: 3, Name: "c-1", Cell: "c", Incarnation: 3}
 	home := LostServer{Server: 1, Name: "a-1", Cell: "a", Incarnation: 1, WholeCell: true}
 	former := LostServer{Server: 2, Name: "b-1", Cell: "b", Incarnation: 1, WholeCell: true}
+	borrows := Part{Part: 0, Server: 1, Incarnation: 1, Lenders: []Lender{{9, 9}, {2, 2}}}
 	for _, tt := range []struct {
 		name   string
 		lost   []LostServer
@@ -31,6 +32,14 @@ func TestContain(t *testing.T) {
 		{"touch, but it never ran", []LostServer{b}, VM{OnLossTouch: true, Parts: parts}, Lost, "cell b lost in epoch 7", 1},
 		{"a part lost before is not lost again", []LostServer{b}, VM{Running: true, OnLossTouch: true,
 			Parts: []Part{parts[0], {Part: 1, Server: 2, Incarnation: 2, Gone: true}}}, Untouched, "", 0},
+		{"who lends memory", []LostServer{b}, VM{Running: true, Parts: []Part{borrows}}, Lost, "cell b lost in epoch 7", 1},
+		{"who lends memory to a part that goes on elsewhere", []LostServer{b}, VM{Running: true, OnLossTouch: true, Home: 2, Parts: []Part{borrows, parts[2]}}, Continues,
+			"cell b lost in epoch 7", 1},
+		{"who lends memory to a protected VM", []LostServer{b}, VM{Running: true, Parts: []Part{borrows, {Part: 2, Server: 3, Incarnation: 3, Standby: true, Holds: true}}}, Restored,
+			"cell b lost in epoch 7", 1},
+		{"who lends memory to the image of a recovery", []LostServer{b}, VM{Running: true, Parts: []Part{{Part: 0, Server: 1, Incarnation: 1, Holds: true, Lenders: borrows.Lenders}}},
+			Lost, "cell b lost in epoch 7", 1},
+		{"a former incarnation of who lends memory", []LostServer{former}, VM{Running: true, Parts: []Part{borrows}}, Untouched, "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := Contain(Loss{Epoch: 7, Servers: tt.lost}, tt.vm)

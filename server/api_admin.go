@@ -65,6 +65,7 @@ func (s *Server) counters() map[string]uint64 {
 	s.workers.addStats(out)
 	s.gangs.addStats(out)
 	s.loads.addStats(out)
+	s.lends.shared.addStats(out)
 	return out
 }
 

@@ -97,10 +97,13 @@ func serverMessage(snap *snapshot, sv *cells.Server, l load) *api.Server {
 // serverMessages lists the servers by name.
 func serverMessages(snap *snapshot) []*api.Server {
 	byServer := loads(snap.state)
+	loans := snap.state.LoansByServer()
 	var out []*api.Server
 	for i := range snap.state.Servers {
 		sv := &snap.state.Servers[i]
-		out = append(out, serverMessage(snap, sv, byServer[sv.ID]))
+		m := serverMessage(snap, sv, byServer[sv.ID])
+		m.BorrowsFrom, m.LendsTo = loans[sv.ID].From, loans[sv.ID].To
+		out = append(out, m)
 	}
 	slices.SortFunc(out, func(a, b *api.Server) int { return strings.Compare(a.Name, b.Name) })
 	return out
@@ -138,8 +141,12 @@ func pagingMessage(p *wire.WorkerPaging) *api.PagingCounters {
 	if p == nil {
 		return nil
 	}
-	return &api.PagingCounters{LimitBytes: uint64(p.LimitBytes), FileBytes: uint64(p.FileBytes), In: p.In, Out: p.Out, Dropped: p.Dropped, Zero: p.Zero,
-		Again: p.Again, InMicros: uint64(p.InMicros), InMicrosSum: p.InMicrosSum, Error: p.Error}
+	out := &api.PagingCounters{LimitBytes: uint64(p.LimitBytes), FileBytes: uint64(p.FileBytes), In: p.In, Out: p.Out, Dropped: p.Dropped, Zero: p.Zero,
+		Again: p.Again, InMicros: uint64(p.InMicros), InMicrosSum: p.InMicrosSum, Error: p.Error, Lent: p.Lent, Returned: p.Returned}
+	for _, o := range p.Loans {
+		out.Loans = append(out.Loans, &api.Loan{Server: string(o.Name), Cell: string(o.Cell), LimitBytes: uint64(o.LimitBytes), HeldBytes: uint64(o.HeldBytes)})
+	}
+	return out
 }
 
 func cellMessages(state *cells.State) []*api.Cell {

@@ -191,6 +191,11 @@ func vmsOn(st *cells.State, stop map[ident.ServerID]bool) []string {
 			}
 			out = append(out, fmt.Sprintf("vm %s: %s on server %s", vm.Spec.Name, what, p.ServerName))
 		}
+		for _, b := range vm.Loans() {
+			if stop[b.Server] {
+				out = append(out, fmt.Sprintf("vm %s: memory that it has borrowed on server %s", vm.Spec.Name, b.ServerName))
+			}
+		}
 		if vm.Moved.Epoch == vm.Epoch && resuming(st, vm) {
 			out = append(out, fmt.Sprintf("vm %s: it is just being taken over by another server", vm.Spec.Name))
 		}

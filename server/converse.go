@@ -155,7 +155,10 @@ func (w *worker) outgoing() []wire.ToWorker {
 	if w.guest.limit != w.sent.memory {
 		out = append(out, wire.ToWorker{Memory: w.guest.limit})
 	}
-	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.hand, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers, w.guest.limit}
+	if w.lenders != w.sent.lenders {
+		out = append(out, wire.ToWorker{Lenders: w.lenders})
+	}
+	w.sent = sentMarks{w.lease, w.members, w.protect, w.swtch, w.hand, w.pause, w.stop, w.faults, w.asked, w.sent.typed, w.peers, w.guest.limit, w.lenders}
 	return out
 }
 

@@ -78,7 +78,7 @@ func (s *Server) isPart(vm ident.VMID, addr string) bool {
 			return true
 		}
 	}
-	return false
+	return s.lends.shared.isLender(vm, addr)
 }
 
 const (

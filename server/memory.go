@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/cellvisor/cellvisor/cells"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/mem/paging"
 	"github.com/cellvisor/cellvisor/monitor"
@@ -16,6 +17,8 @@ type memoryRule struct {
 	on     bool
 	memory ident.Bytes
 	file   ident.Bytes // of all paging files
+	lend   bool        // memory of other servers may be borrowed
+	lent   ident.Bytes // of memory, to other servers
 }
 
 // ofGuest is what the division of memory is about.
@@ -52,9 +55,9 @@ func (s *supervisor) divideMemory(starting *worker) {
 		}
 		parts, told = append(parts, p), append(told, w)
 	}
-	for i, share := range paging.Divide(s.rule.memory, s.rule.file, parts) {
+	for i, share := range paging.Divide(s.rule.memory-min(s.rule.memory, s.rule.lent), s.rule.file, parts) {
 		w := told[i]
-		next := wire.WorkerMemory{LimitBytes: share.Limit, FileBytes: share.File}
+		next := wire.WorkerMemory{LimitBytes: share.Limit, FileBytes: share.File, Borrow: s.rule.lend}
 		w.mu.Lock()
 		now := w.guest.limit
 		w.mu.Unlock()
@@ -62,6 +65,41 @@ func (s *supervisor) divideMemory(starting *worker) {
 			w.post(func() { w.guest.limit = &next })
 		}
 	}
+}
+
+// setLent says how much of the memory is lent to other servers.
+func (s *supervisor) setLent(n ident.Bytes) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rule.lent != n {
+		s.rule.lent = n
+		s.divideMemory(nil)
+	}
+}
+
+// memoryUse tells how much of this server's memory its own parts use, and how much more they could. Where memory is promised only once, they use what is
+// promised to them.
+func (s *supervisor) memoryUse(st *cells.State, self ident.ServerID) (used, missing ident.Bytes) {
+	if !s.rule.on {
+		return monitor.PromisedBytes(st, self), 0
+	}
+	for _, w := range s.all() {
+		w.mu.Lock()
+		stats, bytes := w.stats, w.guest.bytes
+		w.mu.Unlock()
+		if stats == nil || stats.Paging == nil {
+			continue
+		}
+		used += stats.ResidentBytes
+		out := stats.Paging.FileBytes
+		for _, o := range stats.Paging.Loans {
+			out += o.HeldBytes
+		}
+		if pressed(stats.ResidentBytes, stats.Paging.LimitBytes) {
+			missing += min(out, bytes-min(bytes, stats.ResidentBytes))
+		}
+	}
+	return used, missing
 }
 
 // notable tells whether a change is worth a message.
@@ -118,6 +156,11 @@ func addPaging(out map[string]uint64, p *wire.WorkerPaging) {
 	out["paging.dropped"] += p.Dropped
 	out["paging.zero"] += p.Zero
 	out["paging.again"] += p.Again
+	out["paging.lent"] += p.Lent
+	out["paging.returned"] += p.Returned
+	for _, o := range p.Loans {
+		out["paging.borrowed_bytes"] += uint64(o.HeldBytes)
+	}
 	out["paging.in_micros_sum"] += p.InMicrosSum
 	out["paging.in_micros_typical"] = max(out["paging.in_micros_typical"], uint64(p.InMicros))
 }

@@ -28,6 +28,9 @@ func (h peerHandler) HandleEnvelope(e wire.Envelope) error {
 	if e.Kind == wire.EnvelopeLoad {
 		return h.s.loads.receive(&e)
 	}
+	if e.Kind == wire.EnvelopeLend {
+		return h.s.lends.take(&e)
+	}
 	if e.Kind != wire.EnvelopeMonitor {
 		return fmt.Errorf("kind %d is not for a server", e.Kind)
 	}

@@ -193,7 +193,7 @@ func (p *proof) belongs(w workerProcess, server ident.ServerID) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("worker process %d may be one of its: %w", w.pid, err)
 	}
-	return spec.ClusterID == p.clusterID && spec.Server == server, nil
+	return spec.ClusterID == p.clusterID && spec.Server == server && !spec.Lends, nil // a lender acts on nobody's behalf: it only gives back what it was given
 }
 
 // awaitGone returns nil when the process is gone.

@@ -57,6 +57,7 @@ type Server struct {
 	service *service
 	gangs   *gangs
 	loads   *loadReports
+	lends   *lendings
 	board   board
 	faults  *faults
 	metrics *metricsEndpoint
@@ -128,7 +129,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	}
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
 	s.workers.scrub = ident.Micros(s.cfg.Scrub.Microseconds())
-	s.workers.rule = memoryRule{on: s.cfg.Overcommit > 1, memory: s.cfg.MemoryBytes, file: s.cfg.PagingBytes}
+	s.workers.rule = memoryRule{on: s.cfg.Overcommit > 1, memory: s.cfg.MemoryBytes, file: s.cfg.PagingBytes, lend: s.cfg.Lend}
 	s.workers.prepare, s.workers.report = s.prepareFiles, s.report
 	stored, err := s.store.Load()
 	if err != nil {
@@ -154,6 +155,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.loads = newLoadReports(s)
+	s.lends = newLendings(s)
 	s.peers, err = link.ListenPeers(s.secured(link.PeersConfig{
 		ClusterID: id.ClusterID, Self: id.Server, Secret: s.cfg.Secret, ListenAddr: s.cfg.Listen.Peer, Handler: peerHandler{s}, Stamp: s.stamp,
 		Logf: func(format string, args ...any) { s.log.Debug().Msgf(format, args...) },
@@ -177,6 +179,7 @@ func (s *Server) run(ctx context.Context) error {
 	defer stopLoop()
 	var loopErr error
 	tasks.Go(func() { newCaretaker(s).run(ctx) })
+	tasks.Go(func() { s.lends.run(ctx) })
 	tasks.Go(func() { s.audit.run(ctx, s) })
 	tasks.Go(func() { s.loads.run(ctx) })
 	tasks.Go(func() { s.gangs.run(ctx) })
@@ -340,7 +343,11 @@ func (s *Server) info() cells.ServerInfo {
 		Addrs:   cells.Addrs{Peer: s.cfg.Listen.Peer, API: s.apiAddr(), Gossip: s.cfg.Listen.Gossip},
 		Slots:   s.cfg.Slots, MemoryBytes: s.cfg.MemoryBytes * ident.Bytes(max(1, s.cfg.Overcommit)), HostSched: s.cfg.Sched == config.SchedHost,
 	}
+	if s.cfg.Lend {
+		info.PhysicalBytes = s.cfg.MemoryBytes
+	}
 	if s.unfit != "" {
+		info.PhysicalBytes = 0
 		info.Slots, info.MemoryBytes = 0, 0
 	}
 	return info

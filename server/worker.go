@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,8 +51,9 @@ type worker struct {
 	asked   *wire.WorkerMapAsk                  // protected by mu; the newest question only
 	maps    map[uint64]chan *wire.WorkerPageMap // protected by mu; who waits for an answer, by token
 	typed   typing
-	peers   *wire.WorkerPeers // protected by mu
-	guest   ofGuest           // protected by mu
+	peers   *wire.WorkerPeers   // protected by mu
+	guest   ofGuest             // protected by mu
+	lenders *wire.WorkerLenders // protected by mu
 }
 
 type sentMarks struct {
@@ -67,6 +69,7 @@ type sentMarks struct {
 	typed   uint64 // number
 	peers   *wire.WorkerPeers
 	memory  *wire.WorkerMemory
+	lenders *wire.WorkerLenders
 }
 
 // post changes what the worker is to know and wakes the sender.
@@ -218,6 +221,13 @@ func (s *supervisor) adopt() {
 	if err != nil {
 		s.log.Error().Err(err).Msg("cannot look for workers of an earlier run")
 	}
+	own = slices.DeleteFunc(own, func(p ownProcess) bool { // see lenderProcess
+		lends := readSpec(p.dir).Lends
+		if lends {
+			p.Close()
+		}
+		return lends
+	})
 	results := make([]*adopted, len(own))
 	var all sync.WaitGroup
 	for i, p := range own {

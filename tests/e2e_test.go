@@ -85,6 +85,9 @@ func TestScripts(t *testing.T) {
 			if cond == "long" {
 				return os.Getenv("LONG_SCRIPTS") == "1", nil
 			}
+			if cond == "borrow" {
+				return os.Getenv("BORROW_SCRIPT") == "1", nil
+			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 	})

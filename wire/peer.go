@@ -50,6 +50,7 @@ const (
 	EnvelopeGang                              // a GangSlice or GangReport
 	EnvelopeLoad                              // a LoadReport
 	EnvelopeAudit                             // the head of the sender's audit log
+	EnvelopeLend                              // a LendMessage
 	envelopeKindEnd
 )
 

@@ -44,6 +44,8 @@ type WorkerSpec struct {
 	Standby     bool              `json:"standby,omitempty"`      // holds a replica of the VM and runs nothing until it has to take over
 	Options     map[string]string `json:"options,omitempty"`
 
+	Lends bool `json:"lends,omitempty"` // no part of a VM: the process that lends memory of this server, see ToLender
+
 	Linux *WorkerLinux `json:"linux,omitempty"` // the payload file is a Linux kernel
 
 	Memory *WorkerMemory `json:"memory,omitempty"` // what the part may hold at first; nil: all that its VM has, always
@@ -127,6 +129,7 @@ type ToWorker struct {
 	Faults  *WorkerFaults  `json:"faults,omitempty"`
 	Peers   *WorkerPeers   `json:"peers,omitempty"`
 	Memory  *WorkerMemory  `json:"memory,omitempty"`
+	Lenders *WorkerLenders `json:"lenders,omitempty"`
 }
 
 // WorkerFaults is what a drill breaks at a worker, in place of what was broken before.

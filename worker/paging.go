@@ -13,8 +13,8 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
-// Where the server promises its guests more memory than it has, each part holds no more than serve tells it. What has no room goes to a file in the
-// worker's directory, which has no name once it is open, so that it is gone when the worker is. The part's memory is watched from the start then, also
+// Where the server promises its guests more memory than it has, each part holds no more than serve tells it. What has no room goes to servers that
+// lend theirs, or to a file in the worker's directory, which has no name once it is open, so that it is gone when the worker is. The part's memory is watched from the start then, also
 // that of a VM that has no other part: whatever is not in memory must fault.
 
 // openPaging makes the paging file and the pager. Nothing is in guest memory yet.
@@ -34,26 +34,54 @@ func (w *Worker) openPaging(memory *ram.RAM) error {
 	if err := os.Remove(path); err != nil {
 		return errors.Join(fmt.Errorf("paging file: %w", err), file.Close())
 	}
-	w.pager = memory.Page(file, m.LimitBytes, m.FileBytes)
+	if !m.Borrow {
+		w.pager = memory.Page(onlyFile{file}, m.LimitBytes, m.FileBytes)
+		return nil
+	}
+	w.backing = newBacking(file, w.fail)
+	w.backing.setFile(m.FileBytes)
+	if w.backing.plane, err = w.listenLenders(); err != nil {
+		return err
+	}
+	if err := w.backing.plane.SetMembers(lendEpoch, []wire.WorkerMember{{Part: 0}}); err != nil {
+		return err
+	}
+	w.pager = memory.Page(w.backing, m.LimitBytes, m.FileBytes)
+	go w.backing.write()
+	go w.backing.keep(w.ctx)
 	return nil
 }
 
+// onlyFile is a paging file, where nobody lends memory.
+type onlyFile struct{ *os.File }
+
+// Free implements ram.Store.
+func (onlyFile) Free(uint32) {}
+
 // limits carries out what serve says about memory, the newest word only: letting go of much takes a while.
 type limits struct {
-	mu   sync.Mutex
-	next *wire.WorkerMemory // protected by mu
-	busy bool               // protected by mu
+	mu      sync.Mutex
+	memory  *wire.WorkerMemory  // protected by mu; the next
+	lenders *wire.WorkerLenders // protected by mu; the next
+	busy    bool                // protected by mu
 }
 
-// setMemory takes in how much the part may hold from now on.
+// setMemory takes in how much the part may hold from now on, and setLenders who holds more for it.
 func (w *Worker) setMemory(m wire.WorkerMemory) {
+	w.limits.next(w, func(l *limits) { l.memory = &m })
+}
+
+func (w *Worker) setLenders(m wire.WorkerLenders) {
+	w.limits.next(w, func(l *limits) { l.lenders = &m })
+}
+
+func (l *limits) next(w *Worker, change func(*limits)) {
 	if w.pager == nil {
 		return
 	}
-	l := &w.limits
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.next = &m
+	change(l)
 	if l.busy {
 		return
 	}
@@ -61,13 +89,31 @@ func (w *Worker) setMemory(m wire.WorkerMemory) {
 	go func() {
 		for {
 			l.mu.Lock()
-			m := l.next
-			l.next, l.busy = nil, m != nil
+			m, n := l.memory, l.lenders
+			l.memory, l.lenders, l.busy = nil, nil, m != nil || n != nil
 			l.mu.Unlock()
-			if m == nil {
+			if m == nil && n == nil {
 				return
 			}
-			w.pager.SetLimit(m.LimitBytes, m.FileBytes)
+			if w.backing == nil {
+				if m != nil {
+					w.pager.SetLimit(m.LimitBytes, m.FileBytes)
+				}
+				continue
+			}
+			if m != nil {
+				w.backing.setFile(m.FileBytes)
+			}
+			if n != nil {
+				if err := w.backing.setLenders(*n); err != nil {
+					w.log.Warn().Err(err).Msg("memory that lenders want back")
+				}
+			}
+			limit := w.pager.Limit()
+			if m != nil {
+				limit = m.LimitBytes
+			}
+			w.pager.SetLimit(limit, w.backing.room())
 		}
 	}()
 }
@@ -79,6 +125,10 @@ func (w *Worker) pagingStats() *wire.WorkerPaging {
 	}
 	w.pager.Settle()
 	s := w.pager.Stats()
-	return &wire.WorkerPaging{LimitBytes: s.Limit, FileBytes: s.File, In: s.In, Out: s.Out, Dropped: s.Dropped, Zero: s.Zero, Again: s.Again,
+	out := &wire.WorkerPaging{LimitBytes: s.Limit, FileBytes: s.File, In: s.In, Out: s.Out, Dropped: s.Dropped, Zero: s.Zero, Again: s.Again,
 		InMicrosSum: s.InMicros, InMicros: s.InMicrosTypical, Error: s.Error}
+	if w.backing != nil {
+		w.backing.stats(out)
+	}
+	return out
 }

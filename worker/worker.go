@@ -56,6 +56,7 @@ type Worker struct {
 	saver      *saver
 	linux      *linuxGuest // nil unless the guest is a Linux machine
 	pager      *ram.Pager  // nil: this part may hold all of the guest's memory
+	backing    *backing    // nil: nobody lends to it
 	limits     limits
 	hints      hints
 
@@ -95,6 +96,9 @@ func Run(dir string, log zerolog.Logger) error {
 	spec, err := readSpec(dir)
 	if err != nil {
 		return err
+	}
+	if spec.Lends {
+		return runLender(dir, *spec, log)
 	}
 	w := &Worker{spec: *spec, files: files{dir: dir}, stopped: make(chan struct{})}
 	w.log = log.With().Str("vm", spec.Name).Stringer("part", spec.Part).Logger()
@@ -302,6 +306,8 @@ func (w *Worker) handleControl(m wire.ToWorker) {
 		w.typeLinux(*m.Typed)
 	case m.Memory != nil:
 		w.setMemory(*m.Memory)
+	case m.Lenders != nil:
+		w.setLenders(*m.Lenders)
 	case m.Stop != nil:
 		w.log.Info().Str("reason", m.Stop.Reason).Msg("told to stop")
 		if h := w.home.Load(); h != nil && m.Stop.Final && !h.keepsDisks() {

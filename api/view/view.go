@@ -63,6 +63,9 @@ type Server struct {
 	Cordoned    bool   `json:"cordoned"`
 	Unfit       string `json:"unfit_reason"`
 	Version     string `json:"version"`
+
+	BorrowsFrom []string `json:"borrows_from,omitempty"`
+	LendsTo     []string `json:"lends_to,omitempty"`
 }
 
 // OfServer converts one server.
@@ -72,7 +75,7 @@ func OfServer(s *api.Server) Server {
 		Role: s.GetRole().Word(), ID: s.GetId(), API: s.GetApiAddr(), Incarnation: s.GetIncarnation(),
 		Voter: s.GetVoter(), Leader: s.GetLeader(), Slots: s.GetSlots(), SlotsUsed: s.GetSlotsUsed(),
 		Memory: s.GetMemoryBytes(), MemoryUsed: s.GetMemoryUsedBytes(), Cordoned: s.GetCordoned(),
-		Unfit: s.GetUnfitReason(), Version: s.GetVersion(),
+		Unfit: s.GetUnfitReason(), Version: s.GetVersion(), BorrowsFrom: s.GetBorrowsFrom(), LendsTo: s.GetLendsTo(),
 	}
 }
 

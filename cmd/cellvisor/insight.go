@@ -84,6 +84,8 @@ func (a *app) printServer(s *api.Server, counters map[string]uint64) error {
 		"cordoned", yesNo(s.GetCordoned()),
 		"slots", fmt.Sprintf("%d of %d used", s.GetSlotsUsed(), s.GetSlots()),
 		"memory", human(s.GetMemoryUsedBytes())+" of "+human(s.GetMemoryBytes())+" used",
+		"borrows from", strings.Join(s.GetBorrowsFrom(), ", "),
+		"lends to", strings.Join(s.GetLendsTo(), ", "),
 		"process", fmt.Sprint(s.GetPid()),
 		"peer address", s.GetAddr(),
 		"API", s.GetApiAddr(),

@@ -21,6 +21,7 @@ import (
 type upFlags struct {
 	cells, servers, slots int
 	overcommit, slow      int
+	lend                  bool
 	memory, dir, sched    string
 	drills                string
 	detach, respawn, keep bool
@@ -69,6 +70,7 @@ A directory that holds a stopped cluster is started again as it was.`,
 	fl.IntVar(&f.slots, "slots", 4, "vCPUs that a server may run at a time")
 	fl.StringVar(&f.sched, "sched", "gang", "the vCPUs of a VM run together or not at all, or as Linux likes (gang|host)")
 	fl.StringVar(&f.memory, "memory", "", "guest memory of each server (default: a fair share of what is available)")
+	fl.BoolVar(&f.lend, "lend", false, "let servers that are short of memory borrow from others (new clusters)")
 	fl.IntVar(&f.overcommit, "overcommit", 1, "promise guests so many times that much; they get it as they touch it (new clusters)")
 	fl.StringVar(&f.dir, "dir", "", "directory of the cluster (default $CELLVISOR_DIR, else below $XDG_RUNTIME_DIR or /tmp)")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when all servers are live")
@@ -111,7 +113,7 @@ func (f *upFlags) options(a *app, cmd *cobra.Command, command []string) (opt loc
 		}
 	}
 	opt.Shape.PlainPages, opt.Shape.NoJail, opt.Shape.Drills = f.plainPages, f.noJail, f.drills == "allow"
-	opt.Shape.Overcommit, opt.Shape.Slow = f.overcommit, f.slow
+	opt.Shape.Overcommit, opt.Shape.Slow, opt.Shape.Lend = f.overcommit, f.slow, f.lend
 	if given("cells") {
 		opt.Shape.Cells = f.cells
 	}

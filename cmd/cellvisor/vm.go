@@ -191,9 +191,17 @@ func (a *app) pagingTable(v *api.VM) {
 		lines = append(lines, []string{w.GetServer(), human(p.GetLimitBytes()), human(p.GetFileBytes()), n(p.GetIn()), n(p.GetOut()), n(p.GetDropped()), n(p.GetZero()),
 			n(p.GetAgain()), n(p.GetInMicros()) + " us", state})
 	}
-	if len(lines) > 1 {
-		fmt.Fprintln(a.out)
-		a.table(lines)
+	loans := [][]string{{"BORROWS", "FROM", "CELL", "MAY HOLD", "HOLDS"}}
+	for _, w := range v.GetWorkers() {
+		for _, o := range w.GetCounters().GetPaging().GetLoans() {
+			loans = append(loans, []string{w.GetServer(), o.GetServer(), o.GetCell(), human(o.GetLimitBytes()), human(o.GetHeldBytes())})
+		}
+	}
+	for _, t := range [][][]string{lines, loans} {
+		if len(t) > 1 {
+			fmt.Fprintln(a.out)
+			a.table(t)
+		}
 	}
 }
 

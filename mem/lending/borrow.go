@@ -15,6 +15,7 @@ type Lender struct {
 	Limit  ident.Bytes // its last answer; 0: none
 	Held   ident.Bytes
 	Asked  ident.Micros // when it was asked last; 0: never
+	Closed bool         // nothing may be there: it is about to leave, or has the VM's replica
 	Owes   bool         // it may think that something is held or wanted there: the last question was not "nothing", or was not answered
 }
 
@@ -63,7 +64,7 @@ func Plan(now ident.Micros, b Borrower, lenders []Lender) (out []Ask) {
 		spare := l.Limit - min(l.Limit, l.Held)
 		want := l.Held
 		switch {
-		case !b.MayBorrow(l.Cell) || !preferred && hope && l.Held == 0:
+		case l.Closed || !b.MayBorrow(l.Cell) || !preferred && hope && l.Held == 0:
 			want = 0
 		case b.Short && left > 0 && spare < chunk:
 			want = max(l.Limit, l.Held) + min(step(chunk, l.Held), left)
@@ -72,7 +73,7 @@ func Plan(now ident.Micros, b Borrower, lenders []Lender) (out []Ask) {
 		}
 		left -= min(left, max(want, l.Held)-l.Held)
 		refused := l.Asked != 0 && l.Limit <= l.Held
-		hope = hope || preferred && b.Short && !refused
+		hope = hope || preferred && b.Short && !refused && !l.Closed
 		switch {
 		case l.Limit == 0 && l.Held == 0 && want == 0 && !l.Owes:
 		case l.Limit == 0 && l.Held == 0 && want > 0 && l.Asked != 0 && now-l.Asked < AskAgain: // it had nothing

@@ -1,4 +1,5 @@
-// Package lending decides who lends memory to whom: Cellular Disco's rules, scaled to a server's size. It is pure; so far the simulator runs it (sim/lending).
+// Package lending decides who lends memory to whom: Cellular Disco's rules, scaled to a server's size. It is pure; server's lendings run it, and
+// the simulator (sim/lending).
 //
 // A borrower's part asks each lender that it has, or would have, about once a second: so much I hold there, so much I want to hold. The answer is a
 // limit. There is no other message: a limit below what is held is a recall.
@@ -50,9 +51,10 @@ func step(chunk, held ident.Bytes) ident.Bytes { return max(chunk, held/2) }
 
 // Timing.
 const (
-	RenewEvery = ident.Second     // a borrower asks
-	ReturnIn   = 5 * ident.Second // a borrower gives back what was recalled; after that the lender helps itself
-	AskAgain   = 3 * ident.Second // a lender that had nothing
+	RenewEvery = ident.Second      // a borrower asks
+	ReturnIn   = 5 * ident.Second  // a borrower gives back what was recalled; after that the lender helps itself
+	Forgotten  = 60 * ident.Second // without a question from who has never come to hold anything, and is not going to
+	AskAgain   = 3 * ident.Second  // a lender that had nothing
 )
 
 // Canaries lists the bugs that can be planted, for proving that the simulator finds them.
@@ -70,12 +72,19 @@ func (k Key) compare(o Key) int { return cmp.Or(cmp.Compare(k.VM, o.VM), cmp.Com
 type Loan struct {
 	Key
 	Limit    ident.Bytes
-	Held     ident.Bytes  // as the borrower said last
-	Paged    bool         // the lender has paged it out, being overdue
-	number   uint64       // of the last question
-	told     ident.Bytes  // the most that the borrower may take for its limit
+	Held     ident.Bytes // as the borrower said last
+	Paged    bool        // the lender has paged it out, being overdue
+	number   uint64      // of the last question
+	told     ident.Bytes // the most that the borrower may take for its limit
+	renewed  ident.Micros
 	recalled ident.Micros // since when Held or told is above Limit; 0: neither is
 }
+
+// Most is how much the borrower may hold at this moment: what was lent was more before, and it may not know yet.
+func (l *Loan) Most() ident.Bytes { return max(l.told, l.Held, l.Limit) }
+
+// Renewed is when the borrower asked last.
+func (l *Loan) Renewed() ident.Micros { return l.renewed }
 
 // costs is how much of the lender's memory a loan takes.
 func (l *Loan) costs() ident.Bytes {
@@ -97,6 +106,14 @@ type Ledger struct {
 // NewLedger returns the ledger of a server that lends nothing yet.
 func NewLedger(memory ident.Bytes, canary string) *Ledger {
 	return &Ledger{memory: memory, canary: canary}
+}
+
+// Adopt takes in a loan that an earlier ledger of this server made.
+func (l *Ledger) Adopt(now ident.Micros, k Key, limit, most, held ident.Bytes) {
+	if i, found := l.find(k); !found {
+		l.loans = slices.Insert(l.loans, i, Loan{Key: k, Limit: limit, told: most, Held: held, renewed: now})
+		l.note(now)
+	}
 }
 
 // Lent is how much memory others may hold here, or still do.
@@ -167,7 +184,7 @@ func (l *Ledger) Renew(now ident.Micros, k Key, number uint64, has, held, want i
 		return 0, false
 	}
 	o.number = number
-	o.Held, o.told = held, max(has, o.Limit)
+	o.Held, o.told, o.renewed = held, max(has, o.Limit), now
 	t := Of(l.memory)
 	switch {
 	case want <= o.Limit:
@@ -182,7 +199,7 @@ func (l *Ledger) Renew(now ident.Micros, k Key, number uint64, has, held, want i
 	return o.Limit, true
 }
 
-// End says that a borrower holds nothing any more, or is gone. A silent one may still hold what it was told: its loan ends only by this.
+// End says that a borrower holds nothing any more.
 func (l *Ledger) End(k Key) {
 	l.loans = slices.DeleteFunc(l.loans, func(o Loan) bool { return o.Key == k })
 }

@@ -63,6 +63,8 @@ type entry struct {
 
 // Table knows the places of a part's pages. It belongs to one goroutine.
 type Table struct {
+	OnFree func(slot uint32) // if set: told of each slot that is not needed any more
+
 	canary string
 	pages  uint64
 	limit  int
@@ -186,6 +188,9 @@ func (t *Table) each(page ident.PageNo, n uint64, f func(ident.PageNo, *entry)) 
 func (t *Table) release(e *entry) {
 	if e.where == Out {
 		t.free = append(t.free, e.slot)
+		if t.OnFree != nil {
+			t.OnFree(e.slot)
+		}
 		e.slot = 0
 	}
 }
@@ -339,7 +344,12 @@ func (t *Table) Pages(w Where, f func(ident.PageNo)) {
 
 // Reset says that all contents are gone.
 func (t *Table) Reset() {
+	told := t.OnFree
+	if told != nil {
+		t.Pages(Out, func(page ident.PageNo) { told(t.entry(page).slot) })
+	}
 	*t = *New(t.pages, t.limit, t.slots, t.canary)
+	t.OnFree = told
 }
 
 // Check returns an error if the table breaks an invariant.

@@ -1,5 +1,5 @@
 // Package lending simulates servers that lend each other memory: VMs whose needs change, messages that are late, lost and out of order, servers that
-// die and come back. The rules are those of mem/lending, which no server follows yet.
+// die and come back. The rules are those of mem/lending, which servers follow.
 //
 // It holds, at any time,
 //   - what a server's own parts and others hold in its memory is no more than it has;

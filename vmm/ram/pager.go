@@ -44,6 +44,8 @@ type Pager struct {
 type Store interface {
 	io.ReaderAt
 	io.WriterAt
+	// Free says that a slot is not needed any more.
+	Free(slot uint32)
 }
 
 // Block names a block of the page's size on one of the VM's disks, and where it can be read.
@@ -74,6 +76,7 @@ const pagerBatch = 32
 func (r *RAM) Page(store Store, limit, file ident.Bytes) *Pager {
 	p := &Pager{r: r, store: store, blocks: map[ident.PageNo]Block{}}
 	p.table = paging.New(r.Pages(), pagesOf(limit), pagesOf(file), "")
+	p.table.OnFree = store.Free
 	r.pager = p
 	return p
 }
@@ -87,6 +90,13 @@ func (p *Pager) SetLimit(limit, file ident.Bytes) {
 	p.retry = time.Time{}
 	p.mu.Unlock()
 	p.Settle()
+}
+
+// Limit is how much may be in memory.
+func (p *Pager) Limit() ident.Bytes {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return ident.Bytes(p.table.Limit()) << ident.PageShift
 }
 
 // Settle lets leave what is above the limit, for instance because it could not leave before.

@@ -1,0 +1,75 @@
+// rows [MIB] [HOT_PERCENT] [WAIT_S] [SECONDS]: a table of rows of one page each, as a database keeps it. It is filled, then read and changed: a transaction
+// reads READS rows, checks all of each, and writes one again. Rows are drawn from the first HOT_PERCENT of the table, but for some in ten thousand, which
+// are drawn from all of it: 0, 1, 10 and 100 in turn, for SECONDS each. Emits, for each, the transactions a second. Before the first it idles for WAIT_S, so
+// that memory can move. Exit 0, or 1 if a row was wrong. One vCPU works.
+#include "payload.h"
+
+extern u8 _end[];
+
+enum { WORDS = PAGE / 8, READS = 16 };
+
+static const u32 cold[] = {0, 1, 10, 100};
+
+typedef volatile u64 row[WORDS]; // its number, its version, and words that follow from both
+
+static u64 seed = 1;
+
+static inline u64 draw(void) {
+    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+    return seed >> 33;
+}
+
+static inline u64 word_of(u64 number, u64 version, u32 i) { return (number * 0x9e3779b97f4a7c15ull + version) ^ ((u64)i * 0xbf58476d1ce4e5b9ull); }
+
+static void write_row(row *r, u64 number, u64 version) {
+    (*r)[0] = number;
+    (*r)[1] = version;
+    for (u32 i = 2; i < WORDS; i++) (*r)[i] = word_of(number, version, i);
+}
+
+static u64 read_row(row *r, u64 number) {
+    u64 version = (*r)[1];
+    if ((*r)[0] != number) fail(S("row "), U(number), S(" says that it is "), U((*r)[0]));
+    for (u32 i = 2; i < WORDS; i++)
+        if ((*r)[i] != word_of(number, version, i)) fail(S("row "), U(number), S(" is wrong at word "), U(i));
+    return version;
+}
+
+static u64 transact(row *table, u64 rows, u64 hot, u32 share) {
+    u64 last = 0;
+    for (u32 n = 0; n < READS; n++) {
+        last = draw() % (draw() % 10000 < share ? rows : hot);
+        u64 version = read_row(&table[last], last);
+        if (n == READS - 1) write_row(&table[last], last, version + 1);
+    }
+    return last;
+}
+
+static u32 rate(row *table, u64 rows, u64 hot, u32 share, u32 ms) {
+    u32 begun = clock_ms(), now = begun;
+    u64 done = 0;
+    while ((now = clock_ms()) - begun < ms)
+        for (u32 n = 0; n < 100; n++, done++) transact(table, rows, hot, share);
+    return (u32)(done * 1000 / (now - begun));
+}
+
+void guest_main(u64 cpu, u64 cpus, u64 ram, const char *args) {
+    (void)cpus;
+    if (cpu) idle_forever();
+    row *table = (row *)(((u64)_end + PAGE - 1) & ~(u64)(PAGE - 1));
+    u64 most = (ram - (u64)table) / PAGE, rows = arg_u64(args, 0, 0) << 8;
+    if (!rows || rows > most) rows = most;
+    u64 hot = rows * arg_u64(args, 1, 10) / 100, wait = arg_u64(args, 2, 0);
+    u32 ms = (u32)arg_u64(args, 3, 1) * 1000;
+    if (!hot) hot = 1;
+    for (u64 n = 0; n < rows; n++) write_row(&table[n], n, 0);
+    say(S("rows: "), U(rows), S(" rows, "), U(hot), S(" of them hot"));
+    for (u64 n = 0; n < wait; n++) idle_us(1000000);
+    for (u32 i = 0; i < sizeof cold / sizeof *cold; i++) {
+        rate(table, rows, hot, cold[i], ms / 5); // what is hot comes near
+        u32 n = rate(table, rows, hot, cold[i], ms);
+        say(S("rows: "), U(cold[i]), S(" in 10000 cold: "), U(n), S(" transactions a second"));
+        emit(n);
+    }
+    vm_exit(0);
+}

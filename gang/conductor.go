@@ -25,6 +25,7 @@ type conductor struct {
 	start   ident.Micros // of the present slice; it may lie ahead by the lead
 	end     ident.Micros // when the next one begins
 	nominal ident.Micros // when it would end if somebody waited
+	set     ident.Micros // when end was last set
 	late    ident.Micros // how long after the time for it slices are planned
 	servers []peer       // by rising ID
 	gangs   []gang       // by rising VM
@@ -92,7 +93,7 @@ func (c *Core) rebuildConductor(now ident.Micros) {
 	if !l.active {
 		l.active, l.start, l.end, l.nominal = true, now, now, now
 	}
-	c.tellSelf(now)
+	c.tellSelf(now, c.member.parts)
 	c.cut(now, now) // everybody is told anew
 }
 
@@ -155,14 +156,18 @@ func (l *conductor) lead() ident.Micros {
 	return min(max(minLead, 2*late), maxLead)
 }
 
-// ahead is how long before its begin a slice is planned: as long as telling it takes, and on one server for the conductor to get a CPU and tell all
+// ahead is how long before its begin a slice is planned that nobody waits for: long enough for a message that is slow for once, such as one in a
+// hundred is, since who gets it late begins late, and the gang's other half spins. On one server it is for the conductor to get a CPU and tell all
 // workers, so that these let go of slots and take them at the same moment.
 func (l *conductor) ahead() ident.Micros {
 	if len(l.servers) >= 2 {
-		return l.lead()
+		return max(planLead, l.lead())
 	}
 	return min(max(ownLead, 2*l.late), maxLead)
 }
+
+// soon is how long before its begin a slice must be planned at least.
+func (l *conductor) soon() ident.Micros { return min(l.ahead(), max(ownLead, l.lead())) }
 
 // took folds in how long something took: the longest counts, and is forgotten slowly.
 func took(before, now ident.Micros) ident.Micros { return max(now, before-before/delayFade) }
@@ -171,7 +176,7 @@ func took(before, now ident.Micros) ident.Micros { return max(now, before-before
 const delayFade = 32
 
 // planAt is when the next slice is to be planned.
-func (l *conductor) planAt() ident.Micros { return l.end - l.ahead() }
+func (l *conductor) planAt() ident.Micros { return max(l.end-l.ahead(), l.set) }
 
 // takeReport takes a server's word on its vCPUs, starts what can start at once, and ends the slice early if somebody woke who waits longest.
 func (c *Core) takeReport(now ident.Micros, from ident.ServerID, r *wire.GangReport) {
@@ -236,7 +241,7 @@ func (c *Core) rotate(now ident.Micros) {
 	start := max(l.end, now)
 	l.late = took(l.late, now-l.planAt())
 	if now > l.planAt() { // late: still together
-		start = max(start, now+l.ahead()/2)
+		start = max(start, now+l.soon()/2)
 	}
 	for i := range l.gangs {
 		c.charge(start, &l.gangs[i])
@@ -262,6 +267,7 @@ func (c *Core) rotate(now ident.Micros) {
 	if !waiting {
 		l.end = start + keepAlive
 	}
+	l.set = now
 	c.count.Slices++
 	c.tell(now, start)
 }
@@ -307,7 +313,9 @@ func (c *Core) fill(now ident.Micros) {
 // cut lets the slice end at the given time, if it would not end earlier.
 func (c *Core) cut(now, at ident.Micros) {
 	l := &c.lead
-	l.end = min(l.end, max(at, now+l.ahead()))
+	if end := max(at, now+l.soon()); end < l.end {
+		l.end, l.set = end, now
+	}
 }
 
 // tell sends each server what is new to it.

@@ -15,7 +15,7 @@ const (
 	Rotation   = 200 * ident.Millisecond // in which every gang should run once, as long as MinSlice allows
 	MinCharge  = 500 * ident.Micros(1)   // of one start
 	SliceLease = 300 * ident.Millisecond // a conductor that is silent for so long conducts no more
-	OrderLease = ident.Second            // a worker that hears nothing for so long is free
+	OrderLease = 4 * ident.Second        // a worker that hears nothing for so long is free
 
 	DefaultWeight = 100
 	MaxWeight     = 10_000
@@ -24,11 +24,12 @@ const (
 const (
 	minLead    = 2 * ident.Millisecond // between a plan and its begin on several servers: at least, and at most
 	maxLead    = 8 * ident.Millisecond
-	ownLead    = 500 * ident.Micros(1)   // at least, if all is on one server
-	keepAlive  = 100 * ident.Millisecond // between slices that change nothing
-	orderRenew = 300 * ident.Millisecond // an order is repeated after so long
-	reportGap  = ident.Millisecond       // between reports of a server
-	echoGap    = 20 * ident.Millisecond  // between reports that only serve to compare clocks
+	planLead   = 6 * ident.Millisecond    // the same for slices that nobody waits for
+	ownLead    = 500 * ident.Micros(1)    // at least, if all is on one server
+	keepAlive  = 100 * ident.Millisecond  // between slices that change nothing
+	orderRenew = 1500 * ident.Millisecond // an order is repeated after so long
+	reportGap  = ident.Millisecond        // between reports of a server
+	echoGap    = 20 * ident.Millisecond   // between reports that only serve to compare clocks
 )
 
 // Config says who a core is.

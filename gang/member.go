@@ -104,14 +104,19 @@ func (c *Core) takeNote(now ident.Micros, n wire.SliceNote) {
 	if p == nil {
 		return
 	}
+	whole := c.member.changed
 	if busy := min(max(n.Busy, 0), p.vcpus); busy != p.busy {
 		p.busy, c.member.changed = busy, true
 	}
 	if n.Number != 0 && len(c.member.started) < wire.GangEntryLimit {
 		c.member.started = append(c.member.started, wire.GangStart{VM: n.VM, Number: n.Number, First: n.First, Last: n.Last})
 	}
-	if c.lead.active && (c.member.changed || n.Number != 0) { // the conductor's own workers: no report, no gap
-		c.tellSelf(now)
+	switch { // the conductor's own workers: no report, no gap
+	case !c.lead.active || !c.member.changed && n.Number == 0:
+	case whole:
+		c.tellSelf(now, c.member.parts)
+	default:
+		c.tellSelf(now, []part{*p})
 	}
 }
 
@@ -252,25 +257,25 @@ func (c *Core) reportDue() (ident.Micros, bool) {
 
 func (c *Core) report(now ident.Micros) {
 	m := &c.member
-	r := m.snapshot()
+	r := m.snapshot(m.parts)
 	r.Sent = now
 	m.changed, m.reported, m.echoed, m.started = false, now, m.number, nil
 	c.messages = append(c.messages, Message{To: c.domain.conductor, Report: r})
 	c.count.Reports++
 }
 
-func (m *member) snapshot() *wire.GangReport {
+func (m *member) snapshot(parts []part) *wire.GangReport {
 	r := &wire.GangReport{Number: m.number, EchoSent: m.echoSent, Received: m.received, Started: m.started}
-	for i := range m.parts {
-		r.Busy = append(r.Busy, wire.GangBusy{VM: m.parts[i].vm, VCPUs: m.parts[i].busy})
+	for i := range parts {
+		r.Busy = append(r.Busy, wire.GangBusy{VM: parts[i].vm, VCPUs: parts[i].busy})
 	}
 	return r
 }
 
-// tellSelf is the report of a conductor to itself.
-func (c *Core) tellSelf(now ident.Micros) {
+// tellSelf is the report of a conductor to itself, about some of its parts.
+func (c *Core) tellSelf(now ident.Micros, parts []part) {
 	m := &c.member
-	r := m.snapshot()
+	r := m.snapshot(parts)
 	m.changed, m.started = false, nil
 	c.takeReport(now, c.cfg.Self, r)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/link/futex"
+	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -350,4 +351,4 @@ func (w *Worker) handleVCPU(req link.DeviceRequest) {
 }
 
 // lowerPriority puts a vCPU's thread below those that serve pages.
-func lowerPriority() { _ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) }
+func lowerPriority() { priority.Lower(unix.Gettid()) }

@@ -23,7 +23,8 @@ const leavesGang = time.Millisecond
 // A note can be lost: serve's socket takes few datagrams at a time. So a part that is held although it has work says so again, and a vCPU
 // that leaves or comes back tries until the note is taken: it would only wait otherwise.
 const (
-	remindAfter  = 20 * ident.Millisecond
+	remindAfter  = 20 * ident.Millisecond  // what was not taken
+	remindAnyway = 500 * ident.Millisecond // what was
 	noteAttempts = 100
 	notePause    = time.Millisecond
 )
@@ -48,6 +49,7 @@ type slicer struct {
 	order   wire.SliceOrder   // carried out; the thread's
 	pending []wire.SliceOrder // for times to come, by time; the thread's
 	remind  ident.Micros      // when to say again that there is work; the thread's
+	refused atomic.Bool       // serve's socket has not taken the last note
 	in      [wire.SliceDatagramLimit]byte
 }
 
@@ -99,7 +101,10 @@ func (s *slicer) remindServe() {
 	if busy := s.busy(); busy > 0 {
 		s.send(wire.SliceNote{VM: s.w.spec.VM, Busy: busy})
 	}
-	s.remind = now + remindAfter
+	s.remind = now + remindAnyway
+	if s.refused.Load() {
+		s.remind = now + remindAfter
+	}
 }
 
 // sleep waits for an order, for the time of the pending one, or for the end of the present one.
@@ -162,11 +167,11 @@ func (s *slicer) carryOut(o wire.SliceOrder) {
 		s.pin(nil)
 		note.First, note.Last = s.w.guard.setTurn(true, nil)
 	}
-	if before.Mode == wire.SliceRun && note.First != 0 {
+	if before.Mode == wire.SliceRun && note.First != 0 && !s.w.alone() { // when the vCPUs of a server began is of interest beside others only
 		note.Number = before.Number
 	}
-	if before.Mode == wire.SliceFree || note.Number != 0 {
-		s.send(note)
+	if (before.Mode == wire.SliceFree || note.Number != 0) && !s.send(note) {
+		s.remind = min(s.remind, bootMicros()+remindAfter)
 	}
 }
 
@@ -278,7 +283,9 @@ func (s *slicer) changed() {
 func (s *slicer) send(n wire.SliceNote) bool {
 	var buf [64]byte
 	err := unix.Sendto(s.fd, wire.AppendSliceNote(buf[:0], &n), unix.MSG_DONTWAIT, &s.bell)
-	return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS)
+	taken := !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS)
+	s.refused.Store(!taken)
+	return taken
 }
 
 // letGo frees the vCPUs because serve has gone away: until another one comes, nobody would end a hold. Any goroutine may call it.

@@ -14,6 +14,7 @@ type Running struct {
 	Parts   []RunningPart
 	Span    []ident.CellName // cells that it was asked to lie in; empty: any
 	Settled bool             // moved not long ago, or otherwise not to be touched
+	Whole   bool             // its vCPUs do not go one by one
 }
 
 // RunningPart is a VM's part. Those of its vCPUs that idle are no load.
@@ -27,10 +28,12 @@ type RunningPart struct {
 // busy counts the vCPUs that have work.
 func (p *RunningPart) busy() int { return p.VCPUs - min(p.Idle, p.VCPUs) }
 
-// Transfer moves the vCPUs that a VM has on one server to another one. With, if not zero, is the VM whose part goes the other way.
+// Transfer moves the part that a VM has on one server to another one, or, Apart, some of its vCPUs to the part that it has there. With, if not zero, is the VM
+// whose part goes the other way.
 type Transfer struct {
 	VM        ident.VMID
 	VCPUs     int
+	Apart     bool
 	From, To  ident.ServerID
 	With      ident.VMID
 	WithVCPUs int
@@ -42,10 +45,17 @@ const tries = 64
 
 // Rebalance is the periodic balancer: it goes down the load tree to where left and right differ by more than one vCPU and moves or swaps a part from
 // the heavy side to the light one, until nothing is left to do or there are limit transfers. A part never goes to a server that is closed, has too few slots or too
-// little memory, runs a sibling, or lies outside the VM's span; it never spreads its VM over more cells. At last it brings VMs together that lie in
-// several cells without need, where that costs nothing. The servers' UsedVCPUs count the vCPUs that have work.
+// little memory, runs a sibling, or lies outside the VM's span; it never spreads its VM over more cells. Single vCPUs go to where their VM has a part, as long as
+// that has slots for them. At last it brings VMs together that lie in several cells, or run on several servers, without need, where that costs nothing. The
+// servers' UsedVCPUs count the vCPUs that have work.
 func Rebalance(servers []Server, vms []Running, limit int) []Transfer {
+	return RebalanceWith(servers, vms, limit, "")
+}
+
+// RebalanceWith is Rebalance with a planted bug, for the simulator.
+func RebalanceWith(servers []Server, vms []Running, limit int, canary string) []Transfer {
 	b := newBalance(servers, vms)
+	b.canary = canary
 	var out []Transfer
 	for len(out) < limit {
 		t, ok := b.next(1)
@@ -54,6 +64,9 @@ func Rebalance(servers []Server, vms []Running, limit int) []Transfer {
 		}
 		if !ok {
 			t, ok = b.together()
+		}
+		if !ok {
+			t, ok = b.gather()
 		}
 		if !ok {
 			break
@@ -71,6 +84,7 @@ type balance struct {
 	vms     []Running // own copies
 	on      [][]int   // by leaf: indices of VMs with a part there
 	cell    map[ident.ServerID]ident.CellName
+	canary  string
 }
 
 func newBalance(servers []Server, vms []Running) *balance {
@@ -171,11 +185,14 @@ func (b *balance) below(node int) []int {
 	return out
 }
 
-// option is a part that may move.
+// option is a part that may move, or some of its vCPUs.
 type option struct {
 	vm, part int
+	apart    int // so many vCPUs go to the part that the VM has there; 0: the part moves
 	cells    int // that its VM depends on more than before; negative is good
+	wider    int // servers that run vCPUs of the VM more than before, likewise
 	far      int // 1 if it leaves its cell
+	copies   int // 1 if memory is copied
 }
 
 // pair finds the best transfer between two servers.
@@ -186,7 +203,7 @@ func (b *balance) pair(from, to int) (Transfer, bool) {
 	options := b.options(from, to)
 	for _, o := range options {
 		p := b.vms[o.vm].Parts[o.part]
-		if lessens(b.leaf(from), b.leaf(to), p.busy()) && p.Bytes <= b.servers[to].free() {
+		if o.apart > 0 || lessens(b.leaf(from), b.leaf(to), p.busy()) && p.Bytes <= b.servers[to].free() {
 			return b.transfer(o, from, to, nil), true
 		}
 	}
@@ -194,7 +211,7 @@ func (b *balance) pair(from, to int) (Transfer, bool) {
 	for _, o := range options {
 		for _, w := range back {
 			p, q := b.vms[o.vm].Parts[o.part], b.vms[w.vm].Parts[w.part]
-			if net := p.busy() - q.busy(); net < 1 || !lessens(b.leaf(from), b.leaf(to), net) || o.vm == w.vm ||
+			if net := p.busy() - q.busy(); w.apart > 0 || net < 1 || !lessens(b.leaf(from), b.leaf(to), net) || o.vm == w.vm ||
 				p.Bytes > b.servers[to].free()+q.Bytes || q.Bytes > b.servers[from].free()+p.Bytes {
 				continue
 			}
@@ -204,30 +221,35 @@ func (b *balance) pair(from, to int) (Transfer, bool) {
 	return Transfer{}, false
 }
 
-// options lists the parts on one server that may go to another, those first that bring VMs together, then those that stay in their cell, then the
-// largest. Memory is for the caller to look at: a swap frees some.
+// options lists the parts on one server that may go to another, or some of whose vCPUs may, those first that bring VMs together, then those that stay in their
+// cell, then those that copy nothing, then the largest. Memory is for the caller to look at: a swap frees some.
 func (b *balance) options(from, to int) []option {
 	var out []option
 	target := &b.servers[to]
 	for _, i := range b.on[from] {
 		vm := &b.vms[i]
 		at := slices.IndexFunc(vm.Parts, func(p RunningPart) bool { return p.Server == b.servers[from].ID })
-		if vm.Settled || at < 0 || vm.Parts[at].VCPUs > target.Slots || vm.Parts[at].busy() < 1 ||
-			slices.ContainsFunc(vm.Parts, func(p RunningPart) bool { return p.Server == target.ID }) {
+		if vm.Settled || at < 0 || vm.Parts[at].busy() < 1 {
 			continue
 		}
-		cells, ok := b.cellsAfter(vm, at, target.Cell)
-		if !ok {
+		o := option{vm: i, part: at, copies: 1}
+		if sibling := slices.IndexFunc(vm.Parts, func(p RunningPart) bool { return p.Server == target.ID }); sibling >= 0 {
+			if o.apart, o.copies = b.apart(vm, at, sibling, target), 0; o.apart == 0 {
+				continue
+			}
+			o.wider = vm.wider(at, sibling, o.apart)
+		} else if cells, ok := b.cellsAfter(vm, at, target.Cell); ok && vm.Parts[at].VCPUs <= target.Slots {
+			o.cells = cells
+		} else {
 			continue
 		}
-		o := option{vm: i, part: at, cells: cells}
 		if target.Cell != b.servers[from].Cell {
 			o.far = 1
 		}
 		out = append(out, o)
 	}
 	slices.SortFunc(out, func(x, y option) int {
-		return cmp.Or(cmp.Compare(x.cells, y.cells), cmp.Compare(x.far, y.far),
+		return cmp.Or(cmp.Compare(x.cells, y.cells), cmp.Compare(x.wider, y.wider), cmp.Compare(x.far, y.far), cmp.Compare(x.copies, y.copies),
 			cmp.Compare(b.vms[y.vm].Parts[y.part].busy(), b.vms[x.vm].Parts[x.part].busy()), cmp.Compare(b.vms[x.vm].VM, b.vms[y.vm].VM))
 	})
 	return out
@@ -313,6 +335,9 @@ func (b *balance) transfer(o option, from, to int, w *option) Transfer {
 	f, t := &b.servers[from], &b.servers[to]
 	p := b.vms[o.vm].Parts[o.part]
 	out := Transfer{VM: b.vms[o.vm].VM, VCPUs: p.VCPUs, From: f.ID, To: t.ID}
+	if o.apart > 0 {
+		out.VCPUs, out.Apart = o.apart, true
+	}
 	out.Reason = fmt.Sprintf("%s has %d busy vCPUs on %d slots, %s %d on %d", f.Name, b.leaf(from).vcpus, f.Slots, t.Name, b.leaf(to).vcpus, t.Slots)
 	if w != nil {
 		out.With, out.WithVCPUs = b.vms[w.vm].VM, b.vms[w.vm].Parts[w.part].VCPUs
@@ -322,6 +347,10 @@ func (b *balance) transfer(o option, from, to int, w *option) Transfer {
 
 // apply makes a transfer true in the plan.
 func (b *balance) apply(t Transfer) {
+	if t.Apart {
+		b.shiftVCPUs(t)
+		return
+	}
 	b.shift(t.VM, t.From, t.To)
 	if t.With != 0 {
 		b.shift(t.With, t.To, t.From)

@@ -20,7 +20,7 @@ func drawCluster(t *rapid.T) ([]Server, []Running) {
 	}
 	var vms []Running
 	for i := range rapid.IntRange(0, 30).Draw(t, "vms") {
-		vm := Running{VM: ident.VMID(i + 1), Settled: rapid.IntRange(0, 9).Draw(t, "settled") == 0}
+		vm := Running{VM: ident.VMID(i + 1), Settled: rapid.IntRange(0, 9).Draw(t, "settled") == 0, Whole: rapid.IntRange(0, 9).Draw(t, "whole") == 0}
 		for range rapid.IntRange(1, 3).Draw(t, "parts") {
 			s := &servers[rapid.IntRange(0, len(servers)-1).Draw(t, "server")]
 			if slices.ContainsFunc(vm.Parts, func(p RunningPart) bool { return p.Server == s.ID }) {
@@ -77,12 +77,16 @@ func TestRebalanceProperties(t *testing.T) {
 			t.Fatal("it never ends")
 		}
 		for _, x := range plan {
-			before, cells := unevenness(servers), len(cellsIn(servers, vms[x.VM-1]))
-			move(t, servers, vms, x.VM, x.From, x.To, x.VCPUs)
+			before, cells, running := unevenness(servers), len(cellsIn(servers, vms[x.VM-1])), vms[x.VM-1].running()
+			if x.Apart {
+				moveVCPUs(t, servers, vms, x)
+			} else {
+				move(t, servers, vms, x.VM, x.From, x.To, x.VCPUs)
+			}
 			if x.With != 0 {
 				move(t, servers, vms, x.With, x.To, x.From, x.WithVCPUs)
 			}
-			closer := len(cellsIn(servers, vms[x.VM-1])) < cells
+			closer := len(cellsIn(servers, vms[x.VM-1])) < cells || vms[x.VM-1].running() < running
 			if after := unevenness(servers); after > before || after == before && !closer {
 				t.Fatalf("%+v: unevenness goes from %d to %d", x, before, after)
 			}
@@ -125,6 +129,42 @@ func move(t *rapid.T, servers []Server, vms []Running, id ident.VMID, from, to i
 	for _, c := range after {
 		if len(vm.Span) > 0 && !slices.Contains(vm.Span, c) {
 			t.Fatalf("VM %d leaves its span %v for %s", id, vm.Span, c)
+		}
+	}
+}
+
+func moveVCPUs(t *rapid.T, servers []Server, vms []Running, x Transfer) {
+	vm, target := &vms[x.VM-1], &servers[x.To-1]
+	from := slices.IndexFunc(vm.Parts, func(p RunningPart) bool { return p.Server == x.From })
+	to := slices.IndexFunc(vm.Parts, func(p RunningPart) bool { return p.Server == x.To })
+	switch {
+	case from < 0 || to < 0 || x.With != 0 || x.VCPUs < 1:
+		t.Fatalf("%+v of %+v", x, vm)
+	case vm.Parts[from].VCPUs < x.VCPUs || vm.Parts[from].Idle > 0 && vm.Parts[from].VCPUs != x.VCPUs:
+		t.Fatalf("%d vCPUs leave %+v", x.VCPUs, vm.Parts[from])
+	case vm.Settled || vm.Whole:
+		t.Fatalf("VM %d is to be left alone", x.VM)
+	case !target.Open || vm.Parts[to].VCPUs+x.VCPUs > target.Slots:
+		t.Fatalf("%+v: too much for %+v", x, target)
+	}
+	p, q := &vm.Parts[from], &vm.Parts[to]
+	servers[x.From-1].UsedVCPUs -= p.busy()
+	target.UsedVCPUs -= q.busy()
+	p.VCPUs, q.VCPUs = p.VCPUs-x.VCPUs, q.VCPUs+x.VCPUs
+	if p.VCPUs == 0 {
+		p.Idle, q.Idle = 0, q.Idle+p.Idle
+	}
+	servers[x.From-1].UsedVCPUs += p.busy()
+	target.UsedVCPUs += q.busy()
+	for _, c := range vm.Span {
+		at, has := 0, 0
+		for _, o := range vm.Parts {
+			if servers[o.Server-1].Cell == c {
+				at, has = at+1, has+o.VCPUs
+			}
+		}
+		if at > 0 && has == 0 {
+			t.Fatalf("%+v leaves VM %d without a vCPU in cell %s of its span", x, x.VM, c)
 		}
 	}
 }
@@ -243,5 +283,58 @@ func TestTogether(t *testing.T) {
 	}
 	if plan := Rebalance(servers, []Running{{VM: 1, Parts: parts, Span: []ident.CellName{"a", "b"}}}, 10); len(plan) != 0 {
 		t.Errorf("against its span: %+v", plan)
+	}
+}
+
+// Single vCPUs go where their VM has a part already: as many as even the load out and as have slots, and never the last one of a cell of the span.
+func TestSingleVCPUs(t *testing.T) {
+	servers := func(slots ...int) []Server {
+		var out []Server
+		for i, n := range slots {
+			cell := ident.CellName(rune('a' + i))
+			out = append(out, Server{ID: ident.ServerID(i + 1), Name: ident.ServerName(cell) + "-1", Cell: cell, Open: true, Slots: n, MemoryBytes: ident.GiB})
+		}
+		return out
+	}
+	part := func(on ident.ServerID, vcpus int) RunningPart { return RunningPart{on, vcpus, ident.MiB, 0} }
+	two := []ident.CellName{"a", "b"}
+	for _, c := range []struct {
+		name    string
+		servers []Server
+		vm      Running
+		moved   int
+		from    ident.ServerID
+	}{
+		{"half of them", servers(4, 4), Running{Parts: []RunningPart{part(1, 4), part(2, 0)}}, 2, 1},
+		{"as many as have slots", servers(8, 1), Running{Parts: []RunningPart{part(1, 8), part(2, 0)}}, 1, 1},
+		{"a difference of one is none", servers(4, 4), Running{Span: two, Parts: []RunningPart{part(1, 2), part(2, 1)}}, 0, 0},
+		{"a Linux guest's stay", servers(4, 4), Running{Whole: true, Parts: []RunningPart{part(1, 4), part(2, 0)}}, 0, 0},
+		{"some idle, and nobody knows which", servers(4, 4), Running{Span: two, Parts: []RunningPart{{1, 4, 0, 1}, part(2, 0)}}, 0, 0},
+		{"each cell of the span keeps one", servers(1, 8), Running{Span: two, Parts: []RunningPart{part(1, 1), part(2, 1)}}, 0, 0},
+		{"together, where that costs nothing", servers(1, 8), Running{Parts: []RunningPart{part(1, 1), part(2, 1)}}, 1, 1},
+	} {
+		for _, p := range c.vm.Parts {
+			c.servers[p.Server-1].UsedVCPUs += p.busy()
+		}
+		c.vm.VM = 1
+		before := Score(c.servers)
+		plan := Rebalance(slices.Clone(c.servers), []Running{c.vm}, 10)
+		if c.moved == 0 {
+			if len(plan) > 0 {
+				t.Errorf("%s: %+v", c.name, plan)
+			}
+			continue
+		}
+		if len(plan) != 1 || !plan[0].Apart || plan[0].VCPUs != c.moved || plan[0].From != c.from {
+			t.Errorf("%s: %+v, want %d vCPUs from server %d", c.name, plan, c.moved, c.from)
+			continue
+		}
+		for _, x := range plan {
+			c.servers[x.From-1].UsedVCPUs -= x.VCPUs
+			c.servers[x.To-1].UsedVCPUs += x.VCPUs
+		}
+		if after := Score(c.servers); after > before {
+			t.Errorf("%s: the score goes from %d to %d", c.name, before, after)
+		}
 	}
 }

@@ -20,6 +20,9 @@ const (
 // CanaryStaleMove plants a bug for tests of the simulator: a balance's move goes where it was planned to, whether it still may or not.
 const CanaryStaleMove = "stale-move"
 
+// CanaryTwinVCPU plants another: a vCPU that was handed over stays where it was, too.
+const CanaryTwinVCPU = "twin-vcpu"
+
 // MaxBalanceMoves bounds the steps of one balance: what it was planned on is old when the last ones begin.
 const MaxBalanceMoves = 64
 
@@ -41,10 +44,12 @@ type PartIdle struct {
 	VCPUs  int            `json:"vcpus"`
 }
 
-// Transfer is a move, or a swap, that makes the load more even. With, if not zero, is the VM whose part goes the other way.
+// Transfer is a move, or a swap, that makes the load more even. With, if not zero, is the VM whose part goes the other way. VCPUs, if not zero, is how many
+// of the vCPUs go to the part that the VM has there; the part stays.
 type Transfer struct {
 	VM       ident.VMID
 	From, To ident.ServerID
+	VCPUs    int
 	With     ident.VMID
 	Reason   string
 }
@@ -116,7 +121,7 @@ func planBalance(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Ope
 	op.ScoreBefore = hooks.Balancer.Score(&p.st)
 	var leave []ident.VMID
 	for i := range p.st.VMs {
-		if vm := &p.st.VMs[i]; vm.State != VMRunning || vm.Move != nil || c.SettledSinceMs != 0 && vm.MovedMs > c.SettledSinceMs {
+		if vm := &p.st.VMs[i]; vm.State != VMRunning || vm.Move != nil || vm.Hand != nil || c.SettledSinceMs != 0 && vm.MovedMs > c.SettledSinceMs {
 			leave = append(leave, vm.ID)
 		}
 	}
@@ -149,7 +154,11 @@ func planBalance(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Ope
 func (p *planner) transfer(t Transfer) {
 	trial := planner{st: p.st.Clone(), hooks: p.hooks, steps: slices.Clone(p.steps)}
 	first := len(trial.steps)
-	trial.members(trial.st.VM(t.VM), []ident.ServerID{t.From}, Destination{Server: t.To})
+	if t.VCPUs > 0 {
+		trial.vcpus(trial.st.VM(t.VM), t)
+	} else {
+		trial.members(trial.st.VM(t.VM), []ident.ServerID{t.From}, Destination{Server: t.To})
+	}
 	if t.With != 0 {
 		trial.members(trial.st.VM(t.With), []ident.ServerID{t.To}, Destination{Server: t.From})
 	}
@@ -160,6 +169,28 @@ func (p *planner) transfer(t Transfer) {
 		trial.steps[i].Reason = t.Reason
 	}
 	p.st, p.steps = trial.st, trial.steps
+}
+
+// vcpus plans that the last vCPUs of one part go to another one, each by a step of its own.
+func (p *planner) vcpus(vm *VM, t Transfer) {
+	from := slices.IndexFunc(vm.Parts, func(o VMPart) bool { return o.Server == t.From && !o.Gone && !o.Standby })
+	for range t.VCPUs {
+		if from < 0 || len(vm.Parts[from].VCPUs) == 0 {
+			p.blocked = append(p.blocked, fmt.Sprintf("vm %s: it has no vCPU there", vm.Spec.Name))
+			return
+		}
+		f := &vm.Parts[from]
+		id := f.VCPUs[len(f.VCPUs)-1]
+		to, fault := p.st.partFor(vm, id, Destination{Server: t.To})
+		if fault != nil {
+			p.blocked = append(p.blocked, fault.Text)
+			return
+		}
+		p.add(StepVCPU, vm, f, t.To)
+		last := &p.steps[len(p.steps)-1]
+		last.VCPU, last.Bytes = id, 0
+		vm.handOver(id, f.Part, to.Part)
+	}
 }
 
 // putOff tells what becomes of an exact operation's step that cannot be taken now: it waits for those before it, which may make room, or is left out.

@@ -79,6 +79,21 @@ func (v *VM) holder(id ident.VCPU) *VMPart {
 	return nil
 }
 
+// handOver makes a vCPU another part's. How many of theirs idle is what is known until the next reports.
+func (v *VM) handOver(id ident.VCPU, from, to ident.Part) {
+	for i := range v.Parts {
+		p := &v.Parts[i]
+		if p.Part == from {
+			p.VCPUs = slices.DeleteFunc(slices.Clone(p.VCPUs), func(o ident.VCPU) bool { return o == id })
+			p.Idle = min(p.Idle, len(p.VCPUs))
+		}
+		if p.Part == to {
+			p.VCPUs = append(slices.Clone(p.VCPUs), id)
+			slices.Sort(p.VCPUs)
+		}
+	}
+}
+
 // planVCPU plans that one vCPU goes to another part of its VM.
 func planVCPU(st *State, c *StartOperation, op *Operation) (*Operation, *Fault) {
 	vm, id := st.VMNamed(c.VM), *c.VCPU
@@ -144,9 +159,16 @@ func (f *FSM) beginHand(op *Operation, i int, vm *VM) {
 	s := &op.Steps[i]
 	from := vm.holder(s.VCPU)
 	to, fault := f.state.partFor(vm, s.VCPU, Destination{Server: s.To})
+	if fault != nil && f.hooks.Canary == CanaryStaleMove {
+		if at := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Server == s.To && !p.Gone && !p.Standby }); at >= 0 {
+			to, fault = &vm.Parts[at], nil
+		}
+	}
 	switch {
 	case from == nil || from.Server != s.From:
-		s.State, s.Note = StepFailed, "it is no longer there"
+		s.State, s.Note = op.givenUp(), "it is no longer there"
+	case vm.Paused && op.exact():
+		op.putOff(i, "the vm is paused")
 	case vm.Paused:
 		s.Note = "the vm is paused"
 	case fault != nil:
@@ -176,14 +198,13 @@ func (f *FSM) vcpuHanded(c *VCPUHanded) *Fault {
 		}
 		return nil
 	}
-	if from := vm.holder(h.VCPU); from != nil {
-		from.VCPUs = slices.DeleteFunc(from.VCPUs, func(id ident.VCPU) bool { return id == h.VCPU })
-		from.Idle = min(from.Idle, len(from.VCPUs))
+	if f.hooks.Canary == CanaryTwinVCPU {
+		vm.handOver(h.VCPU, h.To, h.To)
+	} else if from := vm.holder(h.VCPU); from != nil {
+		vm.handOver(h.VCPU, from.Part, h.To)
 	}
 	for i := range vm.Parts {
 		if to := &vm.Parts[i]; to.Part == h.To {
-			to.VCPUs = append(to.VCPUs, h.VCPU)
-			slices.Sort(to.VCPUs)
 			if h.Op == 0 && f.now.UnixMs-vm.PulledMs < pullToldMs {
 				continue
 			}

@@ -162,7 +162,7 @@ func (f *FSM) followStep(op *Operation, s *OpStep) {
 	case s.Kind == StepStandby && s.State == StepCopying:
 		f.followStandby(op, s, vm)
 	case s.Kind == StepVCPU && s.State.busy() && vm.Hand == nil:
-		s.State, s.Note = StepFailed, "the vm began anew meanwhile: its vCPUs are where they were"
+		s.State, s.Note = op.givenUp(), "the vm began anew meanwhile: its vCPUs are where they were"
 	}
 }
 

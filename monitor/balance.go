@@ -116,7 +116,11 @@ func (w *BalanceWatch) look(unixMs int64, st *cells.State, idle bool, seen *int,
 // suggestion tells people what could be done.
 func suggestion(op *cells.Operation) string {
 	s := op.Steps[0]
-	text := fmt.Sprintf("the load is uneven (%s): vm %s could go from %s to %s", s.Reason, s.Name, s.FromName, s.ToName)
+	what := "vm " + s.Name
+	if s.Kind == cells.StepVCPU {
+		what = fmt.Sprintf("vCPU %d of vm %s", s.VCPU, s.Name)
+	}
+	text := fmt.Sprintf("the load is uneven (%s): %s could go from %s to %s", s.Reason, what, s.FromName, s.ToName)
 	if n := len(op.Steps) - 1; n > 0 {
 		text += fmt.Sprintf(", and %d more", n)
 	}
@@ -124,16 +128,20 @@ func suggestion(op *cells.Operation) string {
 }
 
 // evener answers the replicated state's question what makes the load more even.
-type evener struct{}
+type evener struct{ canary string }
 
 // Next is the periodic balancer's next transfer.
-func (evener) Next(st *cells.State, leave []ident.VMID) (cells.Transfer, bool) {
-	plan := balancer.Rebalance(serversByWork(st), runningVMs(st, leave), 1)
+func (e evener) Next(st *cells.State, leave []ident.VMID) (cells.Transfer, bool) {
+	plan := balancer.RebalanceWith(serversByWork(st), runningVMs(st, leave), 1, e.canary)
 	if len(plan) == 0 {
 		return cells.Transfer{}, false
 	}
 	t := plan[0]
-	return cells.Transfer{VM: t.VM, From: t.From, To: t.To, With: t.With, Reason: t.Reason}, true
+	out := cells.Transfer{VM: t.VM, From: t.From, To: t.To, With: t.With, Reason: t.Reason}
+	if t.Apart {
+		out.VCPUs = t.VCPUs
+	}
+	return out, true
 }
 
 // Steal is the idle balancer's: the server with most slots free chooses first.
@@ -195,7 +203,7 @@ func runningVMs(st *cells.State, leave []ident.VMID) []balancer.Running {
 			continue
 		}
 		members := vm.Members()
-		r := balancer.Running{VM: vm.ID, Span: vm.Spec.Span}
+		r := balancer.Running{VM: vm.ID, Span: vm.Spec.Span, Whole: staysWhole(vm)}
 		_, r.Settled = slices.BinarySearch(leave, vm.ID)
 		for _, p := range members {
 			r.Parts = append(r.Parts, balancer.RunningPart{Server: p.Server, VCPUs: len(p.VCPUs), Idle: p.Idle, Bytes: vm.Spec.MemoryBytes / ident.Bytes(len(members))})
@@ -203,6 +211,13 @@ func runningVMs(st *cells.State, leave []ident.VMID) []balancer.Running {
 		out = append(out, r)
 	}
 	return out
+}
+
+// staysWhole tells whether a VM's vCPUs do not go one by one now: nothing hands a Linux guest's over, a paused one's stand still, and under some
+// policies they follow their pages.
+func staysWhole(vm *cells.VM) bool {
+	policy := vm.Spec.Options["locality"]
+	return vm.Spec.Linux != nil || vm.Paused || vm.Saving.Token != "" || policy == "move" || policy == "auto"
 }
 
 // ServerWork is a server that takes VMs, and what runs there.

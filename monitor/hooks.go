@@ -170,7 +170,7 @@ func PlanOperation(st *cells.State, c *cells.StartOperation) (*cells.Operation, 
 
 // hooksWith connects the decisions that the replicated state asks for.
 func hooksWith(canary string) cells.Hooks {
-	return cells.Hooks{Placer: placer{}, Mover: mover{}, Balancer: evener{}, Container: container{}, Canary: canary}
+	return cells.Hooks{Placer: placer{}, Mover: mover{}, Balancer: evener{canary}, Container: container{}, Canary: canary}
 }
 
 // NewFSM returns the replicated state of a cluster before its first command, with the decisions that a server connects to it. For simulations of

@@ -94,8 +94,10 @@ func (a *app) balancePlanCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "plan",
 		Short: "List the moves that would make the load even, with their reasons",
-		Long: `Lists the moves that would make the load even, each with its reason, and the score before and after. A VM is never moved where a sibling of it runs, to
-a server that is cordoned or too small, out of its span, or into more cells than it depends on.`,
+		Long: `Lists the moves that would make the load even, each with its reason, and the score before and after. A VM's part is never moved where another part of it is, to
+a server that is cordoned or too small, out of its span, or into more cells than it depends on. Single vCPUs go only to servers that hold a part of their VM, as
+"vm migrate --vcpu" has them go, and as long as there is a slot for each; no cell of the span is left without one. At last, VMs that run on several servers or lie
+in several cells without having been asked to are brought together where the load stays as even as it is.`,
 		Example: "  cellvisor balance plan\n  cellvisor balance plan -o json | jq '.steps[].reason'",
 		Args:    args(0, 0, ""),
 		RunE: a.withClient(func(ctx context.Context, c *api.Client, _ []string) error {
@@ -109,7 +111,7 @@ func (a *app) balanceApplyCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "Move VMs so that the load is even",
-		Long: `Does what "balance plan" lists, with VMs running: each stands still for some milliseconds. A move that has become impossible is left out. The work goes on in
+		Long: `Does what "balance plan" lists, with VMs running: each stands still for some milliseconds, and a single vCPU for less than one. A move that has become impossible is left out. The work goes on in
 the cluster under a number: Ctrl-C ends the watching only (exit code 5).`,
 		Example: "  cellvisor balance apply --yes\n  cellvisor balance apply --detach --max-parallel 1",
 		Args:    args(0, 0, ""),

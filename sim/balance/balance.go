@@ -1,10 +1,12 @@
 // Package balance simulates the balancers: servers in cells whose VMs idle and wake, load reports that are lost, servers that die, cells that are cordoned
-// while VMs move. The reporters, the plans and the replicated state are the production ones; what workers and the agreement take is only time here.
+// while VMs and single vCPUs move. The reporters, the plans and the replicated state are the production ones; what workers and the agreement take is only time here.
 //
 // It holds, at any time
 //   - nobody in the load tree counts a server twice, or one that is not in the view;
 //   - a move begins only to a server that is live, open, large enough and runs no sibling, and leaves a VM in its span and in no more cells;
-//   - no VM is moved twice within the time that it is to settle.
+//   - a vCPU goes only to a part of its VM that is on such a server, with a slot for it, and never leaves a cell of the VM's span without one;
+//   - every vCPU is on exactly one part;
+//   - no VM is moved twice within the time that it is to settle, but for several vCPUs of one move.
 //
 // Once nothing changes any more, the root knows of every live server, the registry has the true loads, and no move is left that would make them more even.
 package balance
@@ -25,7 +27,7 @@ func init() {
 		Name:     "balance",
 		Doc:      "loads that shift, reports that are lost, servers that die: the tree's sums are right, moves only where they may, no ping-pong",
 		Run:      Run,
-		Canaries: append([]string{cells.CanaryStaleMove}, balancer.Canaries...),
+		Canaries: append([]string{cells.CanaryStaleMove, balancer.CanaryBareCell, cells.CanaryTwinVCPU}, balancer.Canaries...),
 	})
 }
 
@@ -49,7 +51,7 @@ const (
 func run(seed uint64, canary string, tracing bool) error {
 	k := kernel.New(seed, kernel.Network{DelayMin: 30, DelayMax: 2 * ident.Millisecond, LossShare: 100, RepeatShare: 20, TailShare: 20, TailMax: 800 * ident.Millisecond})
 	k.Tracing = tracing
-	w := &world{World: k, canary: canary, watch: monitor.BalanceWatch{Canary: canary}, moved: map[ident.VMID]ident.Micros{}, idle: map[key]int{}}
+	w := &world{World: k, canary: canary, watch: monitor.BalanceWatch{Canary: canary}, moved: map[ident.VMID]lastMove{}, idle: map[key]int{}}
 	if err := w.build(); err != nil {
 		return fmt.Errorf("the world cannot be built: %w", err)
 	}
@@ -75,8 +77,15 @@ type world struct {
 	index   uint64
 	watch   monitor.BalanceWatch
 	servers []*server
-	idle    map[key]int                 // the truth
-	moved   map[ident.VMID]ident.Micros // when a VM was last moved
+	idle    map[key]int // the truth
+	moved   map[ident.VMID]lastMove
+	handed  int // vCPUs that went from part to part
+}
+
+// lastMove is when a VM, or one of its vCPUs, was last moved, and by what.
+type lastMove struct {
+	at ident.Micros
+	op cells.OpID
 }
 
 // key names a VM's vCPUs wherever they are: idling is the guest's.

@@ -22,6 +22,14 @@ func (w *world) checkMoves(before, after *cells.State) error {
 				return err
 			}
 		}
+		if vm.Hand != nil && (old.Hand == nil || old.Hand.Seq != vm.Hand.Seq) {
+			if err := checkHand(after, vm); err != nil {
+				return err
+			}
+		}
+		if err := w.checkVCPUs(old, vm); err != nil {
+			return err
+		}
 		if vm.Moved.Epoch != old.Moved.Epoch {
 			if err := w.checkMoved(after, old, vm); err != nil {
 				return err
@@ -84,11 +92,72 @@ func (w *world) checkMoved(st *cells.State, old, vm *cells.VM) error {
 			return fmt.Errorf("vm %s lies in %v, its span is %v", vm.Spec.Name, now, vm.Spec.Span)
 		}
 	}
-	if last, ok := w.moved[vm.ID]; ok && w.Now()-last < settle {
-		return fmt.Errorf("vm %s was moved %d us after it had been moved", vm.Spec.Name, w.Now()-last)
+	return w.checkSettled(vm, 0)
+}
+
+// checkSettled looks at when a VM was moved before. The vCPUs of one operation, unlike VMs, may be several.
+func (w *world) checkSettled(vm *cells.VM, op cells.OpID) error {
+	if last, ok := w.moved[vm.ID]; ok && w.Now()-last.at < settle && (op == 0 || op != last.op) {
+		return fmt.Errorf("vm %s was moved %d us after it had been moved", vm.Spec.Name, w.Now()-last.at)
 	}
-	w.moved[vm.ID] = w.Now()
+	w.moved[vm.ID] = lastMove{w.Now(), op}
 	return nil
+}
+
+// checkHand looks at where a vCPU goes.
+func checkHand(st *cells.State, vm *cells.VM) error {
+	for _, p := range vm.Members() {
+		if p.Part != vm.Hand.To {
+			continue
+		}
+		switch target := st.Server(p.Server); {
+		case target.State != cells.ServerLive || target.Cordoned:
+			return fmt.Errorf("vCPU %d of vm %s goes to %s, which is %s, cordoned: %v", vm.Hand.VCPU, vm.Spec.Name, target.Name, target.State, target.Cordoned)
+		case len(p.VCPUs) >= target.Slots:
+			return fmt.Errorf("vCPU %d of vm %s goes to %s, which has %d slots and %d of its vCPUs", vm.Hand.VCPU, vm.Spec.Name, target.Name, target.Slots, len(p.VCPUs))
+		}
+		return nil
+	}
+	return fmt.Errorf("vCPU %d of vm %s goes to part %d, which is none of its", vm.Hand.VCPU, vm.Spec.Name, vm.Hand.To)
+}
+
+// checkVCPUs looks at where a VM's vCPUs are, and what became of one that was on its way.
+func (w *world) checkVCPUs(old, vm *cells.VM) error {
+	if !vm.State.Active() {
+		return nil
+	}
+	seen := map[ident.VCPU]bool{}
+	in := map[ident.CellName]int{}
+	for _, p := range vm.Parts {
+		in[p.Cell] += len(p.VCPUs)
+		for _, id := range p.VCPUs {
+			if seen[id] {
+				return fmt.Errorf("vCPU %d of vm %s is on two parts", id, vm.Spec.Name)
+			}
+			seen[id] = true
+		}
+	}
+	if len(seen) != vm.Spec.VCPUs {
+		return fmt.Errorf("vm %s has %d vCPUs on its parts, its spec says %d", vm.Spec.Name, len(seen), vm.Spec.VCPUs)
+	}
+	h := old.Hand
+	if h == nil || vm.Hand != nil && vm.Hand.Seq == h.Seq {
+		return nil
+	}
+	moved := false
+	for _, p := range vm.Parts {
+		moved = moved || p.Part == h.To && slices.Contains(p.VCPUs, h.VCPU)
+	}
+	if !moved {
+		return nil
+	}
+	for _, c := range vm.Spec.Span {
+		if n, lies := in[c]; lies && n == 0 {
+			return fmt.Errorf("vm %s has no vCPU in cell %s of its span %v", vm.Spec.Name, c, vm.Spec.Span)
+		}
+	}
+	w.handed++
+	return w.checkSettled(vm, h.Op)
 }
 
 // checkEnd looks at what must be so when nothing has changed for long.

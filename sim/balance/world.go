@@ -157,6 +157,9 @@ func (w *world) moveOn(vm *cells.VM) {
 	case home == nil || vm.State != cells.VMRunning:
 	case m == nil && vm.Moved.Epoch == vm.Epoch && !vm.Resumed && vm.Restored:
 		_, _ = w.apply(cells.Command{VMMoved: &cells.VMMoved{VM: vm.ID, Epoch: vm.Epoch, ResumeMicros: 1000}})
+	case m == nil && vm.Hand != nil:
+		_, _ = w.apply(cells.Command{VCPUHanded: &cells.VCPUHanded{VM: vm.ID, Part: home.Part, Server: home.Server, Incarnation: home.Incarnation, Seq: vm.Hand.Seq,
+			Moved: !w.Chance(100), Why: "it took too long", DownMicros: 300}})
 	case m == nil:
 	case !m.Ready(vm):
 		for _, p := range vm.Parts {

@@ -8,6 +8,7 @@
 //	sim/explore   the page protocol in small worlds, all reachable states
 //	sim/cluster   servers and their worker processes: what the worlds of agreement, containment, recovery and drills are made of
 //	sim/simtest   what the tests of all scenarios have in common
+//	sim/locality  vCPUs and pages that come together, under each policy, with the page protocol below
 //	sim/recover   protection by replicas; and, as scenario disks, mirrored disks under loss of power and damage
 package sim
 

@@ -21,6 +21,7 @@ import (
 	_ "github.com/cellvisor/cellvisor/sim/gang"     // registers its scenario
 	_ "github.com/cellvisor/cellvisor/sim/handover" // registers its scenario
 	_ "github.com/cellvisor/cellvisor/sim/lending"  // registers its scenario
+	_ "github.com/cellvisor/cellvisor/sim/locality" // registers its scenario
 	_ "github.com/cellvisor/cellvisor/sim/pages"    // registers its scenarios
 	_ "github.com/cellvisor/cellvisor/sim/recover"  // likewise
 )

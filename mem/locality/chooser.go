@@ -11,7 +11,7 @@ const (
 	fadeShare   = 12 // a debt loses one part in so many each time: half of it in half a second
 	settle      = 20 * ident.Millisecond
 	trial       = 60 * ident.Millisecond
-	answerIn    = 400 * ident.Millisecond // a move that was not made by then was refused
+	answerIn    = 150 * ident.Millisecond // a move that was not made by then was refused
 	avoidFirst  = 500 * ident.Millisecond
 	avoidMost   = 16 * ident.Second
 	forgiveAll  = 4 * ident.Second // after which a vCPU is half as patient
@@ -23,10 +23,11 @@ const (
 const (
 	CanaryRestless = "restless" // vCPUs never grow patient
 	CanaryPushy    = "pushy"    // a part that has refused is asked again at once
+	CanaryStubborn = "stubborn" // nobody moves before waiting has cost fifty times as much
 )
 
 // Canaries lists them.
-var Canaries = []string{CanaryRestless, CanaryPushy}
+var Canaries = []string{CanaryRestless, CanaryPushy, CanaryStubborn}
 
 // Wish is a move that would pay.
 type Wish struct {
@@ -251,7 +252,10 @@ func (c *Chooser) fade(now ident.Micros) {
 
 // choose returns the move that has paid most often over; Waited is 0 if none has once.
 func (c *Chooser) choose(now ident.Micros) (best Wish) {
-	worth := ident.Micros(0)
+	worth, price := ident.Micros(0), Price
+	if c.canary == CanaryStubborn {
+		price = 50 * Price
+	}
 	for i := range c.vcpus {
 		v := &c.vcpus[i]
 		if !v.known || v.debts == nil {
@@ -266,7 +270,7 @@ func (c *Chooser) choose(now ident.Micros) (best Wish) {
 			if c.policy == Move {
 				due = v.faults[q] >= bluntFaults && 2*v.faults[q] > sum(v.faults)
 			} else {
-				due = saved>>v.patience >= Price
+				due = saved>>v.patience >= price
 			}
 			if due && saved>>v.patience > worth {
 				worth = saved >> v.patience

@@ -84,8 +84,9 @@ campaign: build ## All proofs of survival one after the other, ROUNDS=100 of eac
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo
 
-bench: build ## Measure remote page faults against their floor, and what the console costs
+bench: build ## Measure remote page faults against their floor, what borrowed memory costs, and what the console costs
 	$(BIN) bench fault
+	$(BIN) bench borrow
 	$(BIN) bench console
 
 shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed

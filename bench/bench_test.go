@@ -70,3 +70,23 @@ func FuzzDecodeSeries(f *testing.F) {
 		}
 	})
 }
+
+func TestBorrowCompares(t *testing.T) {
+	rates := func(k float64) (r borrowRun) {
+		for i := range borrowRates {
+			r.rates = append(r.rates, k*float64(100+i))
+		}
+		r.borrowed, r.fetchUs = 28<<20, 90
+		return r
+	}
+	rep := BorrowReport{Settings: BorrowSettings{MemoryMiB: 64}}
+	if err := rep.compare([]borrowRun{rates(3), rates(1), rates(9)}, []borrowRun{rates(2), rates(1), rates(9)}); err != nil {
+		t.Fatal(err)
+	}
+	if f := rep.Figures[5]; !f.Commits || f.ColdIn10000 != 10 || f.LocalPerSecond != 315 || f.BorrowPerSecond != 210 || rep.TimeRatio != 1.5 || rep.BorrowedPercent != 50 {
+		t.Errorf("%+v", rep)
+	}
+	if err := rep.compare([]borrowRun{rates(1)}, []borrowRun{{rates: rates(1).rates}}); err == nil {
+		t.Error("nothing was borrowed, and it says something")
+	}
+}

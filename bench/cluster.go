@@ -33,8 +33,13 @@ func startCluster(ctx context.Context, exe string, cells, slots int, memory iden
 
 // startShape starts a cluster of any shape, likewise.
 func startShape(ctx context.Context, exe string, shape local.Shape) (c *cluster, err error) {
+	return startShapeIn(ctx, exe, "", shape)
+}
+
+// startShapeIn has the directory below parent, "" for the system's place for such.
+func startShapeIn(ctx context.Context, exe, parent string, shape local.Shape) (c *cluster, err error) {
 	c = &cluster{}
-	if c.dir, err = os.MkdirTemp("", "cvbench-"); err != nil {
+	if c.dir, err = os.MkdirTemp(parent, "cvbench-"); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -58,6 +58,7 @@ const (
 	lendPut      = 500 * time.Millisecond // for some to be written
 	lendRest     = time.Second            // of a tier that failed
 	lendRetry    = 20 * time.Millisecond
+	lendLinger   = time.Millisecond
 	maxLeaving   = 128 // pages that wait to be written: half a MiB, beside what the part may hold
 )
 
@@ -148,7 +149,8 @@ type piece struct {
 	to   frame
 }
 
-// write is the writer's thread.
+// write is the writer's thread. A few pages wait for a moment for others: together they cost a lender, and the connection on which a fault may be waiting for a
+// page from there, little more than one.
 func (b *backing) write() {
 	runtime.LockOSThread() // for good: faults wait for it when much is on its way
 	raisePriority()
@@ -157,10 +159,13 @@ func (b *backing) write() {
 		for len(b.queue) == 0 && !b.closed {
 			b.changed.Wait()
 		}
-		closed := b.closed
+		closed, few := b.closed, len(b.queue) < wire.LendPutFrames
 		b.mu.Unlock()
 		if closed {
 			return
+		}
+		if few {
+			time.Sleep(lendLinger)
 		}
 		b.turn.Lock()
 		err := b.writeSome()

@@ -15,7 +15,7 @@ func (a *app) benchCmd() *cobra.Command {
 		Use: bench.RawEchoArgs[1], Short: "Answer raw requests until standard input ends", Hidden: true, Args: args(0, 0, ""),
 		RunE: a.does(func(context.Context, []string) error { return bench.ServeRawEcho(a.in, a.out) }),
 	}
-	cmd := a.noun("bench", "Measure, each figure beside its floor", a.benchFaultCmd(), a.benchGangCmd(), a.benchRebootCmd(), a.benchBalanceCmd(), a.benchMigrateCmd(), a.benchLocalityCmd(), a.benchConsoleCmd(), echo)
+	cmd := a.noun("bench", "Measure, each figure beside its floor", a.benchFaultCmd(), a.benchGangCmd(), a.benchRebootCmd(), a.benchBalanceCmd(), a.benchMigrateCmd(), a.benchLocalityCmd(), a.benchBorrowCmd(), a.benchConsoleCmd(), echo)
 	cmd.AddCommand(a.benchProtectCmds()...)
 	return cmd
 }

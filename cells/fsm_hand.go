@@ -95,7 +95,7 @@ func (v *VM) handOver(id ident.VCPU, from, to ident.Part) {
 }
 
 // planVCPU plans that one vCPU goes to another part of its VM.
-func planVCPU(st *State, c *StartOperation, op *Operation) (*Operation, *Fault) {
+func planVCPU(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Operation, *Fault) {
 	vm, id := st.VMNamed(c.VM), *c.VCPU
 	op.Subject = fmt.Sprintf("vCPU %d of vm %s", id, c.VM)
 	from := vm.holder(id)
@@ -115,13 +115,54 @@ func planVCPU(st *State, c *StartOperation, op *Operation) (*Operation, *Fault) 
 	case op.To == Destination{}:
 		return nil, faultf(CodeInvalid, "vm %s: name the server or the cell that vCPU %d is to go to", c.VM, id)
 	}
+	step := OpStep{Kind: StepVCPU, State: StepWaiting, VM: vm.ID, Name: vm.Spec.Name, VCPU: id, From: from.Server, FromName: from.ServerName, Reason: clip(c.Reason, 256)}
 	to, fault := st.partFor(vm, id, op.To)
-	if fault != nil {
+	switch {
+	case fault == nil:
+		step.To, step.ToName = to.Server, to.ServerName
+	case vm.runsOn([]ident.ServerID{op.To.Server}):
 		return nil, fault
+	case len(from.VCPUs) == 1: // its part would be left without one: it goes along
+		p := planner{st: st.Clone(), hooks: hooks}
+		p.members(p.st.VM(vm.ID), []ident.ServerID{from.Server}, op.To)
+		if len(p.blocked) > 0 {
+			return nil, faultf(CodeNoCapacity, "%s", p.blocked[0])
+		}
+		op.Steps = p.steps
+		return op, nil
+	default:
+		target, none := st.newPart(hooks, vm, op.To)
+		if none != nil {
+			return nil, none
+		}
+		step.To, step.ToName, step.Bytes = target, st.Server(target).Name, vm.Spec.MemoryBytes
 	}
-	op.Steps = []OpStep{{Kind: StepVCPU, State: StepWaiting, VM: vm.ID, Name: vm.Spec.Name, VCPU: id, From: from.Server, FromName: from.ServerName,
-		To: to.Server, ToName: to.ServerName, Reason: clip(c.Reason, 256)}}
+	op.Steps = []OpStep{step}
 	return op, nil
+}
+
+// newPart finds the server on which a VM gets one part more, for a vCPU.
+func (s *State) newPart(hooks Hooks, vm *VM, to Destination) (ident.ServerID, *Fault) {
+	if n := len(vm.Parts); n >= ident.MaxParts {
+		return 0, faultf(CodeNoCapacity, "vm %s has %d parts and replicas: there cannot be more", vm.Spec.Name, n)
+	}
+	if hooks.Mover == nil {
+		return 0, faultf(CodeUnknown, "nothing can be moved here")
+	}
+	target, fault := hooks.Mover.Target(s, vm, nil, to)
+	if fault != nil {
+		return 0, fault
+	}
+	// Where its replica lies, the VM would survive no loss of that cell until another replica is complete.
+	sv := s.Server(target)
+	after := vm.clone()
+	after.Parts = append(after.Parts, VMPart{Server: target, Cell: sv.Cell})
+	held := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Standby && !p.Mirror && p.Cell == sv.Cell })
+	if vm.Spec.Protect == ProtectReplica && held >= 0 && !after.covered(func(p *VMPart) bool { return p.Holds && p.Server != target }) {
+		return 0, faultf(CodeConflict, "vm %s: its replica is on %s: a part in the same cell would leave it unprotected for a while. Name a server in another cell, or end its protection (`vm protect %s none`) first",
+			vm.Spec.Name, vm.Parts[held].ServerName, vm.Spec.Name)
+	}
+	return target, nil
 }
 
 // partFor chooses the part that a vCPU goes to: of those at the destination the one with most slots left.
@@ -151,7 +192,7 @@ func (s *State) partFor(vm *VM, id ident.VCPU, to Destination) (*VMPart, *Fault)
 	case refused != nil:
 		return nil, refused
 	}
-	return nil, faultf(CodeConflict, "vm %s has no part there, it runs on %s: a single vCPU goes between servers that hold a part of its vm", vm.Spec.Name, partNames(vm))
+	return nil, faultf(CodeConflict, "vm %s has no part there, it runs on %s", vm.Spec.Name, partNames(vm))
 }
 
 // beginHand begins a step that hands a vCPU over; its note says why not.
@@ -165,18 +206,44 @@ func (f *FSM) beginHand(op *Operation, i int, vm *VM) {
 		}
 	}
 	switch {
+	case from != nil && from.Server == s.To:
+		s.State, s.Note = StepDone, ""
 	case from == nil || from.Server != s.From:
 		s.State, s.Note = op.givenUp(), "it is no longer there"
 	case vm.Paused && op.exact():
 		op.putOff(i, "the vm is paused")
 	case vm.Paused:
 		s.Note = "the vm is paused"
+	case fault != nil && !vm.runsOn([]ident.ServerID{s.To}) && !op.exact():
+		f.beginJoin(op, i, vm)
 	case fault != nil:
 		s.State, s.Note = op.givenUp(), fault.Text
 	default:
 		vm.HandSeq++
 		vm.Hand = &Hand{Op: op.ID, Step: i, Seq: vm.HandSeq, VCPU: s.VCPU, From: from.Part, To: to.Part}
 		s.State, s.Note = StepSwitching, ""
+	}
+}
+
+// beginJoin begins a step that takes a vCPU to a server which has no part of the VM. That is a move in which no part leaves.
+//
+// All that a member has to do to join is what a standby does that takes over: it has the whole memory as of the last checkpoint, the states of all vCPUs
+// and devices, and the others ask it for what they need. So whatever fails meanwhile is what it is in a move.
+func (f *FSM) beginJoin(op *Operation, i int, vm *VM) {
+	s := &op.Steps[i]
+	to := Destination{Server: s.To}
+	target, fault := f.state.newPart(f.hooks, vm, to)
+	if fault != nil && op.To.Server == 0 {
+		target, fault = f.state.newPart(f.hooks, vm, op.To)
+	}
+	if fault != nil {
+		s.State, s.Note = StepFailed, fault.Text
+		return
+	}
+	id := s.VCPU
+	if f.startMove(vm, &Move{Op: op.ID, Step: i, VCPU: &id}, target) {
+		s.State, s.Note, s.To, s.ToName = StepCopying, "", target, f.state.Server(target).Name
+		f.followMove(vm)
 	}
 }
 

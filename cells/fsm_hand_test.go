@@ -139,7 +139,6 @@ func TestHandOversThatMakeNoSenseAreRefused(t *testing.T) {
 		{2, StartOperation{ToServer: "b-1"}, "it has 2, numbered from 0"},
 		{0, StartOperation{}, "name the server or the cell"},
 		{0, StartOperation{ToServer: "a-1"}, "is on a-1 already"},
-		{0, StartOperation{ToServer: "b-2"}, "has no part there"},
 		{0, StartOperation{ToCell: "b", Servers: []ident.ServerName{"a-1"}}, "leave --from out"},
 	} {
 		if fault := w.migrateVCPU(c.vcpu, c.op); fault == nil || !strings.Contains(fault.Text, c.text) {
@@ -153,5 +152,94 @@ func TestHandOversThatMakeNoSenseAreRefused(t *testing.T) {
 	w.do(Command{Cordon: &Cordon{Server: "b-1", On: true}})
 	if fault := w.migrateVCPU(0, StartOperation{ToServer: "b-1"}); fault == nil || !strings.Contains(fault.Text, "cordoned") {
 		t.Errorf("to a cordoned server: %v", fault)
+	}
+}
+
+// joinWorld has a VM of two vCPUs, both on server a-1, with an empty part on b-1.
+func joinWorld(t *testing.T) (*moveWorld, *VM) {
+	w, _ := handWorld(t)
+	if fault := w.migrateVCPU(1, StartOperation{ToServer: "a-1"}); fault != nil {
+		t.Fatal(fault)
+	}
+	if fault := w.handed(1, true); fault != nil {
+		t.Fatal(fault)
+	}
+	return w, w.f.state.VMNamed("m")
+}
+
+// A vCPU that goes to a server without a part of its VM has one made there: a standby, which takes over with that vCPU alone.
+func TestAVCPUGoesWhereNoPartIs(t *testing.T) {
+	w, _ := joinWorld(t)
+	if fault := w.migrateVCPU(1, StartOperation{ToServer: "b-2"}); fault != nil {
+		t.Fatal(fault)
+	}
+	w.wantOp(OpRunning, StepCopying)
+	vm := w.f.state.VMNamed("m")
+	if vm.Move == nil || len(vm.Move.Parts) != 0 || *vm.Move.VCPU != 1 || len(vm.Parts) != 3 || !vm.Parts[2].Standby {
+		t.Fatalf("move %+v, parts %+v", vm.Move, vm.Parts)
+	}
+	w.settle("m")
+	w.wantOp(OpRunning, StepSwitching)
+	vm = w.switchOver("m")
+	w.wantOp(OpDone, StepDone)
+	if p := placed(vm); !slices.Equal(p[0], []ident.VCPU{0}) || len(p[1]) != 0 || !slices.Equal(p[2], []ident.VCPU{1}) || vm.Parts[2].Standby || vm.Home != vm.Parts[2].Part {
+		t.Errorf("parts %+v, home %d", vm.Parts, vm.Home)
+	}
+	if w.op().Steps[0].Down != 5000 || vm.Move != nil {
+		t.Errorf("operation %+v", w.op())
+	}
+}
+
+// Whatever is lost while a part is made, no vCPU is at two places or at none, and the operation says what became of it.
+func TestAJoinAndLoss(t *testing.T) {
+	for _, x := range []struct {
+		name string
+		lose ident.ServerID
+		safe bool
+		vm   VMState
+		op   OpState
+	}{
+		{"the target before its copy is complete", 3, false, VMRunning, OpFailed},
+		{"the target before the switchover", 3, true, VMRunning, OpFailed},
+		{"the source before the copy is complete", 1, false, VMLost, OpFailed},
+		{"the source before the switchover", 1, true, VMRunning, OpDone}, // the copy takes its place
+		{"another member before the copy is complete", 2, false, VMLost, OpFailed},
+	} {
+		w, _ := joinWorld(t)
+		if fault := w.migrateVCPU(1, StartOperation{ToServer: "b-2"}); fault != nil {
+			t.Fatal(fault)
+		}
+		if x.safe {
+			w.settle("m")
+		}
+		w.lose(x.lose)
+		vm, op := w.f.state.VMNamed("m"), w.op()
+		if vm.State != x.vm || op.State != x.op || vm.Move != nil {
+			t.Errorf("%s: the vm is %s: %s; operation %+v", x.name, vm.State, vm.Reason, op)
+		}
+		if vm.State != VMRunning {
+			continue
+		}
+		var all []ident.VCPU
+		for _, p := range vm.Parts {
+			all = append(all, p.VCPUs...)
+		}
+		if slices.Sort(all); !slices.Equal(all, []ident.VCPU{0, 1}) {
+			t.Errorf("%s: vCPUs %v", x.name, all)
+		}
+	}
+}
+
+// A vCPU that is the only one of its part takes it along; and a protected VM gets no part where its only replica is.
+func TestJoinsThatAreNone(t *testing.T) {
+	w, _ := handWorld(t)
+	if fault := w.migrateVCPU(1, StartOperation{ToServer: "b-2"}); fault != nil || w.op().Steps[0].Kind != StepMove {
+		t.Errorf("the only vCPU of a part: %v, %+v", fault, w.op())
+	}
+	w, _ = joinWorld(t)
+	w.do(Command{ProtectVM: &ProtectVM{Name: "m", Protect: ProtectReplica, Replicas: 1}})
+	w.settle("m")
+	if fault := w.migrateVCPU(1, StartOperation{ToServer: "b-2"}); fault == nil || !strings.Contains(fault.Text, "its replica is on b-2") {
+		t.Errorf("to where its replica is: %v", fault)
 	}
 }

@@ -9,10 +9,9 @@ import (
 )
 
 // startMove gives the VM a standby on the target, or takes one that it has there.
-func (f *FSM) startMove(vm *VM, op OpID, step int, parts []ident.Part, target ident.ServerID) bool {
+func (f *FSM) startMove(vm *VM, move *Move, target ident.ServerID) bool {
 	s := f.state.Server(target)
 	f.dropStandbys(vm, func(p *VMPart) bool { return p.Mirror && p.Server == target }) // a copy of the whole VM takes its place
-	move := &Move{Op: op, Step: step, Parts: parts}
 	if i := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Standby && p.Server == target }); i >= 0 {
 		move.Image = vm.Parts[i].Part
 	} else {
@@ -24,15 +23,19 @@ func (f *FSM) startMove(vm *VM, op OpID, step int, parts []ident.Part, target id
 		vm.Parts = append(vm.Parts, VMPart{Part: part, Server: s.ID, ServerName: s.Name, Cell: s.Cell, Incarnation: s.Incarnation, Standby: true})
 	}
 	vm.Move = move
-	f.emit(Event{Kind: EventVMMoving, Subject: "vm " + vm.Spec.Name, Text: fmt.Sprintf("vm %s moves to %s: a copy is made there", vm.Spec.Name, s.Name),
-		Fields: map[string]string{"operation": fmt.Sprint(op), "to": string(s.Name)}})
+	text := fmt.Sprintf("vm %s moves to %s: a copy is made there", vm.Spec.Name, s.Name)
+	if move.VCPU != nil {
+		text = fmt.Sprintf("vm %s gets a part on %s for its vCPU %d: a copy is made there", vm.Spec.Name, s.Name, *move.VCPU)
+	}
+	f.emit(Event{Kind: EventVMMoving, Subject: "vm " + vm.Spec.Name, Text: text, Fields: map[string]string{"operation": fmt.Sprint(move.Op), "to": string(s.Name)}})
 	return true
 }
 
 // followMove takes a VM's move on, or notes that it has ended.
 func (f *FSM) followMove(vm *VM) {
 	m := vm.Move
-	leaves := slices.ContainsFunc(vm.Parts, func(p VMPart) bool { return slices.Contains(m.Parts, p.Part) && !p.Gone })
+	leaves := slices.ContainsFunc(vm.Parts, func(p VMPart) bool { return slices.Contains(m.Parts, p.Part) && !p.Gone }) ||
+		m.VCPU != nil && vm.holder(*m.VCPU) != nil
 	image := slices.IndexFunc(vm.Parts, func(p VMPart) bool { return p.Part == m.Image })
 	switch {
 	case !vm.State.Active():
@@ -103,20 +106,23 @@ func (f *FSM) abandonMove(c *AbandonMove) *Fault {
 }
 
 // switchVM is the switchover: the VM goes on from the target. All standbys hold all that it did, so it is as a loss of the parts that leave, with
-// nothing lost.
+// nothing lost. Where only a vCPU leaves, its former part and all others begin the new epoch as members.
 func (f *FSM) switchVM(c *SwitchVM) *Fault {
 	vm, p, fault := f.part(c.VM, c.Part, c.Server, c.Incarnation)
 	if fault != nil {
 		return fault
 	}
 	m := vm.Move
-	if m == nil || p.Part != vm.Home || m.Switching == 0 || m.Switching != c.Seq || vm.ProtectSeq != c.Seq || !vm.Safe() {
+	if m == nil || p.Part != vm.Home || m.VCPU != nil && vm.holder(*m.VCPU) == nil || m.Switching == 0 || m.Switching != c.Seq || vm.ProtectSeq != c.Seq || !vm.Safe() {
 		return faultf(CodeConflict, "vm %s: a switchover under protection %d is not what is awaited", vm.Spec.Name, c.Seq)
 	}
 	f.setStep(vm, StepResuming, "")
 	vm.Move = nil
 	origin := f.origin(vm, m)
 	f.takeOver(vm, m.Image, m.Parts, true)
+	if m.VCPU != nil {
+		vm.handOver(*m.VCPU, vm.holder(*m.VCPU).Part, m.Image)
+	}
 	for i := range vm.Parts {
 		if p := &vm.Parts[i]; p.Part == m.Image {
 			p.Origin = origin

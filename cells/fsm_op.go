@@ -114,7 +114,7 @@ func (f *FSM) tendOperation(op *Operation) {
 	busy, left, failed := 0, 0, ""
 	for i := range op.Steps {
 		f.followStep(op, &op.Steps[i])
-		if s := op.Steps[i]; s.Kind == StepMove && s.State.busy() {
+		if s := op.Steps[i]; s.Kind != StepStandby && s.State.busy() {
 			busy++
 		}
 	}
@@ -123,7 +123,7 @@ func (f *FSM) tendOperation(op *Operation) {
 		s := &op.Steps[i]
 		if s.State == StepWaiting && busy < op.MaxParallel {
 			f.beginStep(op, i)
-			if s.Kind == StepMove && s.State.busy() {
+			if s.Kind != StepStandby && s.State.busy() {
 				busy++
 			}
 		}
@@ -157,11 +157,11 @@ func (f *FSM) followStep(op *Operation, s *OpStep) {
 		s.State, s.Note = op.ofEndedVM(), "the vm has ended"
 	case s.State == StepResuming && vm.Moved.Epoch < vm.Epoch:
 		s.State, s.Note = StepDone, "another loss followed at once: the vm went on from its replica"
-	case s.Kind == StepMove && s.State == StepResuming && vm.Resumed:
+	case s.State == StepResuming && vm.Resumed:
 		s.State, s.Down = StepDone, vm.Moved.CutMicros // home runs again, and how long it took is not known
 	case s.Kind == StepStandby && s.State == StepCopying:
 		f.followStandby(op, s, vm)
-	case s.Kind == StepVCPU && s.State.busy() && vm.Hand == nil:
+	case s.Kind == StepVCPU && s.State.busy() && s.State != StepResuming && vm.Hand == nil && vm.Move == nil:
 		s.State, s.Note = op.givenUp(), "the vm began anew meanwhile: its vCPUs are where they were"
 	}
 }
@@ -201,7 +201,7 @@ func (f *FSM) beginStep(op *Operation, i int) {
 			}
 			return
 		}
-		if f.startMove(vm, op.ID, i, parts, target) {
+		if f.startMove(vm, &Move{Op: op.ID, Step: i, Parts: parts}, target) {
 			s.State, s.Note, s.To, s.ToName = StepCopying, "", target, f.state.Server(target).Name
 			f.followMove(vm)
 		}

@@ -168,7 +168,8 @@ func (s *State) Operation(id OpID) *Operation {
 	return nil
 }
 
-// Move is the move of some parts of a VM to one server.
+// Move is the move of some parts of a VM to one server, or of one of its vCPUs to a server that has no part of it: then no part leaves, and the target is one
+// more, with that vCPU.
 //
 //	            worker ready, full copy, a checkpoint after it     home froze the VM        the target runs it
 //	copying -------------------------------------------------> switching -------> resuming ----------------> (none)
@@ -183,6 +184,7 @@ type Move struct {
 	Image     ident.Part   `json:"image"`               // takes their place
 	Added     bool         `json:"added,omitempty"`     // Image is there for the move only: it goes when the move is given up
 	Switching uint64       `json:"switching,omitempty"` // ProtectSeq under which home is asked for the switchover; 0: not yet
+	VCPU      *ident.VCPU  `json:"vcpu,omitempty"`      // that goes alone; Parts is empty then
 }
 
 // Ready tells whether the worker on the target is there.

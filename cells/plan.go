@@ -100,7 +100,7 @@ func planMigrate(st *State, hooks Hooks, c *StartOperation, op *Operation, from 
 		op.To.Cell = c.ToCell
 	}
 	if c.VCPU != nil {
-		return planVCPU(st, c, op)
+		return planVCPU(st, hooks, c, op)
 	}
 	if len(from) == 0 {
 		for _, p := range vm.Members() {

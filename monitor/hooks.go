@@ -156,6 +156,7 @@ func (mover) Target(st *cells.State, vm *cells.VM, parts []ident.Part, to cells.
 			}
 		}
 	}
+	req.VCPUs = max(1, req.VCPUs) // no part leaves: one vCPU goes
 	id, err := balancer.PlaceMove(serversForPlacement(st), req)
 	if err != nil {
 		return 0, &cells.Fault{Code: cells.CodeNoCapacity, Text: "vm " + vm.Spec.Name + ": " + err.Error()}

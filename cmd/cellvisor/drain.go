@@ -209,8 +209,10 @@ func (a *app) vmMigrateCmd() *cobra.Command {
 		Long: `Moves a running VM to another server while it runs: a copy is made there, follows it checkpoint by checkpoint, and takes over at one at which
 nothing is missing. The VM stands still for some milliseconds, which the result shows. Should the target fail meanwhile, the VM runs on where it is.
 
-Of a VM that spans several servers, --from says which part moves. With --vcpu only that vCPU goes, to a server that holds a part of the VM too: it
-stands still for a fraction of a millisecond, its pages follow as it touches them.`,
+Of a VM that spans several servers, --from says which part moves. With --vcpu only that vCPU goes. To a server that holds a part of the VM too
+nothing is copied: it stands still for a fraction of a millisecond, its pages follow as it touches them. On any other server a part is made for it, as for a
+move: the VM stands still for some milliseconds, has its home there and depends on that server, too. A vCPU that is the only one of its part takes the part
+along.`,
 		Example:           "  cellvisor vm migrate web --to b\n  cellvisor vm migrate big --from a-1 --to c-2\n  cellvisor vm migrate big --vcpu 3 --to c-2",
 		Args:              args(1, 1, "the name of one VM"),
 		ValidArgsFunction: a.completeVMs(api.VMState_VM_STATE_RUNNING, api.VMState_VM_STATE_PAUSED),

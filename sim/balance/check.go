@@ -27,7 +27,7 @@ func (w *world) checkMoves(before, after *cells.State) error {
 				return err
 			}
 		}
-		if err := w.checkVCPUs(old, vm); err != nil {
+		if err := w.checkVCPUs(after, old, vm); err != nil {
 			return err
 		}
 		if vm.Moved.Epoch != old.Moved.Epoch {
@@ -68,6 +68,9 @@ func (w *world) checkBegin(st *cells.State, old, vm *cells.VM) error {
 			}
 		}
 	}
+	if vm.Move.VCPU != nil {
+		vcpus = 1
+	}
 	switch {
 	case target.State != cells.ServerLive || target.Cordoned:
 		return fmt.Errorf("vm %s goes to %s, which is %s, cordoned: %v", vm.Spec.Name, target.Name, target.State, target.Cordoned)
@@ -81,8 +84,12 @@ func (w *world) checkBegin(st *cells.State, old, vm *cells.VM) error {
 	return nil
 }
 
-// checkMoved looks at where a VM lies once it was moved, and when it was moved before.
+// checkMoved looks at where a VM lies once it was moved, and when it was moved before. An operator's wish is his own.
 func (w *world) checkMoved(st *cells.State, old, vm *cells.VM) error {
+	if op := st.Operation(vm.Moved.Op); op != nil && op.Kind == cells.OpMigrate {
+		w.moved[vm.ID] = lastMove{w.Now(), op.ID}
+		return nil
+	}
 	now := vm.Cells()
 	if len(now) > len(old.Cells()) {
 		return fmt.Errorf("vm %s depends on %v, before on %v", vm.Spec.Name, now, old.Cells())
@@ -122,7 +129,7 @@ func checkHand(st *cells.State, vm *cells.VM) error {
 }
 
 // checkVCPUs looks at where a VM's vCPUs are, and what became of one that was on its way.
-func (w *world) checkVCPUs(old, vm *cells.VM) error {
+func (w *world) checkVCPUs(st *cells.State, old, vm *cells.VM) error {
 	if !vm.State.Active() {
 		return nil
 	}
@@ -149,6 +156,10 @@ func (w *world) checkVCPUs(old, vm *cells.VM) error {
 		moved = moved || p.Part == h.To && slices.Contains(p.VCPUs, h.VCPU)
 	}
 	if !moved {
+		return nil
+	}
+	if op := st.Operation(h.Op); op != nil && op.Kind == cells.OpMigrate {
+		w.moved[vm.ID] = lastMove{w.Now(), h.Op}
 		return nil
 	}
 	for _, c := range vm.Spec.Span {

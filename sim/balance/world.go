@@ -101,7 +101,12 @@ func (w *world) fault() {
 		return
 	}
 	sv := w.fsm.State().Server(s.id)
-	if w.Rand().IntN(2) == 0 {
+	what := w.Rand().IntN(3)
+	if what == 0 {
+		w.order(sv)
+		return
+	}
+	if what == 1 {
 		on := true
 		_, _ = w.apply(cells.Command{Cordon: &cells.Cordon{Server: sv.Name, On: on}})
 		w.At(w.Now()+w.Between(ident.Second, 30*ident.Second), func() {
@@ -122,6 +127,17 @@ func (w *world) fault() {
 			w.At(w.Now()+w.Between(100, 50*ident.Millisecond), o.learn)
 		}
 	})
+}
+
+// order has an operator send a vCPU to a server, whether its VM has a part there or not.
+func (w *world) order(to *cells.Server) {
+	st := w.fsm.State()
+	if len(st.VMs) == 0 {
+		return
+	}
+	vm := &st.VMs[w.Rand().IntN(len(st.VMs))]
+	id := ident.VCPU(w.Rand().IntN(vm.Spec.VCPUs))
+	_, _ = w.apply(cells.Command{StartOperation: &cells.StartOperation{Kind: cells.OpMigrate, VM: vm.Spec.Name, VCPU: &id, ToServer: to.Name, MaxParallel: 1}})
 }
 
 // scan is the leader's look, and what workers report of moves.

@@ -9,8 +9,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/balancer"
 	"github.com/cellvisor/cellvisor/ident"
@@ -44,7 +47,9 @@ type BalanceCluster struct {
 	Score     float64       `json:"score"`         // before, by hbal's measure
 	ScoreHbal float64       `json:"score_by_hbal"` // the same, computed by hbal; 0 without it
 	Results   []BalanceTook `json:"results"`
-	Speedup   float64       `json:"speedup"` // of descent over hbal
+	Startup   float64       `json:"hbal_startup_seconds"` // what hbal takes to start, read the cluster and score it
+	Speedup   float64       `json:"speedup"`              // of descent over hbal, from text to text
+	Net       float64       `json:"speedup_net"`          // likewise, hbal's startup and our reading and writing left out
 }
 
 // BalanceTook is what one balancer made of a cluster.
@@ -53,7 +58,8 @@ type BalanceTook struct {
 	Score     float64 `json:"score"`
 	ScoreHbal float64 `json:"score_by_hbal"`
 	Moves     int     `json:"moves"`
-	Seconds   float64 `json:"seconds"`
+	Seconds   float64 `json:"seconds"`      // of processor time, from the cluster's text to that of the result; the median of several runs if they are short
+	Planning  float64 `json:"plan_seconds"` // of these, without reading and writing, or hbal's startup
 }
 
 // LargeFigure is what the cluster's own balancer takes for 1,000 servers and 10,000 VMs, all of them on a tenth of the servers.
@@ -154,15 +160,29 @@ func (s *BalanceSettings) compare(ctx context.Context, dir, name string, c *Gane
 		if err != nil {
 			return out, err
 		}
+		if out.Startup, err = s.hbalStartup(ctx, before); err != nil {
+			return out, err
+		}
+		took.Planning = max(0, took.Seconds-out.Startup)
 		out.Results = append(out.Results, took)
 	}
+	text := c.String()
 	for _, b := range []struct {
 		who string
 		run func(*GanetiCluster) *GanetiCluster
 	}{{"descent", Descend}, {"loadtree", byLoadTree}} {
-		began := time.Now()
-		after := b.run(c)
-		took := BalanceTook{Who: b.who, Seconds: time.Since(began).Seconds(), Score: round3(after.Score()), Moves: after.movedFrom(c)}
+		var after *GanetiCluster
+		took := BalanceTook{Who: b.who}
+		planning := func() time.Duration { return ownTime(func() { after = b.run(c) }) }
+		whole := func() time.Duration {
+			return ownTime(func() {
+				if again, err := ParseGaneti(text); err == nil {
+					_ = b.run(again).String()
+				}
+			})
+		}
+		took.Planning, took.Seconds = typical(planning), typical(whole)
+		took.Score, took.Moves = round3(after.Score()), after.movedFrom(c)
 		path := filepath.Join(dir, name+"."+b.who)
 		err := s.save(path, after)
 		if err == nil && s.Hbal != "" {
@@ -174,6 +194,7 @@ func (s *BalanceSettings) compare(ctx context.Context, dir, name string, c *Gane
 		out.Results = append(out.Results, took)
 		if b.who == "descent" && s.Hbal != "" {
 			out.Speedup = round3(quotient(out.Results[0].Seconds, took.Seconds))
+			out.Net = round3(quotient(out.Results[0].Planning, took.Planning))
 		}
 	}
 	return out, nil
@@ -215,19 +236,24 @@ func (s *BalanceSettings) hbalScore(ctx context.Context, path string) (float64, 
 // runHbal lets hbal balance. Its processor time counts, not the time that a busy machine let it wait.
 func (s *BalanceSettings) runHbal(ctx context.Context, path string) (BalanceTook, error) {
 	out := BalanceTook{Who: "hbal"}
-	cmd := exec.CommandContext(ctx, s.Hbal, "-t", path, "-S", path+".saved")
-	text, err := cmd.CombinedOutput()
+	var text string
+	var err error
+	out.Seconds = typical(func() (took time.Duration) {
+		if err == nil {
+			took, text, err = s.timeHbal(ctx, "-t", path, "-S", path+".saved")
+		}
+		return took
+	})
 	if err != nil {
-		return out, fmt.Errorf("%s: %w\n%s", s.Hbal, err, text)
+		return out, err
 	}
-	out.Seconds = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
-	if out.Score, err = figure(hbalFinal, string(text)); err != nil {
-		out.Score, err = figure(hbalInitial, string(text)) // nothing to improve
+	if out.Score, err = figure(hbalFinal, text); err != nil {
+		out.Score, err = figure(hbalInitial, text) // nothing to improve
 	}
 	if err != nil {
 		return out, err
 	}
-	moves, err := figure(hbalMoves, string(text))
+	moves, err := figure(hbalMoves, text)
 	if err != nil {
 		return out, err
 	}
@@ -235,6 +261,54 @@ func (s *BalanceSettings) runHbal(ctx context.Context, path string) (BalanceTook
 	out.ScoreHbal, err = s.hbalScore(ctx, path+".saved.balanced")
 	out.Score = round3(out.Score)
 	return out, err
+}
+
+// hbalStartup is what hbal takes when it has no move to find.
+func (s *BalanceSettings) hbalStartup(ctx context.Context, path string) (float64, error) {
+	var err error
+	seconds := typical(func() (took time.Duration) {
+		if err == nil {
+			took, _, err = s.timeHbal(ctx, "-t", path, "-l", "0")
+		}
+		return took
+	})
+	return seconds, err
+}
+
+// timeHbal runs hbal and returns its processor time.
+func (s *BalanceSettings) timeHbal(ctx context.Context, args ...string) (time.Duration, string, error) {
+	cmd := exec.CommandContext(ctx, s.Hbal, args...)
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, "", fmt.Errorf("%s: %w\n%s", s.Hbal, err, text)
+	}
+	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), string(text), nil
+}
+
+// typical is the median of some runs in seconds, of one if that takes long.
+func typical(run func() time.Duration) float64 {
+	const enough, times = time.Second, 9
+	took := []time.Duration{run()}
+	for len(took) < times && took[0] < enough {
+		took = append(took, run())
+	}
+	slices.Sort(took)
+	return took[len(took)/2].Seconds()
+}
+
+// ownTime is the processor time that this process takes for something, whichever of its threads do: the collector's counts, too.
+func ownTime(run func()) time.Duration {
+	began := processorTime()
+	run()
+	return processorTime() - began
+}
+
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func figure(re *regexp.Regexp, text string) (float64, error) {

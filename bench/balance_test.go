@@ -51,3 +51,38 @@ func TestScoreByHand(t *testing.T) {
 		t.Errorf("score %f, want %f", got, want)
 	}
 }
+
+// The moves that are not looked at are none that would be better: the best move of all is as good as the best of those that are looked at.
+func TestNothingOutdoesTheBestMove(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		c := drawGaneti(rapid.Uint64().Draw(rt, "seed"), rapid.IntRange(2, 6).Draw(rt, "nodes"), rapid.IntRange(1, 30).Draw(rt, "instances"))
+		for i := range c.Nodes {
+			if n := &c.Nodes[i]; rapid.IntRange(0, 3).Draw(rt, "larger") == 0 {
+				n.MemoryMiB, n.FreeMiB, n.CPUs = 2*n.MemoryMiB, n.FreeMiB+n.MemoryMiB, 2*n.CPUs
+			}
+		}
+		s := newSpread(c)
+		for range 40 {
+			now := s.score()
+			best := now - least
+			for i := range c.Instances {
+				for n := range c.Nodes {
+					x := &c.Instances[i]
+					if from := x.Node; x.movable() && s.fits(x, n) {
+						s.move(i, n)
+						best = min(best, s.score())
+						s.move(i, from)
+					}
+				}
+			}
+			i, to, v := s.bestMove(now - least)
+			if math.Abs(v-best) > 1e-7 {
+				rt.Fatalf("the best move leads to %.12f, that which was found to %.12f", best, v)
+			}
+			if i < 0 {
+				return
+			}
+			s.move(i, to)
+		}
+	})
+}

@@ -30,6 +30,8 @@ type Config struct {
 
 	// Observe fills Traffic in.
 	Observe bool
+	// Rehome lets a region's directory go to another part, see EventRehome. All parts of a VM must agree.
+	Rehome bool
 
 	// Image, if not empty, is the one part whose memfd holds all of the VM's memory when the first epoch starts: the VM goes back to a
 	// checkpoint there, or was on that one server before. A page that nobody was granted is then that part's, not Zero, and lost with it.
@@ -65,7 +67,7 @@ const (
 	// EventUnpin ends a pin, or withdraws one that was not answered yet.
 	EventUnpin
 	// EventMessage: Msg arrived from a peer. Its contents, if any (Flags has wire.FlagContents), stay with the shell, which executes
-	// EffectStore with them. The body of a report (Kind is wire.KindReport) comes as Body, of Msg.BodyBytes bytes.
+	// EffectStore with them. The body of a report or of a directory (wire.KindReport, wire.KindHome) comes as Body, of Msg.BodyBytes bytes.
 	EventMessage
 	// EventMembers: the VM has an epoch's set of live parts. The first one starts the protocol; each later one has a higher epoch and a
 	// subset of the parts: those missing are gone for good. Fresh is set if Epoch is the VM's first, when no page was ever granted.
@@ -77,6 +79,9 @@ const (
 	EventPass
 	// EventTurn: a vCPU of this part was interrupted from elsewhere: the rest of the stint is this part's, too.
 	EventTurn
+	// EventRehome: the directory of Page's region should be at part To, if it is at this part now. It goes when the region is at rest, and stays if it is
+	// not for a while, or has pages that no part holds or whose contents are lost. Only with Config.Rehome.
+	EventRehome
 )
 
 // Event is one input of the core. Fields that its kind does not mention are zero.
@@ -86,6 +91,7 @@ type Event struct {
 	Fresh   bool
 	By      uint16 // of a fault: the caller's name for who faulted, for Traffic; 0 is nobody
 	Around  uint16 // of a fault for reading: the pages of the aligned block of so many, a power of two, are asked for as well
+	To      ident.Part
 	Page    ident.PageNo
 	Token   uint64
 	Epoch   ident.Epoch
@@ -101,7 +107,7 @@ type EffectKind uint8
 // Protect or Revoke that precedes the Send.
 const (
 	// EffectSend: send Msg to part To. If Msg.Flags has wire.FlagContents, the contents of page Msg.Page, as they are in the memfd now, go
-	// along; if Msg.Kind is wire.KindReport, Body goes along. The shell fills in Msg.VM. Messages to one peer should leave in this order, though
+	// along; if Msg.Kind is wire.KindReport or wire.KindHome, Body goes along. The shell fills in Msg.VM. Messages to one peer should leave in this order, though
 	// nothing but speed depends on it.
 	EffectSend EffectKind = iota + 1
 	// EffectStore: write the contents that came with the message being stepped to Page in the memfd. The page is not mapped in the guest.
@@ -203,4 +209,6 @@ type Counters struct {
 	RefusedRebuilding                 uint64 // requests while this directory shard was being rebuilt
 	LostPages                         uint64 // found lost by this directory shard
 	ReportBatchesIn, ReportBatchesOut uint64 // batches of reports taken, sent
+	HomesGiven, HomesTaken            uint64 // directories of regions that went to another part, came from one
+	Passed                            uint64 // messages for a directory that has gone, passed on
 }

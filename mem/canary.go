@@ -21,11 +21,15 @@ const (
 	canaryRetainedEpoch           // a copy retained in an epoch is believed after a later epoch's directory served
 	canaryGrantingZero            // a page whose first grant was under way counts as Zero though the grantee died
 	canaryOldAuthority            // a dead directory that may have served is passed over for an older, living one
+	canaryHomeBusy                // a region's directory goes while a transaction is under way
+	canaryHomeTwice               // who gave a region's directory away goes on serving
+	canaryHomeSerial              // the new directory of a region does not go on from the serials of the old one
+	canaryHomeForgotten           // where a region's directory went is not reported after a change of epoch
 	canaryEnd
 )
 
 var canaryNames = [canaryEnd]string{"", "lost-inval", "early-grant", "epoch-ignored", "stale-serial", "read-before-revoke", "pin-ignored",
-	"retained-stale", "zero-again", "done-once", "no-downgrade", "early-serve", "retained-epoch", "granting-zero", "old-authority"}
+	"retained-stale", "zero-again", "done-once", "no-downgrade", "early-serve", "retained-epoch", "granting-zero", "old-authority", "home-busy", "home-twice", "home-serial", "home-forgotten"}
 
 // Canaries lists the values of Config.Canary.
 func Canaries() []string { return append([]string(nil), canaryNames[1:]...) }

@@ -109,6 +109,10 @@ func (c *Core) checkDirEntry(page ident.PageNo, e *dirEntry) error {
 	n := e.holders.Len()
 	t := c.transactions.get(page)
 	switch {
+	case c.Directory(page) != c.cfg.Self && c.knows(c.regionOf(page)): // of one that has gone, which may not have arrived
+		if e.busy {
+			return fmt.Errorf("busy, though it has gone")
+		}
 	case c.Directory(page) != c.cfg.Self:
 		if e.state != Zero && e.state != Lost || n != 0 || e.busy {
 			return fmt.Errorf("another part's")

@@ -38,6 +38,7 @@ type Core struct {
 	waiters      waiterPool
 	past         past
 	rebuild      *rebuild // nil while the shard serves
+	homes        rehoming
 
 	// wake is a time not after the first retry or deadline of a request, a transaction or a report. It may be too early, when what it
 	// stood for is over; then a tick finds nothing and sets it right.
@@ -112,6 +113,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.passTurn()
 	case EventTurn:
 		c.takeTurn()
+	case EventRehome:
+		c.rehome(ev.Page, ev.To)
 	default:
 		panic(fmt.Sprintf("mem: event kind %d", ev.Kind))
 	}
@@ -119,6 +122,9 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 	if c.now >= c.wake {
 		c.fireTimers()
 		c.drainLoop()
+	}
+	if c.homes.asked {
+		c.giveAway()
 	}
 }
 
@@ -169,6 +175,12 @@ func (c *Core) receive(ev *Event) {
 		c.reportAck(m)
 	case wire.KindShardReady:
 		c.shardReady(m.From)
+	case wire.KindHome:
+		c.home(m, ev.Body)
+	case wire.KindHomeAck:
+		c.homeAcked(m)
+	case wire.KindHomed:
+		c.homed(m)
 	default:
 		if !c.plausible(m) {
 			c.counters.RefusedInvalid++
@@ -185,6 +197,9 @@ func (c *Core) plausible(m *wire.PageMsg) bool {
 	}
 	dir := c.Directory(m.Page)
 	ofEpoch := epochOf(m.Serial) == c.epoch
+	if c.cfg.Rehome {
+		return c.plausibleAnywhere(m, ofEpoch)
+	}
 	switch m.Kind {
 	case wire.KindGetShared, wire.KindGetModified:
 		return dir == c.cfg.Self && m.Requester == m.From
@@ -202,12 +217,34 @@ func (c *Core) plausible(m *wire.PageMsg) bool {
 	return false
 }
 
-func (c *Core) dispatch(m *wire.PageMsg) {
+// plausibleAnywhere is plausible where any member may be a region's directory, or pass on what is for it.
+func (c *Core) plausibleAnywhere(m *wire.PageMsg, ofEpoch bool) bool {
 	switch m.Kind {
 	case wire.KindGetShared, wire.KindGetModified:
-		c.get(m)
+		return c.members.Has(m.Requester)
 	case wire.KindDone:
-		c.done(m)
+		return c.members.Has(m.Requester) && ofEpoch
+	case wire.KindFwdShared, wire.KindFwdModified, wire.KindInval:
+		return m.Requester != c.cfg.Self && c.members.Has(m.Requester) && ofEpoch
+	case wire.KindGrant, wire.KindData, wire.KindAck:
+		return m.Requester == c.cfg.Self && ofEpoch
+	case wire.KindLost, wire.KindNoPrefetch:
+		return m.Requester == c.cfg.Self
+	}
+	return false
+}
+
+func (c *Core) dispatch(m *wire.PageMsg) {
+	switch m.Kind {
+	case wire.KindGetShared, wire.KindGetModified, wire.KindDone:
+		switch {
+		case c.cfg.Rehome && c.Directory(m.Page) != c.cfg.Self:
+			c.pass(m)
+		case m.Kind == wire.KindDone:
+			c.done(m)
+		default:
+			c.get(m)
+		}
 	case wire.KindFwdShared, wire.KindFwdModified, wire.KindInval:
 		c.forwarded(m)
 	case wire.KindData, wire.KindGrant:
@@ -221,10 +258,9 @@ func (c *Core) dispatch(m *wire.PageMsg) {
 	}
 }
 
-// Directory returns the part that is the directory of page in the current epoch.
-func (c *Core) Directory(page ident.PageNo) ident.Part {
-	return c.shards[c.regionOf(page)%uint64(len(c.shards))]
-}
+// Directory returns the part that is the directory of page in the current epoch, as far as this part knows. Whoever is asked and has been it passes the
+// question on.
+func (c *Core) Directory(page ident.PageNo) ident.Part { return c.homeOf(c.regionOf(page)) }
 
 func (c *Core) entry(page ident.PageNo) *pageEntry {
 	chunk, fresh := c.pages.chunk(c.regionOf(page))
@@ -291,6 +327,9 @@ func (c *Core) Counters() Counters { return c.counters }
 
 // Transactions counts the pages whose transaction this directory shard has not seen done.
 func (c *Core) Transactions() int { return c.transactions.n }
+
+// Giving counts the regions whose directory is on its way from this part to another one.
+func (c *Core) Giving() int { return len(c.homes.giving) }
 
 // RegionPages is the number of pages in a region.
 func (c *Core) RegionPages() uint64 { return 1 << c.shift }

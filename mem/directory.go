@@ -84,26 +84,26 @@ func (c *Core) get(m *wire.PageMsg) {
 	case prefetch && write && e.state != Zero:
 		c.answer(m, wire.KindNoPrefetch)
 	default:
-		c.begin(m.Page, e, m.From, m.ReqID, write, c.transactions.put(m.Page))
+		c.begin(m.Page, e, m.Requester, m.ReqID, write, c.transactions.put(m.Page))
 	}
 }
 
 func (c *Core) answer(m *wire.PageMsg, k wire.PageKind) {
-	c.send(m.From, wire.PageMsg{Kind: k, Page: m.Page, Requester: m.From, ReqID: m.ReqID})
+	c.send(m.Requester, wire.PageMsg{Kind: k, Page: m.Page, Requester: m.Requester, ReqID: m.ReqID})
 }
 
 // getBusy takes in a request for a page with a transaction under way.
 func (c *Core) getBusy(m *wire.PageMsg, write, prefetch bool) {
 	t := c.transactions.get(m.Page)
 	switch {
-	case t.from == m.From && t.reqID == m.ReqID: // the requester's patience ended: something may be lost
+	case t.from == m.Requester && t.reqID == m.ReqID: // the requester's patience ended: something may be lost
 		c.sendTransaction(t)
-	case t.from == m.From && t.reqID > m.ReqID:
+	case t.from == m.Requester && t.reqID > m.ReqID:
 		c.counters.RefusedStale++
 	case prefetch:
 		c.answer(m, wire.KindNoPrefetch)
 	default:
-		c.enqueue(t, waiter{reqID: m.ReqID, from: m.From, write: write})
+		c.enqueue(t, waiter{reqID: m.ReqID, from: m.Requester, write: write})
 	}
 }
 
@@ -228,7 +228,7 @@ func (c *Core) done(m *wire.PageMsg) {
 		return
 	}
 	t := c.transactions.get(m.Page)
-	if t.serial != m.Serial || t.from != m.From {
+	if t.serial != m.Serial || t.from != m.Requester {
 		c.counters.RefusedStale++
 		return
 	}

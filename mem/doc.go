@@ -38,6 +38,8 @@
 // A holder puts off what would take a page away while the page is in its Window, so that a vCPU that waited for it gets to use it, or
 // pinned by a device.
 //
+// Where Config.Rehome allows it, a region's directory can go to another part within an epoch: see rehoming.
+//
 // # A change of epoch
 //
 // When parts are gone the survivors get a new set of members under a higher epoch. Messages of other epochs are refused, transactions

@@ -60,6 +60,7 @@ func (c *Core) membersChanged(epoch ident.Epoch, members ident.PartSet, fresh bo
 	c.shards = c.shards[:0]
 	members.Each(func(p ident.Part) { c.shards = append(c.shards, p) })
 	c.dir = newRegions[dirEntry](c.cfg.Pages, c.shift)
+	c.homes = rehoming{}
 	c.past.lost = regionSet{}
 	c.past.epochs = append(c.past.epochs, epochRecord{epoch: epoch, members: members, served: fresh})
 	c.past.senders = c.past.senders[:0]
@@ -96,12 +97,14 @@ func (c *Core) abortAll() {
 // archive keeps what this serving directory shard knows of its regions before the epoch ends.
 func (c *Core) archive() {
 	for region := range c.dir.chunks {
-		if c.shards[uint64(region)%uint64(len(c.shards))] != c.cfg.Self {
+		knows, place := c.knows(uint64(region)), c.placeRecord(uint64(region))
+		if !knows && place.Count == 0 {
 			continue
 		}
 		first := ident.PageNo(region) << c.shift
-		var recs []wire.Holding
+		recs := appendRun(nil, place)
 		switch {
+		case !knows:
 		case c.dir.chunks[region] != nil:
 			for i := range c.dir.chunks[region] {
 				recs = appendRun(recs, c.archiveEntry(first+ident.PageNo(i), &c.dir.chunks[region][i]))

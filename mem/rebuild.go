@@ -11,7 +11,7 @@ type rebuild struct {
 	reported ident.PartSet
 	batches  [ident.MaxParts]uint64 // the last batch taken, by sender
 	epochs   []knownEpoch           // falling
-	claims   map[uint64][]wire.Holding
+	claims   map[uint64][]claim
 }
 
 // knownEpoch is a former epoch, as the survivors that were in it report.
@@ -21,10 +21,16 @@ type knownEpoch struct {
 	served  ident.PartSet // survivors whose shards were complete
 }
 
-// maxClaims bounds what a broken peer can make this part remember of a region.
-const maxClaims = 4 * RegionPages
+// claim is what a part says that it knew as a directory.
+type claim struct {
+	wire.Holding
+	from ident.Part
+}
 
-func newRebuild() *rebuild { return &rebuild{claims: make(map[uint64][]wire.Holding)} }
+// maxClaims bounds what a broken peer can make this part remember of a region.
+const maxClaims = 16 * RegionPages
+
+func newRebuild() *rebuild { return &rebuild{claims: make(map[uint64][]claim)} }
 
 // report takes in a batch.
 func (c *Core) report(m *wire.PageMsg, body []byte) {
@@ -76,7 +82,7 @@ func (b *rebuild) take(c *Core, from ident.Part, h *wire.Holding) {
 		}
 	default:
 		if len(b.claims[region]) < maxClaims {
-			b.claims[region] = append(b.claims[region], *h)
+			b.claims[region] = append(b.claims[region], claim{*h, from})
 		} else {
 			c.counters.RefusedInvalid++
 		}
@@ -146,6 +152,7 @@ func (c *Core) reported(from ident.Part) {
 type authority struct {
 	epoch ident.Epoch // 0: nobody ever served, so nothing was granted
 	alive bool        // it has reported; otherwise its knowledge died with it
+	part  ident.Part  // if it has
 }
 
 func (b *rebuild) authority(c *Core, region uint64) authority {
@@ -154,12 +161,15 @@ func (b *rebuild) authority(c *Core, region uint64) authority {
 			continue // a broken peer's
 		}
 		d := k.members.Nth(int(region % uint64(k.members.Len())))
+		if from, alive, moved := c.lastHome(b.claims[region], k.epoch); moved {
+			return authority{epoch: k.epoch, alive: alive, part: from}
+		}
 		switch {
 		case !c.members.Has(d) && c.canary == canaryOldAuthority:
 		case !c.members.Has(d):
 			return authority{epoch: k.epoch}
 		case k.served.Has(d):
-			return authority{epoch: k.epoch, alive: true}
+			return authority{epoch: k.epoch, alive: true, part: d}
 		}
 	}
 	return authority{alive: true}
@@ -177,8 +187,8 @@ func (c *Core) decideRegion(region uint64) {
 	if a.alive {
 		recs := b.claims[region]
 		for i := range recs {
-			h := &recs[i]
-			if ident.Epoch(h.Aux) != a.epoch {
+			h := &recs[i].Holding
+			if ident.Epoch(h.Aux) != a.epoch || recs[i].from != a.part || h.Kind == wire.HoldingHome {
 				continue
 			}
 			some = true

@@ -25,13 +25,17 @@ func (c *Core) Clone() *Core {
 	if c.rebuild != nil {
 		r := *c.rebuild
 		r.epochs = slices.Clone(r.epochs)
-		r.claims = make(map[uint64][]wire.Holding, len(c.rebuild.claims))
+		r.claims = make(map[uint64][]claim, len(c.rebuild.claims))
 		for region := range n.pages.chunks {
 			if recs := c.rebuild.claims[uint64(region)]; recs != nil {
 				r.claims[uint64(region)] = slices.Clone(recs)
 			}
 		}
 		n.rebuild = &r
+	}
+	n.homes.places, n.homes.giving = slices.Clone(c.homes.places), slices.Clone(c.homes.giving)
+	for i := range n.homes.giving {
+		n.homes.giving[i].held = slices.Clip(slices.Clone(n.homes.giving[i].held))
 	}
 	n.loop, n.effects, n.traffic = nil, nil, nil
 	return &n
@@ -102,7 +106,26 @@ func (c *Core) appendDirectory(b []byte) []byte {
 			b = appendInts(b, uint64(e.epoch), uint64(e.members), uint64(e.served))
 		}
 		for region := range c.pages.chunks {
-			b = appendHoldings(append(b, 0xff), r.claims[uint64(region)])
+			b = append(b, 0xff)
+			for _, h := range r.claims[uint64(region)] {
+				b = appendHoldings(append(b, byte(h.from)), []wire.Holding{h.Holding})
+			}
+		}
+	}
+	return c.appendHomes(b)
+}
+
+func (c *Core) appendHomes(b []byte) []byte {
+	h := &c.homes
+	b = appendInts(append(b, 0xff), bit(h.asked), h.region, uint64(h.to))
+	for _, p := range h.places {
+		b = appendInts(b, uint64(p.n), uint64(p.part))
+	}
+	for i := range h.giving {
+		g := &h.giving[i]
+		b = append(appendInts(append(b, 0xff), g.region, uint64(g.to), uint64(g.n), g.top), g.body...)
+		for j := range g.held {
+			b = AppendMsg(b, &g.held[j])
 		}
 	}
 	return b

@@ -62,6 +62,7 @@ func (c *Core) fireTimers() {
 		return true
 	})
 	c.retryReports()
+	c.retryHomes()
 }
 
 // suspectFor suspects the parts whose acknowledgements are missing, or if the contents are, the directory.
@@ -83,10 +84,10 @@ func (c *Core) suspect(p ident.Part) {
 	}
 }
 
-// askAgain sends every request that waits for a directory shard of dirs under a new number.
+// askAgain sends every request that waits for a directory shard of dirs under a new number. Its region may have gone elsewhere already.
 func (c *Core) askAgain(dirs ident.PartSet) {
 	c.requests.each(func(page ident.PageNo, r *request) bool {
-		if dirs.Has(c.Directory(page)) && r.want != accessNone {
+		if dirs.Has(c.anchor(c.regionOf(page))) && r.want != accessNone {
 			c.ask(page, r)
 		}
 		return true

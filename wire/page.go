@@ -9,7 +9,7 @@ import (
 )
 
 // The page plane: what the parts of one virtual machine say to each other about pages. A message is a header of PageHeaderBytes, little
-// endian, and, when BodyBytes says so, a body: the contents of one page (FlagContents) or the records of a report (KindReport).
+// endian, and, when BodyBytes says so, a body: the contents of one page (FlagContents) or records (KindReport, KindHome).
 //
 //	offset bytes  field                 offset bytes  field
 //	     0     1  version                   24     8  page number
@@ -52,11 +52,14 @@ const (
 	KindReport                          // part -> D, after a change of epoch: a batch of what I hold; Serial is the batch's number
 	KindReportAck                       // D -> part: batch Serial was taken
 	KindShardReady                      // D -> all: every survivor reported, I serve requests
+	KindHome                            // D -> part: be the directory of the page's region, place number ReqID; the body says what I know, Serial is the highest
+	KindHomeAck                         // part -> D: I am
+	KindHomed                           // part -> all: I am, place number ReqID
 	kindEnd
 )
 
 var pageKindNames = [...]string{"?", "GetShared", "GetModified", "FwdShared", "FwdModified", "Inval", "Data", "Grant", "Ack", "Done",
-	"NoPrefetch", "Lost", "Report", "ReportAck", "ShardReady"}
+	"NoPrefetch", "Lost", "Report", "ReportAck", "ShardReady", "Home", "HomeAck", "Homed"}
 
 // String returns the kind's name as in the constants.
 func (k PageKind) String() string {
@@ -180,7 +183,7 @@ func (m *PageMsg) validate() error {
 		if m.Flags&FlagContents == 0 || m.BodyBytes != PageBodyBytes {
 			return ErrPageInvalid
 		}
-	case KindReport:
+	case KindReport, KindHome:
 		if m.BodyBytes%HoldingBytes != 0 {
 			return ErrPageInvalid
 		}
@@ -204,6 +207,7 @@ const (
 	HoldingGranting                        // as Granted, but the first grant, to Part, was under way
 	HoldingKept                            // I was their directory in epoch Aux: their latest contents are the copies retained under Serial, unless Part died
 	HoldingEpoch                           // in epoch Serial the members were the set in Page; Part = 1: I served my directory shard
+	HoldingHome                            // the directory of the page's region went to Part in epoch Aux, place number Serial
 	holdingEnd
 )
 

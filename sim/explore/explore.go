@@ -26,6 +26,7 @@ type Bounds struct {
 	Crashes        int
 	Repeats, Loses int // messages
 	Late           int // writes that do not follow at once when their page was mapped: without a bound two writers could starve for ever
+	Rehomes        int // directories of regions that are to go to another part
 	Canary         string
 
 	Progress func(r Result, frontier int) // unless nil, called after each depth
@@ -73,6 +74,7 @@ type state struct {
 	repeats int
 	loses   int
 	late    int
+	rehomes int
 	epochs  []ident.PartSet // members by epoch, from 1
 	trace   *trace
 }
@@ -102,7 +104,7 @@ func bytesOf(lines []string) [][]byte {
 
 // initial is the state in which every part knows the first epoch.
 func initial(b Bounds) (*state, error) {
-	s := &state{latest: make([]uint8, b.Pages), ops: b.OpsTotal, crashes: b.Crashes, repeats: b.Repeats, loses: b.Loses, late: b.Late}
+	s := &state{latest: make([]uint8, b.Pages), ops: b.OpsTotal, crashes: b.Crashes, repeats: b.Repeats, loses: b.Loses, late: b.Late, rehomes: b.Rehomes}
 	if s.ops == 0 {
 		s.ops = b.Parts * (b.Reads + b.Writes)
 	}
@@ -112,7 +114,7 @@ func initial(b Bounds) (*state, error) {
 	}
 	s.epochs = []ident.PartSet{members}
 	for i := range b.Parts {
-		core := mem.New(mem.Config{Self: ident.Part(i), Pages: uint64(b.Pages), RegionPages: 1, Canary: b.Canary})
+		core := mem.New(mem.Config{Self: ident.Part(i), Pages: uint64(b.Pages), RegionPages: 1, Rehome: b.Rehomes > 0, Canary: b.Canary})
 		s.parts = append(s.parts, &part{core: core, memfd: make([]uint8, b.Pages), guest: make([]access, b.Pages), reads: b.Reads, writes: b.Writes, epoch: 1})
 	}
 	for i := range s.parts {
@@ -277,7 +279,7 @@ func (s *state) checkEnd() error {
 		case p.core == nil:
 		case p.waits || p.ready:
 			return fmt.Errorf("p%d waits for page %d for ever", i, p.page)
-		case p.core.Outstanding() != 0 || p.core.Transactions() != 0 || p.core.Rebuilding():
+		case p.core.Outstanding() != 0 || p.core.Transactions() != 0 || p.core.Giving() != 0 || p.core.Rebuilding():
 			return fmt.Errorf("p%d never settles: %d outstanding, %d transactions, rebuilding %t", i, p.core.Outstanding(),
 				p.core.Transactions(), p.core.Rebuilding())
 		}
@@ -306,7 +308,7 @@ func (s *state) encode(b []byte) []byte {
 		b = append(b, s.flight[i].enc...)
 	}
 	b = append(b, s.latest...)
-	b = append(b, s.values, byte(s.ops), byte(s.crashes), byte(s.repeats), byte(s.loses), byte(s.late))
+	b = append(b, s.values, byte(s.ops), byte(s.crashes), byte(s.repeats), byte(s.loses), byte(s.late), byte(s.rehomes))
 	for _, m := range s.epochs {
 		b = binary.AppendUvarint(b, uint64(m))
 	}

@@ -27,6 +27,11 @@ var worlds = []struct {
 	{"three parts, all read and write", short, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1}},
 	{"three parts, one crash", short, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1}},
 	{"two pages", short, Bounds{Parts: 3, Pages: 2, Reads: 1, Writes: 1, OpsTotal: 3}},
+	{"the directory goes elsewhere", short, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 2}},
+	{"the directory goes elsewhere, one crash", long, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 1, Crashes: 1}},
+	{"the directory goes elsewhere, one lost message", longest, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 1, Rehomes: 1, Loses: 1}},
+	{"the directory goes elsewhere, one repeated message", longest, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 1, Repeats: 1}},
+	{"the directory goes elsewhere twice, two crashes", longest, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 2, Crashes: 2}},
 	{"one repeated message", long, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 5, Repeats: 1}},
 	{"one lost message, a late write", long, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 5, Loses: 1, Late: 1}},
 	{"one crash, one repeated message", longest, Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 1, Repeats: 1}},
@@ -59,6 +64,9 @@ func TestWorldsFindCanaries(t *testing.T) {
 		{"zero-again", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1}},
 		{"retained-stale", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 3, Crashes: 1}},
 		{"granting-zero", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Crashes: 1}},
+		{"home-busy", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 1}},
+		{"home-twice", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 1}},
+		{"home-forgotten", Bounds{Parts: 3, Pages: 1, Reads: 1, Writes: 1, OpsTotal: 2, Rehomes: 1, Crashes: 1}},
 	} {
 		t.Run(c.canary, func(t *testing.T) {
 			c.b.Canary = c.canary
@@ -90,6 +98,7 @@ var (
 	flagCrashes = flag.Int("crashes", 0, "TestWorld: crashes")
 	flagRepeats = flag.Int("repeats", 0, "TestWorld: repeated messages")
 	flagLoses   = flag.Int("loses", 0, "TestWorld: lost messages")
+	flagRehomes = flag.Int("rehomes", 0, "TestWorld: directories that go elsewhere")
 	flagLate    = flag.Int("late", 0, "TestWorld: writes that are late")
 	flagWorld   = flag.Bool("world", false, "run TestWorld")
 )
@@ -103,5 +112,5 @@ func TestWorld(t *testing.T) {
 		t.Logf("depth %d: %d states, %d at the frontier", r.Depth, r.States, frontier)
 	}
 	explore(t, Bounds{Progress: progress, Parts: *flagParts, Pages: *flagPages, Reads: *flagReads, Writes: *flagWrites, OpsTotal: *flagOps, Crashes: *flagCrashes,
-		Repeats: *flagRepeats, Loses: *flagLoses, Late: *flagLate})
+		Repeats: *flagRepeats, Loses: *flagLoses, Late: *flagLate, Rehomes: *flagRehomes})
 }

@@ -141,12 +141,35 @@ func (x *search) successors(s *state, w *worker) {
 				return n.step(p, mem.Event{Kind: mem.EventMembers, Epoch: epoch, Members: n.epochs[epoch-1]}, nil)
 			})
 		}
+		x.rehomes(s, w, p)
 		if s.crashes > 0 {
 			x.try(s, w, func() string { return fmt.Sprintf("%v dies", p) }, func(n *state) error { n.crash(p); return nil })
 		}
 	}
 	if !moved {
 		x.end(s, w)
+	}
+}
+
+// rehomes has the directories at part p go to each other part. It is nothing that has to happen.
+func (x *search) rehomes(s *state, w *worker, p ident.Part) {
+	core := s.parts[p].core
+	if s.rehomes == 0 || core.Epoch() == 0 {
+		return
+	}
+	for page := range s.latest {
+		if core.Directory(ident.PageNo(page)) != p {
+			continue
+		}
+		for to := range s.parts {
+			if ident.Part(to) == p || s.parts[to].core == nil {
+				continue
+			}
+			x.try(s, w, func() string { return fmt.Sprintf("the directory of page %d is to go from %v to p%d", page, p, to) }, func(n *state) error {
+				n.rehomes--
+				return n.step(p, mem.Event{Kind: mem.EventRehome, Page: ident.PageNo(page), To: ident.Part(to)}, nil)
+			})
+		}
 	}
 }
 

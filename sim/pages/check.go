@@ -61,7 +61,7 @@ func (w *world) quiet() bool {
 		if w.dead.Has(p.self) {
 			continue
 		}
-		if p.core.Epoch() != w.epoch || p.core.Outstanding() != 0 || p.core.Rebuilding() || p.core.Transactions() != 0 {
+		if p.core.Epoch() != w.epoch || p.core.Outstanding() != 0 || p.core.Rebuilding() || p.core.Transactions() != 0 || p.core.Giving() != 0 {
 			return false
 		}
 	}
@@ -106,11 +106,17 @@ func (w *world) directoryKnows(page ident.PageNo) error {
 			holders, state = holders.Set(p), s
 		}
 	})
-	dir := w.parts[w.members.First()].core.Directory(page)
-	info, ok := w.parts[dir].core.Holder(page)
+	var info mem.HolderInfo
+	directories := 0
+	w.members.Each(func(p ident.Part) {
+		if i, ok := w.parts[p].core.Holder(page); ok {
+			info = i
+			directories++
+		}
+	})
 	switch {
-	case !ok || info.Busy:
-		return fmt.Errorf("directory of page %d: %+v, %t", page, info, ok)
+	case directories != 1 || info.Busy:
+		return fmt.Errorf("%d directories of page %d: %+v", directories, page, info)
 	case info.State == mem.Zero || info.State == mem.Lost || info.State == mem.Retained:
 		if holders != 0 {
 			return fmt.Errorf("directory says that page %d is %v, parts %b hold it", page, info.State, holders)

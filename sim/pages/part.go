@@ -146,6 +146,11 @@ func (p *part) send(e *mem.Effect) {
 	if e.Msg.Kind == wire.KindGetShared || e.Msg.Kind == wire.KindGetModified { // by read-ahead too
 		p.w.touched[e.Page] = p.w.touched[e.Page].Set(p.self)
 	}
+	if e.Msg.Kind == wire.KindHome { // the new directory may grant pages to itself without anybody's knowing
+		for page := e.Page; page < e.Page+ident.PageNo(p.core.RegionPages()) && int(page) < len(p.w.touched); page++ {
+			p.w.touched[page] = p.w.touched[page].Set(e.To)
+		}
+	}
 	if e.Msg.Flags&wire.FlagContents != 0 {
 		m.contents = p.memfd[e.Page]
 	}

@@ -8,6 +8,8 @@
 //   - every core's Check passes: among others, no transaction outlives its epoch;
 //   - a page is lost only if a part that died had asked for it, or had been its directory.
 //
+// In some worlds the directories of regions go from part to part all the time.
+//
 // At the end faults stop, the network heals, and every operation must end: no part may wait for ever. The history of each page is then
 // checked for linearizability by porcupine as well, which knows nothing of the checks above.
 package pages
@@ -33,13 +35,13 @@ func init() {
 		Name:     "pages",
 		Doc:      "coherent memory over 2 to 5 parts; messages lost, repeated, reordered, cut; parts paused",
 		Run:      func(seed uint64, canary string) error { return Run(seed, canary, false) },
-		Canaries: []string{"lost-inval", "early-grant", "stale-serial", "read-before-revoke", "pin-ignored", "done-once", "no-downgrade"},
+		Canaries: []string{"lost-inval", "early-grant", "stale-serial", "read-before-revoke", "pin-ignored", "done-once", "no-downgrade", "home-busy", "home-twice", "home-serial"},
 	})
 	sim.Register(sim.Scenario{
 		Name:     "pages-crash",
 		Doc:      "as pages, and parts die: the directory is rebuilt, and only pages that the dead may have held are lost",
 		Run:      func(seed uint64, canary string) error { return Run(seed, canary, true) },
-		Canaries: []string{"epoch-ignored", "retained-stale", "zero-again", "early-serve", "retained-epoch", "granting-zero", "old-authority"},
+		Canaries: []string{"epoch-ignored", "retained-stale", "zero-again", "early-serve", "retained-epoch", "granting-zero", "old-authority", "home-forgotten"},
 	})
 }
 
@@ -122,6 +124,9 @@ func (w *world) play(canary string, of kind) error {
 		w.planReboots(s)
 	}
 	w.planFaults(s)
+	if s.core.Rehome {
+		w.planRehomes(s)
+	}
 	if err := w.Run(s.faultsEnd); err != nil {
 		return err
 	}
@@ -164,6 +169,7 @@ func (w *world) draw(canary string, of kind) settings {
 	if r.IntN(2) == 0 {
 		w.around = 1 << r.IntN(4)
 	}
+	s.core.Rehome = r.IntN(2) == 0
 	if r.IntN(5) == 0 && !s.reboots {
 		s.core.Image = ident.PartSet(0).Set(ident.Part(r.IntN(s.parts)))
 		w.image = 1 << 32
@@ -254,6 +260,20 @@ func (w *world) planFaults(s settings) {
 		from := w.Between(0, s.faultsEnd)
 		w.At(from, func() { w.Tracef("pause %d", id); w.Pause(id) })
 		w.At(from+w.Between(100, 6000), func() { w.resume(id) })
+	}
+}
+
+// planRehomes has directories go from part to part.
+func (w *world) planRehomes(s settings) {
+	for range s.ops / 4 {
+		page, to := ident.PageNo(w.Rand().IntN(s.pages)), ident.Part(w.Rand().IntN(s.parts))
+		w.At(w.Between(300, s.faultsEnd), func() {
+			for _, p := range w.parts {
+				if p.core.Epoch() != 0 && w.Running(p.id) && p.core.Directory(page) == p.self {
+					p.step(w.Clock(p.id), mem.Event{Kind: mem.EventRehome, Page: page, To: to}, nil)
+				}
+			}
+		})
 	}
 }
 

@@ -24,6 +24,8 @@ type Config struct {
 	Deadline ident.Micros
 	// ReadAhead is the largest number of pages requested ahead of a sequential fault; 0 switches read-ahead off.
 	ReadAhead int
+	// Company is how many pages that were given up are asked for again at once when a vCPU waits for a page; 0 switches that off. It is for Stint.
+	Company int
 	// RegionPages is the number of pages in a region, a power of two. All parts of a VM must agree. 0 means RegionPages, the constant, which
 	// is also the most; worlds with few pages take less, so as to have many regions.
 	RegionPages uint
@@ -198,6 +200,7 @@ type Counters struct {
 	Upgrades                          uint64 // read access turned into write access
 	ZeroFills                         uint64 // first touches
 	Prefetched, PrefetchRefused       uint64 // installs due to read-ahead; read-ahead requests refused
+	Gathered                          uint64 // asked for because others were, see Config.Company
 	ContentsSent                      uint64 // copies of pages sent to others
 	Invalidated                       uint64 // pages given up
 	Deferred                          uint64 // messages held back for a window or a pin

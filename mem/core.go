@@ -29,6 +29,7 @@ type Core struct {
 	passed   ident.Micros // the number, plus one, of the stint that this part passed on; 0 if none
 	given    ident.Micros // and of the one that it was passed
 	streams  streams
+	company  company
 	reqID    uint64
 	held     [3]uint64 // pages by state; Invalid is not counted
 
@@ -66,7 +67,7 @@ func New(cfg Config) *Core {
 	switch {
 	case cfg.Self >= ident.MaxParts, cfg.Pages == 0, cfg.Pages > uint64(wire.MaxPageNo)+1:
 		panic(fmt.Sprintf("mem: part %d of a VM of %d pages", cfg.Self, cfg.Pages))
-	case cfg.Window < 0, cfg.Stint < 0, cfg.Retry < 0, cfg.RetryMax < cfg.Retry, cfg.Deadline < 0, cfg.ReadAhead < 0:
+	case cfg.Window < 0, cfg.Stint < 0, cfg.Retry < 0, cfg.RetryMax < cfg.Retry, cfg.Deadline < 0, cfg.ReadAhead < 0, cfg.Company < 0:
 		panic(fmt.Sprintf("mem: negative or crossing spans in %+v", cfg))
 	}
 	if cfg.RegionPages == 0 {

@@ -117,10 +117,12 @@ func (c *Core) yield(m *wire.PageMsg, e *pageEntry) {
 				c.effect(EffectProtect, m.Page)
 			}
 			c.setState(e, Shared)
+			c.leaves(m.Page, e, accessWrite)
 		}
 	} else {
 		c.counters.Invalidated++
 		c.effect(EffectRevoke, m.Page)
+		c.leaves(m.Page, e, accessOf(e.state == Modified))
 		c.setState(e, Invalid)
 		e.grantee = m.Requester
 		if e.flags&flagWatched != 0 {

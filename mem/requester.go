@@ -31,6 +31,7 @@ type request struct {
 	want     access // by faults and pins; none for read-ahead
 	asked    access // by the message reqID; none if it has not been sent
 	prefetch bool   // the message reqID may be refused
+	company  bool   // nobody waits for it, but it is kept as if somebody did
 	watched  bool   // it is not mapped unless somebody wants it, which tells whether it was of use
 	by       uint16 // who wanted it first
 	since    ident.Micros
@@ -70,7 +71,9 @@ func (c *Core) fault(page ident.PageNo, write bool, by uint16) {
 		c.mapPage(e, page)
 		return
 	}
+	e.turns = companyTurns
 	c.want(page, accessOf(write), by)
+	c.gather()
 	if c.cfg.ReadAhead > 0 {
 		c.readAhead(page, write)
 	}
@@ -221,14 +224,14 @@ func (c *Core) tryInstall(page ident.PageNo, r *request, e *pageEntry) {
 	case e.flags&flagMapped == 0:
 		e.flags |= flagWatched
 	}
-	if r.want != accessNone {
+	if r.want != accessNone || r.company {
 		c.openWindow(page, e)
 	}
 	c.send(c.Directory(page), wire.PageMsg{Kind: wire.KindDone, Page: page, Requester: c.cfg.Self, Serial: r.serial, ReqID: r.reqID})
 	c.holdPins(page, e)
 	if !e.state.allows(r.want) {
 		// A reader's grant arrived, and a writer has come meanwhile.
-		r.serial, r.need, r.got, r.have, r.prefetch, r.since = 0, 0, 0, false, false, c.now
+		r.serial, r.need, r.got, r.have, r.prefetch, r.company, r.since = 0, 0, 0, false, false, false, c.now
 		c.ask(page, r)
 		return
 	}

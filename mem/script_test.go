@@ -14,7 +14,7 @@ import (
 // script is a VM that a file in testdata drives by verbs. Messages wait in a queue until "deliver" or "drop"; run the test with -rewrite
 // to write the outputs anew.
 //
-//	new parts=N pages=N [window=MICROS] [stint=MICROS] [readahead=N]   a VM in epoch 1
+//	new parts=N pages=N [window=MICROS] [stint=MICROS] [readahead=N] [company=N]   a VM in epoch 1
 //	fault part=P page=N [write]
 //	pin, unpin part=P page=N token=N [write]
 //	yield, pass, turn part=P
@@ -65,7 +65,7 @@ func (s *script) run(d *datadriven.TestData) {
 	part := arg("part")
 	switch d.Cmd {
 	case "new":
-		s.create(arg("parts"), Config{Pages: uint64(arg("pages")), Window: ident.Micros(max(0, arg("window"))), Stint: ident.Micros(max(0, arg("stint"))), ReadAhead: max(0, arg("readahead"))})
+		s.create(arg("parts"), Config{Pages: uint64(arg("pages")), Window: ident.Micros(max(0, arg("window"))), Stint: ident.Micros(max(0, arg("stint"))), ReadAhead: max(0, arg("readahead")), Company: max(0, arg("company"))})
 	case "fault":
 		ev.Kind = EventFault
 		s.step(part, ev)

@@ -14,7 +14,7 @@ func (c *Core) Clone() *Core {
 	n.shards = slices.Clone(c.shards)
 	n.pages, n.dir = c.pages.clone(), c.dir.clone()
 	n.requests, n.deferred, n.transactions = c.requests.clone(), c.deferred.clone(), c.transactions.clone()
-	n.pins = slices.Clone(c.pins)
+	n.pins, n.company.gone = slices.Clone(c.pins), slices.Clone(c.company.gone)
 	n.windows.ring = slices.Clone(c.windows.ring)
 	n.waiters.all = slices.Clone(c.waiters.all)
 	n.past.epochs, n.past.regions = slices.Clone(c.past.epochs), slices.Clone(c.past.regions)
@@ -48,14 +48,18 @@ func (c *Core) AppendState(b []byte) []byte {
 	for _, chunk := range c.pages.chunks {
 		for i := range chunk {
 			e := &chunk[i]
-			b = appendInts(b, e.serial, uint64(e.state)|uint64(e.grantee)<<8|uint64(e.flags)<<16)
+			b = appendInts(b, e.serial, uint64(e.state)|uint64(e.grantee)<<8|uint64(e.flags)<<16|uint64(e.turns)<<24)
 		}
 		b = append(b, 0xff)
 	}
 	appendSorted(&c.requests, func(page ident.PageNo, r *request) {
-		b = appendInts(b, uint64(page), uint64(r.want)|uint64(r.asked)<<8|bit(r.prefetch)<<16|bit(r.have)<<17|bit(r.contents)<<18|bit(r.watched)<<19, r.reqID,
+		b = appendInts(b, uint64(page), uint64(r.want)|uint64(r.asked)<<8|bit(r.prefetch)<<16|bit(r.have)<<17|bit(r.contents)<<18|bit(r.watched)<<19|bit(r.company)<<20, r.reqID,
 			r.serial, uint64(r.need), uint64(r.got), uint64(r.flags))
 	})
+	b = append(b, 0xff)
+	for _, g := range c.company.gone {
+		b = appendInts(b, uint64(g.page), uint64(g.a))
+	}
 	b = append(b, 0xff)
 	for _, p := range c.pins {
 		b = appendInts(b, uint64(p.page), p.token, bit(p.write)|bit(p.held)<<1)

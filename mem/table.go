@@ -17,6 +17,7 @@ type pageEntry struct {
 	state   State
 	grantee ident.Part
 	flags   entryFlags
+	turns   uint8 // how often the page still comes along with others, see company
 }
 
 type entryFlags uint8

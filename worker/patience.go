@@ -97,3 +97,13 @@ func (h *hints) due(part ident.Part, now ident.Micros) bool {
 	h.at[part] = now
 	return true
 }
+
+// companyPages is how many pages come along at most with one that is asked for, where parts take turns.
+const companyPages = 64
+
+func companyOf(spec wire.WorkerSpec) int {
+	if stintOf(spec) == 0 {
+		return 0
+	}
+	return companyPages
+}

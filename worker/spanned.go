@@ -88,12 +88,18 @@ func (w *Worker) runSeat(v *vcpu) error {
 	}
 	began := time.Now()
 	v.inside.Store(true)
+	w.spins.enters()
 	exit, known, err := v.seat.Run()
 	v.inside.Store(false)
 	v.exits.Add(1)
 	v.runMicros.Add(time.Since(began).Microseconds())
-	if err != nil || known {
+	switch {
+	case err != nil:
 		return err
+	case exit.Reason == kvm.Interrupted:
+		return w.standBack(v)
+	case known:
+		return nil
 	}
 	return w.handleLinux(v, exit)
 }

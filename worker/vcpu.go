@@ -31,6 +31,8 @@ type vcpu struct {
 	runMicros atomic.Int64
 	idle      atomic.Bool    // has left the gang
 	inside    atomic.Bool    // in KVM_RUN
+	looked    atomic.Bool    // thrown out to see whether it spins
+	sample    spinSample     // where it was then; its thread's
 	asking    atomic.Bool    // waits for the home part, which does not answer
 	idleSum   atomic.Int64   // microseconds that it was out of the gang, until idleFrom
 	idleFrom  atomic.Int64   // when it left the gang, 0 if it is in it

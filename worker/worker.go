@@ -59,6 +59,7 @@ type Worker struct {
 	backing    *backing    // nil: nobody lends to it
 	limits     limits
 	hints      hints
+	spins      spins
 
 	checkpoints checkpoints
 	stalled     atomic.Bool // at home: too much output is held back
@@ -221,6 +222,9 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 		}
 	}
 	w.plane = p
+	if w.isSpanned() && stintOf(w.spec) != 0 {
+		go w.watchSpins()
+	}
 	p.core = mem.New(w.memConfig())
 	p.pages, err = link.ListenPages(link.PagesConfig{
 		ClusterID: w.spec.ClusterID, VM: w.spec.VM, Self: w.spec.Part, Server: w.spec.Server, Secret: secret, Seal: w.spec.Seal,

@@ -163,6 +163,12 @@ func (w *world) draw(canary string, of kind) settings {
 	if r.IntN(2) == 0 {
 		s.core.Window = w.Between(20, 400)
 	}
+	if r.IntN(3) == 0 {
+		s.core.Stint = w.Between(100, 2000)
+	}
+	if r.IntN(3) == 0 {
+		s.core.Company = 1 + r.IntN(2*s.pages)
+	}
 	if r.IntN(2) == 0 {
 		s.core.ReadAhead = 1 + r.IntN(4)
 	}

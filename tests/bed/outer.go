@@ -37,6 +37,7 @@ const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin; stty -echo
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts /dev/shm /dev/net; mount -t devpts none /dev/pts; mount -t tmpfs none /dev/shm; mount -t tmpfs none /tmp
+case "$(cat /proc/cmdline)" in *idle=halt*) mount -t debugfs none /sys/kernel/debug; cd /sys/kernel/debug/sched && echo NO_RUN_TO_PARITY >features && echo 200000 >base_slice_ns;; esac
 for m in irqbypass kvm kvm-amd tun; do insmod /bed/` + outerKernel + `/$m.ko; done; ip link set lo up
 export CELLVISOR_BED=/bed CELLVISOR_BIN=/cellvisor REQUIRE_KVM=1 HOME=/tmp
 for word in $(cat /proc/cmdline); do case $word in CELLVISOR_*=*) export $word;; esac; done
@@ -269,10 +270,11 @@ func (b *bed) outer(script string, files map[string]string, line func(string)) e
 
 // emulation is how the outer machine's time passes, in words for QEMU and for the machine's kernel: by the clock, or by a nanosecond an instruction. Then it
 // is as fast as a real machine by its own clock, however slow or busy this one is: its guests' timers do not tick, and nobody's patience ends, before they
-// have done anything. An idle processor polls, since to sleep and to be woken costs more: two threads of QEMU that wait for each other.
+// have done anything. Its idle processor halts, and time leaps to the next timer at once. Whoever wakes has to run
+// soon, since one that waits in a loop makes time stand still: each PAUSE costs QEMU a microsecond, in which a few nanoseconds pass.
 func (b *bed) emulation() (qemu []string, cmdline string) {
 	if b.icount {
-		return []string{"-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single,tb-size=512"}, "idle=poll"
+		return []string{"-icount", "shift=0,sleep=off", "-accel", "tcg,thread=single,tb-size=512"}, "idle=halt"
 	}
 	return []string{"-accel", "tcg,thread=multi,tb-size=512"}, ""
 }

@@ -178,13 +178,21 @@ func (c *cluster) ended(name string, want ...string) {
 	}
 }
 
+// allFork forks a thousand processes, wherever the kernel wants them; eachForks has the CPUs do it one after the other, which then keep what they need.
+const allFork = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); if [ $((i%10)) = 0 ]; then /bin/busybox true & else (exit 0) & fi; [ $((i%50)) = 0 ] && wait; done; wait"
+
+func eachForks(vcpus int) string {
+	return fmt.Sprintf("taskset -p 1 $$ >/dev/null; n=0; for c in $(seq 0 %d); do taskset $((1<<c)) sh -c '%s; echo $i >/tmp/forked'; read -r i </tmp/forked; n=$((n+i)); done; i=$n",
+		vcpus-1, strings.Replace(allFork, "1000", fmt.Sprint(1000/vcpus), 1))
+}
+
 // userScript does what a user's machine does: it forks a thousand processes, computes with checksums on all CPUs, writes and verifies 64 MiB on
 // ext4 on its disk, and switches itself off. It says when it was how far.
-func userScript(vcpus int) string {
+func userScript(vcpus int, forks string) string {
 	return fmt.Sprintf(`
 at() { read -r up idle </proc/uptime; echo AT $up $*; }
 at init; [ $(nproc) = %[1]d ] || echo BAD cpus $(nproc)
-i=0; while [ $i -lt 1000 ]; do i=$((i+1)); if [ $((i%%10)) = 0 ]; then /bin/busybox true & else (exit 0) & fi; [ $((i%%50)) = 0 ] && wait; done; wait
+%[2]s
 echo FORKED $i; at forked
 c=0; while [ $c -lt %[1]d ]; do
   taskset $((1<<c)) sh -c 'dd if=/dev/zero bs=256k count=32 2>/dev/null | sha256sum' >/tmp/sum$c & c=$((c+1))
@@ -198,7 +206,7 @@ umount /mnt; at written; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vd
 i=0; while [ $i -lt 16 ]; do echo part $i; tail -c +9 /tmp/seed; i=$((i+1)); done | md5sum >/tmp/sum; at computed
 [ "$(md5sum </mnt/a)" = "$(cat /tmp/sum)" ] && echo SAME $(stat -c %%s /mnt/a); at verified
 umount /mnt
-poweroff -f`, vcpus)
+poweroff -f`, vcpus, forks)
 }
 
 // smallDiskScript writes files on a disk, and verifies them when nothing of them is in memory.
@@ -238,7 +246,7 @@ func upCase(t *testing.T, version string, vcpus int, cell string) {
 	c := startCluster(t)
 	name := fmt.Sprintf("debian-%s-%d", strings.ReplaceAll(version, ".", "-"), vcpus)
 	disk := c.disk("data-"+name, 96<<20)
-	c.must(c.linuxArgs(name, version, userScript(vcpus), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--disk", disk, "--span", cell)...)
+	c.must(c.linuxArgs(name, version, userScript(vcpus, allFork), []string{"virtio_blk"}, "--vcpus", fmt.Sprint(vcpus), "--disk", disk, "--span", cell)...)
 	t.Logf("it begins after %s", since(start))
 	want := []string{"FORKED 1000", "SAME 67108"}
 	for i := range vcpus {

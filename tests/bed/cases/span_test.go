@@ -1,6 +1,7 @@
 package cases
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -51,8 +52,9 @@ func TestUpSpan612(t *testing.T) {
 func spread(t *testing.T, cells, version, script string, diskBytes int64) *cluster {
 	c := startCluster(t, "--cells", cells, "--sched", "host", "--plain-pages", "--slow", "4")
 	c.must(c.linuxArgs("both", version, script, []string{"virtio_blk"}, "--vcpus", "2", "--span", "a,b", "--disk", c.disk("both", diskBytes),
-		"--option", "window=200us", "--option", "stint=100ms", "--option", "patience=4",
+		"--option", "window=200us", "--option", "stint=10ms", "--option", "patience=4",
 		"--cmdline", baseCmdline+" tsc=reliable nowatchdog maxcpus=1 noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1")...)
+	c.watch("both")
 	return c
 }
 
@@ -74,7 +76,7 @@ const secondOnline = "echo 1 >/sys/devices/system/cpu/cpu1/online\n"
 // userCase has a machine on two servers do all that one on one server does, with both processors.
 func userCase(t *testing.T, version string) {
 	long(t)
-	c := spread(t, "2", version, secondOnline+userScript(2), 96<<20)
+	c := spread(t, "2", version, secondOnline+userScript(2, eachForks(2)), 96<<20)
 	c.ended("both", "FORKED 1000", "SAME 67108", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1))
 	c.exitedWell("both")
 	t.Logf("by the guest's clock:\n%s", strings.Join(atLine.FindAllString(c.console("both"), -1), "\n"))
@@ -119,4 +121,21 @@ func (c *cluster) loses(cell string) {
 	if _, _, err := local.KillCell(c.dir, cell); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// watch shows a machine's console as it comes, if CELLVISOR_BED_ECHO is set.
+func (c *cluster) watch(name string) {
+	if os.Getenv("CELLVISOR_BED_ECHO") == "" {
+		return
+	}
+	cmd := c.command(context.Background(), "", "vm", "console", name, "--attach", "--offset", "0", "--timeout", "2h")
+	cmd.Stdout = os.Stdout
+	if err := cmd.Start(); err != nil {
+		c.t.Error(err)
+		return
+	}
+	c.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 }

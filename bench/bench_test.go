@@ -80,7 +80,7 @@ func TestBorrowCompares(t *testing.T) {
 		return r
 	}
 	rep := BorrowReport{Settings: BorrowSettings{MemoryMiB: 64}}
-	if err := rep.compare([]borrowRun{rates(3), rates(1), rates(9)}, []borrowRun{rates(2), rates(1), rates(9)}); err != nil {
+	if err := rep.compare([]borrowRun{rates(3), rates(1), rates(2)}, []borrowRun{rates(2), rates(1), rates(1)}); err != nil {
 		t.Fatal(err)
 	}
 	if f := rep.Figures[5]; !f.Commits || f.ColdIn10000 != 10 || f.LocalPerSecond != 315 || f.BorrowPerSecond != 210 || rep.TimeRatio != 1.5 || rep.BorrowedPercent != 50 {

@@ -54,7 +54,7 @@ type frame struct {
 }
 
 const (
-	lendPatience = 5 * time.Second        // for a page to be read
+	lendPatience = 10 * time.Second       // for a page to be read
 	lendPut      = 500 * time.Millisecond // for some to be written
 	lendRest     = time.Second            // of a tier that failed
 	lendRetry    = 20 * time.Millisecond
@@ -314,4 +314,14 @@ func (t *tier) hasRoom() bool {
 		t.low++
 	}
 	return t.low < t.limit
+}
+
+// last lists the slots of the last frames that are not below one, no more than a lender takes at a time.
+func (t *tier) last(from uint32) (slots []uint32) {
+	for n := uint32(len(t.owner)); n > from && len(slots) < wire.LendPutFrames; n-- {
+		if o := t.owner[n-1]; o != 0 {
+			slots = append(slots, o-1)
+		}
+	}
+	return slots
 }

@@ -185,71 +185,81 @@ func (b *backing) settle() error {
 	return nil
 }
 
-// giveBack moves away what lies above a lender's limit, a frame at a time: pages are read and written meanwhile.
+// giveBack moves away what lies above a lender's limit, a few frames at a time: pages are read and written meanwhile.
 func (b *backing) giveBack(t *tier) error {
 	for {
 		b.mu.Lock()
-		n := uint32(len(t.owner))
-		if n <= t.limit {
-			b.mu.Unlock()
+		slots := t.last(t.limit)
+		b.mu.Unlock()
+		if len(slots) == 0 {
 			return nil
 		}
-		slot := t.owner[n-1] - 1
+		moved, err := b.relocate(slots, t, nil)
+		b.mu.Lock()
+		b.back += uint64(moved)
 		b.mu.Unlock()
-		if err := b.relocate(slot, t, nil); err != nil {
+		if err != nil {
 			return err
 		}
-		b.mu.Lock()
-		b.back++
-		b.mu.Unlock()
 	}
 }
 
-// relocate moves a slot away from a tier: to another one (nil: any), or to lower frames of the same. If it is not there any more, nothing happens.
-func (b *backing) relocate(slot uint32, from, to *tier) error {
+// relocate moves slots away from a tier, at most as many as a lender takes at a time: to another one (nil: any), or to lower frames of the same. Those that are
+// not there any more stay where they are.
+func (b *backing) relocate(slots []uint32, from, to *tier) (moved int, err error) {
 	b.turn.Lock()
 	defer b.turn.Unlock()
 	b.mu.Lock()
-	f := b.where[slot]
-	if f.tier != from {
-		b.mu.Unlock()
-		return nil
-	}
 	if to == nil {
 		to = b.choose(nil)
 	}
 	if to == nil {
 		defer b.mu.Unlock()
-		return b.full()
+		return 0, b.full()
 	}
-	no, ok := to.take(slot)
+	var pieces []piece
+	var old []frame
+	for _, slot := range slots {
+		f := b.where[slot]
+		if f.tier != from {
+			continue
+		}
+		no, ok := to.take(slot)
+		if !ok {
+			break
+		}
+		pieces, old = append(pieces, piece{slot, new([ident.PageSize]byte), frame{tier: to, no: no}}), append(old, f)
+	}
 	b.mu.Unlock()
-	if !ok {
-		return nil
+	for i := range pieces {
+		if err == nil {
+			err = b.read(old[i], pieces[i].page[:])
+		}
 	}
-	p := piece{slot, new([ident.PageSize]byte), frame{tier: to, no: no}}
-	err := b.read(f, p.page[:])
+	failed := false
 	if err == nil {
-		pieces := []piece{p}
 		err = b.put(to, pieces)
-		p = pieces[0]
+		failed = err != nil
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err != nil || b.where[slot] != f { // or it was dropped meanwhile
-		if err != nil {
-			to.rest = time.Now().Add(lendRest)
-		}
-		to.give(no)
-		return err
+	if failed {
+		to.rest = time.Now().Add(lendRest)
 	}
-	b.where[slot] = p.to
-	from.give(f.no)
-	return nil
+	for i, p := range pieces {
+		if err != nil || b.where[p.slot] != old[i] { // or it was dropped meanwhile
+			to.give(p.to.no)
+			continue
+		}
+		b.where[p.slot] = p.to
+		from.give(old[i].no)
+		moved++
+	}
+	return moved, err
 }
 
 // tendPages is how many pages move from the paging file to lenders at a time.
-const tendPages = 1024
+const tendPages = 4096
 
 const tendEvery = time.Second
 
@@ -273,19 +283,19 @@ func (b *backing) tend() {
 	if b.settle() != nil {
 		return
 	}
-	for range tendPages {
+	for left := tendPages; left > 0; {
 		b.mu.Lock()
 		file, to := b.tiers[0], b.choose(b.tiers[0])
-		n := len(file.owner)
-		if to == nil || n == 0 {
-			b.mu.Unlock()
-			break
-		}
-		slot := file.owner[n-1] - 1
+		slots := file.last(0)
 		b.mu.Unlock()
-		if b.relocate(slot, file, to) != nil {
+		if to == nil || len(slots) == 0 {
 			break
 		}
+		moved, err := b.relocate(slots, file, to)
+		if moved == 0 || err != nil {
+			break
+		}
+		left -= moved
 	}
 	b.mu.Lock()
 	tiers := slices.Clone(b.tiers[1:])

@@ -29,6 +29,10 @@ const (
 	notePause    = time.Millisecond
 )
 
+// holdLag is how much later than it is told a part of a VM on several servers lets go of its slots: the threads that do so would otherwise be in the way of
+// those that let the next gang take them, at the moment when that counts.
+const holdLag = 150 * ident.Micros(1)
+
 // slicer carries out serve's orders: it lets this part's vCPUs run, on the CPUs of their slots, or holds them, to the microsecond as far as the
 // kernel's timers and scheduler allow. It has a thread of its own, ahead of all vCPUs.
 //
@@ -49,6 +53,7 @@ type slicer struct {
 	order   wire.SliceOrder   // carried out; the thread's
 	pending []wire.SliceOrder // for times to come, by time; the thread's
 	remind  ident.Micros      // when to say again that there is work; the thread's
+	owed    *wire.SliceNote   // when the vCPUs of the last turn began, which serve is told when it gives the next order; the thread's
 	refused atomic.Bool       // serve's socket has not taken the last note
 	in      [wire.SliceDatagramLimit]byte
 }
@@ -139,6 +144,10 @@ func (s *slicer) receive() {
 			s.w.log.Warn().Err(err).Msg("an order about slices is malformed")
 			continue
 		}
+		s.settle()
+		if o.Mode == wire.SliceHold && !s.w.alone() {
+			o.At += holdLag
+		}
 		s.order.Until = max(s.order.Until, o.Until)
 		for len(s.pending) > 0 && s.pending[len(s.pending)-1].At >= o.At {
 			s.pending = s.pending[:len(s.pending)-1]
@@ -163,15 +172,28 @@ func (s *slicer) carryOut(o wire.SliceOrder) {
 	case o.Mode == wire.SliceRun:
 		s.pin(o.CPUs)
 		note.First, note.Last = s.w.guard.setTurn(true, nil)
+		if !s.w.alone() {
+			s.w.hurry()
+		}
 	default:
 		s.pin(nil)
 		note.First, note.Last = s.w.guard.setTurn(true, nil)
 	}
 	if before.Mode == wire.SliceRun && note.First != 0 && !s.w.alone() { // when the vCPUs of a server began is of interest beside others only
 		note.Number = before.Number
+		s.owed = &note // later: at this moment it would only wake serve's thread, which has priority over the vCPUs that begin
 	}
-	if (before.Mode == wire.SliceFree || note.Number != 0) && !s.send(note) {
+	if before.Mode == wire.SliceFree && !s.send(note) {
 		s.remind = min(s.remind, bootMicros()+remindAfter)
+	}
+}
+
+// settle sends the note that is owed.
+func (s *slicer) settle() {
+	if s.owed != nil {
+		s.owed.Busy = s.busy()
+		s.send(*s.owed)
+		s.owed = nil
 	}
 }
 

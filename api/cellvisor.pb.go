@@ -3149,6 +3149,8 @@ type LocalityCounters struct {
 	Ahead uint64 `protobuf:"varint,2,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	// At home: vCPUs that went to where their pages are.
 	Moved uint64 `protobuf:"varint,3,opt,name=moved,proto3" json:"moved,omitempty"`
+	// Regions whose directory went from here to where requests come from.
+	Homes uint64 `protobuf:"varint,5,opt,name=homes,proto3" json:"homes,omitempty"`
 	// Regions that are waited for most, hottest first.
 	Hot           []*HotRegion `protobuf:"bytes,4,rep,name=hot,proto3" json:"hot,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3202,6 +3204,13 @@ func (x *LocalityCounters) GetAhead() uint64 {
 func (x *LocalityCounters) GetMoved() uint64 {
 	if x != nil {
 		return x.Moved
+	}
+	return 0
+}
+
+func (x *LocalityCounters) GetHomes() uint64 {
+	if x != nil {
+		return x.Homes
 	}
 	return 0
 }
@@ -8322,11 +8331,12 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x05scrub\x18\x12 \x01(\v2\x1b.cellvisor.v1.ScrubCountersR\x05scrub\x12\x1f\n" +
 	"\vslot_micros\x18\x13 \x01(\x04R\n" +
 	"slotMicros\x12:\n" +
-	"\blocality\x18\x14 \x01(\v2\x1e.cellvisor.v1.LocalityCountersR\blocality\"\x81\x01\n" +
+	"\blocality\x18\x14 \x01(\v2\x1e.cellvisor.v1.LocalityCountersR\blocality\"\x97\x01\n" +
 	"\x10LocalityCounters\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x14\n" +
 	"\x05ahead\x18\x02 \x01(\x04R\x05ahead\x12\x14\n" +
-	"\x05moved\x18\x03 \x01(\x04R\x05moved\x12)\n" +
+	"\x05moved\x18\x03 \x01(\x04R\x05moved\x12\x14\n" +
+	"\x05homes\x18\x05 \x01(\x04R\x05homes\x12)\n" +
 	"\x03hot\x18\x04 \x03(\v2\x17.cellvisor.v1.HotRegionR\x03hot\"\xc0\x01\n" +
 	"\tHotRegion\x12\x12\n" +
 	"\x04page\x18\x01 \x01(\x04R\x04page\x12\x14\n" +

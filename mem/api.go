@@ -156,6 +156,7 @@ const (
 	Left                             // it went to Peer
 	Used                             // one of a block, which was not mapped to see whether it is used, was
 	Unused                           // one that was not mapped left without having been used
+	Asked                            // a request came to this part, At, a directory: from Peer, for a page of the region from Page on that Holder has, or Peer itself
 )
 
 // Traffic is a page that came or went, for whoever chooses where work and pages go.
@@ -163,6 +164,9 @@ type Traffic struct {
 	Kind   TrafficKind
 	Peer   ident.Part
 	By     uint16 // who waited for it; 0: nobody that the caller has named
+	At     ident.Part
+	Holder ident.Part
+	Moves  uint32 // that the region's directory has made in this epoch
 	Page   ident.PageNo
 	Waited ident.Micros
 }

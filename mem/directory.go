@@ -84,6 +84,9 @@ func (c *Core) get(m *wire.PageMsg) {
 	case prefetch && write && e.state != Zero:
 		c.answer(m, wire.KindNoPrefetch)
 	default:
+		if !prefetch {
+			c.noteAsked(m.Page, e, m.Requester, write)
+		}
 		c.begin(m.Page, e, m.Requester, m.ReqID, write, c.transactions.put(m.Page))
 	}
 }
@@ -241,6 +244,7 @@ func (c *Core) done(m *wire.PageMsg) {
 	}
 	if t.queue != 0 {
 		w := c.dequeue(t)
+		c.noteAsked(m.Page, e, w.from, w.write)
 		c.begin(m.Page, e, w.from, w.reqID, w.write, t)
 		return
 	}

@@ -31,3 +31,20 @@ func (c *Core) noteInstall(page ident.PageNo, r *request, e *pageEntry, got Stat
 	}
 	c.note(t)
 }
+
+// noteAsked notes a request for a page that has no transaction under way.
+func (c *Core) noteAsked(page ident.PageNo, e *dirEntry, from ident.Part, write bool) {
+	if !c.cfg.Observe || !c.cfg.Rehome {
+		return
+	}
+	region := c.regionOf(page)
+	t := Traffic{Kind: Asked, At: c.cfg.Self, Peer: from, Holder: from, Page: ident.PageNo(region << c.shift), Moves: c.place(region).n}
+	switch others := e.holders.Clear(from); {
+	case e.state == Zero, e.holders.Has(from) && !write, others == 0:
+	case others.Has(c.cfg.Self):
+		t.Holder = c.cfg.Self
+	default:
+		t.Holder = others.First()
+	}
+	c.note(t)
+}

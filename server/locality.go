@@ -26,7 +26,7 @@ func localityMessage(vm *cells.VM, l *wire.WorkerLocality) *api.LocalityCounters
 	if l == nil {
 		return nil
 	}
-	out := &api.LocalityCounters{Policy: l.Policy, Ahead: l.Ahead, Moved: l.Moved}
+	out := &api.LocalityCounters{Policy: l.Policy, Ahead: l.Ahead, Moved: l.Moved, Homes: l.Homes}
 	for _, h := range l.Hot {
 		r := &api.HotRegion{Page: uint64(h.Page), Pages: uint32(h.Pages), Faults: uint32(h.Faults), WaitedMicros: uint64(h.WaitedMicros), Around: h.Around}
 		if h.VCPU != nil {

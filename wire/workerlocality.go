@@ -16,6 +16,7 @@ type WorkerLocality struct {
 	Policy string            `json:"policy"`
 	Ahead  uint64            `json:"ahead"`           // pages that came before anybody touched them
 	Moved  uint64            `json:"moved,omitempty"` // at home: vCPUs that went to where their pages are
+	Homes  uint64            `json:"homes,omitempty"` // regions whose directory went from here to where requests come from
 	Hot    []WorkerHotRegion `json:"hot,omitempty"`   // regions that are waited for most, hottest first
 }
 

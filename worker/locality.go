@@ -78,6 +78,14 @@ func (o *observing) note(all []mem.Traffic) {
 	}
 }
 
+// rehome tells which directory should be elsewhere. It requires plane.mu.
+func (o *observing) rehome() (page ident.PageNo, to ident.Part, ok bool) {
+	if o.observer == nil {
+		return 0, 0, false
+	}
+	return o.observer.Rehome()
+}
+
 // startObserving begins to count, once this part is one of several of a running VM.
 func (w *Worker) startObserving() {
 	if !observes(w.spec) || !w.spans() || len(w.members.Load().Members) < 2 {
@@ -211,7 +219,7 @@ func (w *Worker) localityStats() *wire.WorkerLocality {
 		p.mu.Unlock()
 		return nil
 	}
-	s := &wire.WorkerLocality{Policy: localityOf(w.spec).String(), Ahead: p.core.Counters().Prefetched}
+	s := &wire.WorkerLocality{Policy: localityOf(w.spec).String(), Ahead: p.core.Counters().Prefetched, Homes: p.core.Counters().HomesGiven}
 	hot := p.observer.Top(hottestShown)
 	p.mu.Unlock()
 	for _, h := range hot {

@@ -41,7 +41,7 @@ func TestLitmusWhileVCPUsGoToTheirPages(t *testing.T) {
 
 // The same for values in a pipe, a table and records under a lock, which the guest checks.
 func TestPhasesWhileVCPUsGoToTheirPages(t *testing.T) {
-	for _, policy := range []string{"auto", "replicate"} {
+	for _, policy := range []string{"auto", "replicate", "rehome"} {
 		v := startVMWith(t, map[string]string{wire.OptionLocality: policy}, "phases", "3 2", 32*ident.MiB, 1, 1, 1)
 		moved := v.follow([]int{0, 1, 2})
 		v.mustExit(3 * time.Minute)

@@ -70,6 +70,9 @@ func (p *plane) step(now ident.Micros, ev mem.Event, contents []byte) {
 			return
 		}
 	}
+	if page, to, ok := p.rehome(); ok {
+		p.step(now, mem.Event{Kind: mem.EventRehome, Page: page, To: to}, nil)
+	}
 }
 
 // execute carries out one effect. It requires mu.

@@ -7,6 +7,7 @@ type Locality struct {
 	Policy string      `json:"policy"`
 	Ahead  uint64      `json:"ahead"`
 	Moved  uint64      `json:"moved"`
+	Homes  uint64      `json:"homes"`
 	Hot    []HotRegion `json:"hot"`
 }
 
@@ -25,7 +26,7 @@ func ofLocality(l *api.LocalityCounters) *Locality {
 	if l == nil {
 		return nil
 	}
-	out := &Locality{Policy: l.GetPolicy(), Ahead: l.GetAhead(), Moved: l.GetMoved(), Hot: []HotRegion{}}
+	out := &Locality{Policy: l.GetPolicy(), Ahead: l.GetAhead(), Moved: l.GetMoved(), Homes: l.GetHomes(), Hot: []HotRegion{}}
 	for _, h := range l.GetHot() {
 		out.Hot = append(out.Hot, HotRegion{Page: h.GetPage(), Pages: h.GetPages(), Faults: h.GetFaults(), WaitedMicros: h.GetWaitedMicros(), VCPU: h.Vcpu,
 			From: h.GetFrom(), Around: h.GetAround()})

@@ -13,9 +13,9 @@ func (a *app) benchLocalityCmd() *cobra.Command {
 	var set bench.LocalitySettings
 	cmd := &cobra.Command{
 		Use:   "locality",
-		Short: "Fetch a page, read around it, or move the vCPU: fixed policies beside the one that chooses",
+		Short: "Fetch a page, read around it, move the vCPU or the directory: fixed policies beside the one that chooses",
 		Long: `Runs a guest of three vCPUs on two servers of two slots with the payload phases, whose vCPUs change again and again what they share: pages of their own, a
-table that all read, a pipe, a lock. It runs once under each policy (--option locality=...): fetch, replicate and move always do the same, auto does what
+table that all read, a pipe, a lock. It runs once under each policy (--option locality=...): fetch, replicate, move and rehome always do the same, auto does what
 has paid. Needs two idle CPUs to mean anything.`,
 		Example: "  cellvisor bench locality\n  cellvisor bench locality --rounds 5 -o json > locality.json",
 		Args:    args(0, 0, ""),

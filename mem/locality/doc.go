@@ -1,7 +1,8 @@
 // Package locality decides, by what it observes, what is done about pages that a virtual machine's vCPUs need and other servers hold: fetch each page when
-// it is touched, fetch what lies around it to read as well, or move the vCPU to where its pages are. It is floor 2 and pure.
+// it is touched, fetch what lies around it to read as well, have the region's directory where requests come from, or move the vCPU to where its pages are. It is floor 2 and pure.
 //
 //	part      faults, pages that come and go --> Observer --> how much to fetch around the next fault
+//	directory requests that come --> Observer --> which region's directory should be where
 //	                                                |
 //	                                              Report: who waited how long for whom
 //	                                                v

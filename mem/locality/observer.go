@@ -41,7 +41,8 @@ type Observer struct {
 	table        [tableSize]region
 	rows         [][]row // by vCPU, then by part; nil until the vCPU has waited
 	used, unused uint32  // watched pages of all regions; ages
-	busy         bool    // something was noted since the last report
+	homes        homes
+	busy         bool // something was noted since the last report
 }
 
 // row is what one vCPU waited for one part since the last report.
@@ -101,6 +102,8 @@ func (o *Observer) Note(t *mem.Traffic) {
 		if r := o.look(t.Page); r != nil {
 			r.unused++
 		}
+	case mem.Asked:
+		o.homes.ask(t, o.policy == Rehome)
 	}
 }
 
@@ -185,6 +188,7 @@ func (o *Observer) Age() {
 	if o.used+o.unused > 64 {
 		o.used, o.unused = o.used/2, o.unused/2
 	}
+	o.homes.fade()
 }
 
 // Hot is a region that vCPUs of this part wait for.

@@ -8,10 +8,11 @@ const (
 	Fetch     Policy = iota // each page when it is touched
 	Replicate               // and the whole region of each page that is read
 	Move                    // and a vCPU goes at once to where most of its faults are answered
+	Rehome                  // and a region's directory goes to where requests come from
 	Auto                    // whichever has paid
 )
 
-var policyNames = [...]string{"fetch", "replicate", "move", "auto"}
+var policyNames = [...]string{"fetch", "replicate", "move", "rehome", "auto"}
 
 // String names the policy as users do.
 func (p Policy) String() string { return policyNames[p] }

@@ -56,7 +56,7 @@ const (
 )
 
 // Fixed are the policies that always do the same.
-var Fixed = []locality.Policy{locality.Fetch, locality.Replicate, locality.Move}
+var Fixed = []locality.Policy{locality.Fetch, locality.Replicate, locality.Move, locality.Rehome}
 
 // Run runs the world of a seed.
 func Run(seed uint64, canary string) error {

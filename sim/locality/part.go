@@ -24,12 +24,13 @@ type part struct {
 type message struct {
 	m        wire.PageMsg
 	contents uint64
+	body     []byte
 }
 
 // Receive implements kernel.Node.
 func (p *part) Receive(now ident.Micros, _ kernel.NodeID, msg any) {
 	m := msg.(*message)
-	p.step(now, mem.Event{Kind: mem.EventMessage, Msg: m.m}, m.contents)
+	p.step(now, mem.Event{Kind: mem.EventMessage, Msg: m.m, Body: m.body}, m.contents)
 }
 
 // Wake implements kernel.Node.
@@ -45,6 +46,10 @@ func (p *part) step(now ident.Micros, ev mem.Event, contents uint64) {
 	for i := range effects {
 		p.execute(&effects[i], contents)
 	}
+	if page, to, ok := p.observer.Rehome(); ok {
+		p.w.homed(now)
+		p.step(now, mem.Event{Kind: mem.EventRehome, Page: page, To: to}, 0)
+	}
 	if at, ok := p.core.NextDeadline(); ok {
 		p.w.WakeAt(p.id, at)
 	} else {
@@ -55,7 +60,7 @@ func (p *part) step(now ident.Micros, ev mem.Event, contents uint64) {
 func (p *part) execute(e *mem.Effect, contents uint64) {
 	switch e.Kind {
 	case mem.EffectSend:
-		m := &message{m: e.Msg}
+		m := &message{m: e.Msg, body: append([]byte(nil), e.Body...)}
 		if e.Msg.Flags&wire.FlagContents != 0 {
 			m.contents = p.memfd[e.Page]
 		}

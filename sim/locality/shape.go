@@ -42,6 +42,8 @@ type Result struct {
 	Moves  int
 	Late   int // moves in the second half of the time
 	Asked  int // wishes
+
+	Homes, LateHomes int // directories that were to go elsewhere, and in the second half of the time
 }
 
 // Measured is the network between two workers of one machine: 30 us are what waking another process's thread takes there.

@@ -27,7 +27,7 @@ type world struct {
 	began        ident.Micros
 	busy         int // vCPUs that are not done with the phase
 	over         bool
-	moves        []ident.Micros
+	moves, homes []ident.Micros
 	result       Result
 }
 
@@ -65,7 +65,8 @@ func (w *world) build(policy locality.Policy) {
 		self := ident.Part(i)
 		members = members.Set(self)
 		p := &part{w: w, self: self, observer: locality.NewObserver(policy, s.VCPUs), memfd: make([]uint64, allPages), readable: make([]bool, allPages), writable: make([]bool, allPages),
-			core: mem.New(mem.Config{Self: self, Pages: allPages, RegionPages: apart, Window: mem.DefaultWindow, ReadAhead: mem.DefaultReadAhead, Observe: true})}
+			core: mem.New(mem.Config{Self: self, Pages: allPages, RegionPages: apart, Window: mem.DefaultWindow, ReadAhead: mem.DefaultReadAhead, Observe: true,
+				Rehome: policy.Rehomes()})}
 		p.id = w.Add(p)
 		w.parts = append(w.parts, p)
 	}
@@ -97,6 +98,12 @@ func (w *world) summary() Result {
 	for _, at := range w.moves {
 		if at > w.Now()/2 {
 			r.Late++
+		}
+	}
+	r.Homes = len(w.homes)
+	for _, at := range w.homes {
+		if at > w.Now()/2 {
+			r.LateHomes++
 		}
 	}
 	for _, p := range w.parts {
@@ -193,6 +200,9 @@ func (w *world) ask(wish locality.Wish) {
 		v.transfer()
 	}
 }
+
+// homed notes that a region's directory is to go elsewhere.
+func (w *world) homed(now ident.Micros) { w.homes = append(w.homes, now) }
 
 // transferred notes that a vCPU runs at another part now.
 func (w *world) transferred(v *vcpu) {

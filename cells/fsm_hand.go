@@ -94,14 +94,27 @@ func (v *VM) handOver(id ident.VCPU, from, to ident.Part) {
 	}
 }
 
+// liesOnSeveral tells whether it has parts on several servers, whatever runs there.
+func (v *VM) liesOnSeveral() bool {
+	parts := 0
+	for i := range v.Parts {
+		if !v.Parts[i].Standby {
+			parts++
+		}
+	}
+	return parts > 1
+}
+
 // planVCPU plans that one vCPU goes to another part of its VM.
 func planVCPU(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Operation, *Fault) {
 	vm, id := st.VMNamed(c.VM), *c.VCPU
 	op.Subject = fmt.Sprintf("vCPU %d of vm %s", id, c.VM)
 	from := vm.holder(id)
 	switch {
-	case vm.Spec.Linux != nil:
-		return nil, faultf(CodeInvalid, "vm %s: a Linux guest's vCPUs move with their server's part only: leave --vcpu out", c.VM)
+	case vm.Spec.Linux != nil && !vm.liesOnSeveral():
+		return nil, faultf(CodeInvalid, "vm %s: the vCPUs of a Linux machine on one server move with it only: leave --vcpu out", c.VM)
+	case vm.Spec.Linux != nil && id == 0:
+		return nil, faultf(CodeInvalid, "vm %s: vCPU 0, the boot processor of a Linux machine, stays at home with its devices", c.VM)
 	case int(id) >= vm.Spec.VCPUs:
 		return nil, faultf(CodeInvalid, "vm %s has no vCPU %d: it has %d, numbered from 0", c.VM, id, vm.Spec.VCPUs)
 	case vm.Paused:
@@ -120,7 +133,7 @@ func planVCPU(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Operat
 	switch {
 	case fault == nil:
 		step.To, step.ToName = to.Server, to.ServerName
-	case vm.runsOn([]ident.ServerID{op.To.Server}):
+	case vm.runsOn([]ident.ServerID{op.To.Server}), vm.Spec.Linux != nil: // a Linux machine has the parts that it booted with
 		return nil, fault
 	case len(from.VCPUs) == 1: // its part would be left without one: it goes along
 		p := planner{st: st.Clone(), hooks: hooks}

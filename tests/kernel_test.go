@@ -78,7 +78,7 @@ func tinyKernelFile(code []byte) []byte {
 // brokenKernel makes a triple fault at once.
 var brokenKernel = []byte{0x0f, 0x01, 0x1d, 0, 0, 0x20, 0, 0x0f, 0x0b} // lidt [0x200000]; ud2
 
-// cmdTinyKernel writes a kernel into a file: tinykernel FILE [broken|keeper]. Of keeper see linuxtest.
+// cmdTinyKernel writes a kernel into a file: tinykernel FILE [broken|keeper|smp]. Of keeper and smp see linuxtest.
 func cmdTinyKernel(ts *testscript.TestScript, neg bool, args []string) {
 	file := tinyKernelFile(tinyKernel)
 	switch {
@@ -86,9 +86,11 @@ func cmdTinyKernel(ts *testscript.TestScript, neg bool, args []string) {
 		file, args = tinyKernelFile(brokenKernel), args[:1]
 	case len(args) == 2 && args[1] == "keeper":
 		file, args = linuxtest.Keeper(), args[:1]
+	case len(args) == 2 && args[1] == "smp":
+		file, args = linuxtest.SMP(1<<40), args[:1]
 	}
 	if neg || len(args) != 1 {
-		ts.Fatalf("usage: tinykernel FILE [broken|keeper]")
+		ts.Fatalf("usage: tinykernel FILE [broken|keeper|smp]")
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), file, 0o644))
 }

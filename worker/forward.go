@@ -13,6 +13,7 @@ import (
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/mem"
 	"github.com/cellvisor/cellvisor/vmm/lapic"
+	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/wire"
 )
 
@@ -25,7 +26,7 @@ import (
 type note struct {
 	to      ident.VCPU // whom the message is for, or whose local APIC has another name
 	message lapic.Message
-	name    lapic.Name // valid if mode is not 0
+	name    machine.NumberedName // valid if renamed
 	renamed bool
 }
 
@@ -40,10 +41,12 @@ func (n note) encode(b []byte) []byte {
 	le := binary.LittleEndian
 	b = le.AppendUint16(b, uint16(n.to))
 	b = le.AppendUint16(b, uint16(n.message))
-	b = append(b, byte(n.name.Mode), 0, 0, 0)
+	renamed := byte(0)
 	if n.renamed {
-		b[len(b)-3] = 1
+		renamed = 1
 	}
+	b = append(b, byte(n.name.Mode), renamed)
+	b = le.AppendUint16(b, n.name.Number)
 	b = le.AppendUint32(b, n.name.LDR)
 	return le.AppendUint32(b, n.name.DFR)
 }
@@ -52,7 +55,8 @@ func decodeNote(b []byte) note {
 	le := binary.LittleEndian
 	n := note{to: ident.VCPU(le.Uint16(b)), message: lapic.Message(le.Uint16(b[2:])), renamed: b[5] != 0}
 	if n.renamed {
-		n.name = lapic.Name{ID: uint32(n.to), Mode: lapic.Mode(b[4]), LDR: le.Uint32(b[8:]), DFR: le.Uint32(b[12:])}
+		name := lapic.Name{ID: uint32(n.to), Mode: lapic.Mode(b[4]), LDR: le.Uint32(b[8:]), DFR: le.Uint32(b[12:])}
+		n.name = machine.NumberedName{Name: name, Number: le.Uint16(b[6:])}
 	}
 	return n
 }
@@ -64,8 +68,9 @@ type notes struct {
 
 	mu    sync.Mutex // protects everything below; a leaf
 	to    map[ident.Part]*noteQueue
-	taken map[ident.Part]uint64 // the last number taken from each part
-	since ident.Epoch           // with which this boot began; 0: the first. What was queued or sent before does not count any more
+	taken map[ident.Part]uint64     // the last number taken from each part
+	since ident.Epoch               // with which this boot began; 0: the first. What was queued or sent before does not count any more
+	moved map[ident.VCPU]ident.Part // which vCPUs have left this part in this boot, and where to
 }
 
 type noteQueue struct {
@@ -75,7 +80,7 @@ type noteQueue struct {
 }
 
 func newNotes(w *Worker) *notes {
-	return &notes{w: w, to: map[ident.Part]*noteQueue{}, taken: map[ident.Part]uint64{}}
+	return &notes{w: w, to: map[ident.Part]*noteQueue{}, taken: map[ident.Part]uint64{}, moved: map[ident.VCPU]ident.Part{}}
 }
 
 // reset forgets everything: a new boot begins with the epoch. It comes before the worker has the members of that epoch.
@@ -84,6 +89,7 @@ func (x *notes) reset(epoch ident.Epoch) {
 	defer x.mu.Unlock()
 	x.since = epoch
 	clear(x.taken)
+	clear(x.moved)
 	for _, q := range x.to {
 		q.waiting, q.number = nil, 1
 	}
@@ -191,7 +197,7 @@ func (x *notes) take(from ident.Part, epoch ident.Epoch, first uint64, body []by
 			continue
 		}
 		x.w.interrupts(mem.EventTurn)
-		if !x.w.linux.span.interrupts.Deliver(n.to, n.message) {
+		if !x.w.linux.span.interrupts.Deliver(n.to, n.message) && !x.w.sendOn(n) {
 			return fmt.Errorf("%w: an interrupt for vCPU %d, which is not here", errBadRequest, n.to)
 		}
 		done = first
@@ -204,8 +210,23 @@ func (x *notes) take(from ident.Part, epoch ident.Epoch, first uint64, body []by
 	return nil
 }
 
-// partOf tells on which part a vCPU runs.
+// left notes where a vCPU has gone: interrupts for it that still come here go after it. Every part that a vCPU was on names one where it was later, so none
+// goes in circles, however little the parts know of each other's hand-overs.
+func (x *notes) left(id ident.VCPU, to ident.Part) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.moved[id] = to
+}
+
+// partOf tells on which part a vCPU runs, or one from which it has gone on.
 func (w *Worker) partOf(id ident.VCPU) (ident.Part, bool) {
+	x := w.linux.span.notes
+	x.mu.Lock()
+	part, moved := x.moved[id]
+	x.mu.Unlock()
+	if moved {
+		return part, true
+	}
 	if m := w.members.Load(); m != nil {
 		for _, member := range m.Members {
 			if slices.Contains(member.VCPUs, id) {
@@ -224,8 +245,18 @@ func (w *Worker) forward(id ident.VCPU, m lapic.Message) {
 	}
 }
 
+// sendOn sends an interrupt after its vCPU, if it went from here to another part.
+func (w *Worker) sendOn(n note) bool {
+	part, ok := w.partOf(n.to)
+	if !ok || part == w.spec.Part {
+		return false
+	}
+	w.linux.span.notes.add(part, n)
+	return true
+}
+
 // renamed tells all other parts.
-func (w *Worker) renamed(id ident.VCPU, name lapic.Name) {
+func (w *Worker) renamed(id ident.VCPU, name machine.NumberedName) {
 	for _, member := range w.members.Load().Members {
 		if member.Part != w.spec.Part {
 			w.linux.span.notes.add(member.Part, note{to: id, name: name, renamed: true})

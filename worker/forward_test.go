@@ -14,7 +14,7 @@ func notesWorker() (*Worker, *int) {
 	w, woken := &Worker{}, new(int)
 	s := &spanned{notes: newNotes(w)}
 	s.interrupts = machine.NewInterrupts(machine.InterruptsConfig{
-		VCPUs: 2, Forward: func(ident.VCPU, lapic.Message) {}, Renamed: func(ident.VCPU, lapic.Name) {}, Wake: func(ident.VCPU) { *woken++ },
+		VCPUs: 2, Forward: func(ident.VCPU, lapic.Message) {}, Renamed: func(ident.VCPU, machine.NumberedName) {}, Wake: func(ident.VCPU) { *woken++ },
 	}, []ident.VCPU{1})
 	w.linux = &linuxGuest{span: s}
 	return w, woken
@@ -23,8 +23,8 @@ func notesWorker() (*Worker, *int) {
 func TestNoteRoundTrip(t *testing.T) {
 	for _, n := range []note{
 		{to: 63, message: lapic.NewMessage(lapic.SIPI, 0x9a)},
-		{to: 2, renamed: true, name: lapic.Name{ID: 2, LDR: 0x21000000, DFR: 0xffffffff, Mode: lapic.XAPIC}},
-		{to: 3, renamed: true, name: lapic.Name{ID: 3, Mode: lapic.Off}},
+		{to: 2, renamed: true, name: machine.NumberedName{Name: lapic.Name{ID: 2, LDR: 0x21000000, DFR: 0xffffffff, Mode: lapic.XAPIC}, Number: 0xfffe}},
+		{to: 3, renamed: true, name: machine.NumberedName{Name: lapic.Name{ID: 3, Mode: lapic.Off}}},
 	} {
 		b := n.encode(nil)
 		if got := decodeNote(b); len(b) != noteBytes || got != n {

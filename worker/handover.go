@@ -28,11 +28,12 @@ type handovers struct {
 
 // handRequest is what home asks a part for, on the page plane:
 //
-//	op 1 byte, vCPU 2, number 8; of an install: the state's age in microseconds 8, the state
+//	op 1 byte, vCPU 2, number 8; of an install: the state's age in microseconds 8, the state; of a leave: the part that runs the vCPU now 2
 type handRequest struct {
 	op    handover.Op
 	vcpu  ident.VCPU
 	seq   uint64
+	to    ident.Part
 	age   ident.Micros
 	state []byte
 }
@@ -47,6 +48,9 @@ func (r *handRequest) encode() []byte {
 		b = binary.LittleEndian.AppendUint64(b, uint64(r.age))
 		b = append(b, r.state...)
 	}
+	if r.op == handover.Leave {
+		b = binary.LittleEndian.AppendUint16(b, uint16(r.to))
+	}
 	return b
 }
 
@@ -57,10 +61,12 @@ func decodeHandRequest(b []byte) (r handRequest, err error) {
 	r = handRequest{op: handover.Op(b[0]), vcpu: ident.VCPU(binary.LittleEndian.Uint16(b[1:])), seq: binary.LittleEndian.Uint64(b[3:])}
 	b = b[handRequestBytes:]
 	switch {
-	case !r.op.Known() && r.op != prepareVCPU, r.op != handover.Install && len(b) > 0, r.op == handover.Install && len(b) < 8:
-		return r, fmt.Errorf("request %v of %d bytes about a vCPU", r.op, len(b))
-	case r.op == handover.Install:
+	case r.op == handover.Install && len(b) >= 8:
 		r.age, r.state = ident.Micros(binary.LittleEndian.Uint64(b)), b[8:]
+	case r.op == handover.Leave && len(b) == 2:
+		r.to = ident.Part(binary.LittleEndian.Uint16(b))
+	case len(b) > 0, !r.op.Known() && r.op != prepareVCPU, r.op == handover.Install, r.op == handover.Leave:
+		return r, fmt.Errorf("request %v of %d bytes about a vCPU", r.op, len(b))
 	}
 	return r, nil
 }
@@ -133,7 +139,7 @@ func (h *handovers) run(want wire.WorkerHand) {
 	h.cutting.Lock()
 	defer h.cutting.Unlock()
 	c := &carrier{h: h, want: want, core: handover.NewHome(""), life: w.guard.lifeNow.Load(), members: w.members.Load()}
-	if why := w.cannotHandOver(); why != "" {
+	if why := w.cannotHandOver(want.VCPU); why != "" {
 		w.handedOver(want.VCPU, want.To, false)
 		h.end(wire.WorkerHanded{Seq: want.Seq, Why: why})
 		return
@@ -180,15 +186,17 @@ func (w *Worker) awaitGuest() {
 	}
 }
 
-// cannotHandOver says why no vCPU can be handed over now, if so.
-func (w *Worker) cannotHandOver() string {
+// cannotHandOver says why a vCPU cannot be handed over now, if so.
+func (w *Worker) cannotHandOver(id ident.VCPU) string {
 	h := w.home.Load()
 	w.cutter.mu.Lock()
 	frozen := w.cutter.frozen != 0
 	w.cutter.mu.Unlock()
 	switch {
-	case w.linux != nil:
-		return "a Linux guest's vCPUs move with their part only"
+	case w.linux != nil && !w.isSpanned():
+		return "the vCPUs of a Linux machine on one server move with it only: start it with --span to have them on several"
+	case w.linux != nil && id == bootVCPU:
+		return "the boot processor of a Linux machine stays at home, with the devices"
 	case h == nil || !h.isLoaded():
 		return "the guest has not begun"
 	case frozen:
@@ -232,7 +240,7 @@ func (c *carrier) prepare() {
 
 // ask asks a part once.
 func (c *carrier) ask(a handover.Ask) {
-	r := handRequest{op: a.Op, vcpu: a.VCPU, seq: a.Seq, state: a.State}
+	r := handRequest{op: a.Op, vcpu: a.VCPU, seq: a.Seq, state: a.State, to: c.want.To}
 	if a.Op == handover.Install {
 		r.age = c.age + ident.Micros(time.Since(c.stopped).Microseconds())
 	}

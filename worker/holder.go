@@ -72,7 +72,7 @@ func (w *Worker) takeHand(r handRequest, answer func(handAnswer)) {
 	h := &w.holder
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if w.linux != nil || h.core == nil || w.guard.restarting.Load() {
+	if w.linux != nil && !w.isSpanned() || h.core == nil || w.guard.restarting.Load() {
 		answer(handAnswer{}) // ask again
 		return
 	}
@@ -117,13 +117,17 @@ func (w *Worker) carryOut(r handRequest, verdict handover.Verdict, changed bool,
 			answer(handAnswer{verdict: handover.Refused, body: []byte(err.Error())})
 			return
 		}
+	case r.op == handover.Forget:
+		w.leaves(h.absent[r.vcpu])
 	case r.op == handover.Run:
 		v := h.absent[r.vcpu]
+		w.stays(v)
 		v.arrived = func() { answer(handAnswer{verdict: handover.Done}) }
 		w.admit(v, w.guard.lifeNow.Load())
 		return
 	case r.op == handover.Leave:
 		v := w.resident(r.vcpu)
+		w.goesTo(v, r.to)
 		w.dismiss(v)
 		w.guard.tell(v, asideGone)
 		w.slices.changed()
@@ -191,6 +195,9 @@ func (w *Worker) install(r handRequest) error {
 		return err
 	}
 	v.at = bootMicros() - r.age
+	if v.seat != nil {
+		return w.sit(v, r)
+	}
 	return v.begin(r.state)
 }
 
@@ -253,18 +260,25 @@ func (w *Worker) arrive(v *vcpu) {
 	for v.word.Load() == 0 {
 		futex.Wait(&v.word, 0, bellSleep)
 	}
-	if v.tsc != 0 {
-		if err := v.turnClockOn(); err != nil {
-			w.log.Warn().Err(err).Msg("the clock of a vCPU that arrived")
-		}
+	if err := w.turnClockOn(v); err != nil {
+		w.log.Warn().Err(err).Msg("the clock of a vCPU that arrived")
 	}
 	if v.arrived != nil {
 		v.arrived()
 	}
 }
 
-// turnClockOn makes up for the time since the vCPU was captured.
-func (v *vcpu) turnClockOn() error {
+// turnClockOn makes up for the time since the vCPU was captured. It runs on the vCPU's thread.
+func (w *Worker) turnClockOn(v *vcpu) error {
+	switch {
+	case v.seat != nil:
+		if c := w.linux.span.clock.Load(); v.life != 0 && c != nil {
+			return w.setClock(v, *c, v.life)
+		}
+		return nil
+	case v.tsc == 0:
+		return nil
+	}
 	khz, err := v.cpu.TSCKHz()
 	if err != nil {
 		return err
@@ -276,17 +290,22 @@ func (v *vcpu) turnClockOn() error {
 // vCPU's thread.
 func (w *Worker) standAside(v *vcpu) bool {
 	v.called.Store(false)
-	origin, err := v.captureMoving()
+	origin, err := w.captureMoving(v)
 	if err != nil {
 		w.fail(err)
 		return true
 	}
 	if !w.captured(v, origin) {
+		w.stays(v)
 		return true
 	}
 	v.asking.Store(true) // the watchdog sees to it that this ends
 	defer v.asking.Store(false)
-	return w.guard.standAside(v)
+	if !w.guard.standAside(v) {
+		return false
+	}
+	w.stays(v)
+	return true
 }
 
 // captured gives home a vCPU's state; false: it is not wanted any more.

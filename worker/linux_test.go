@@ -39,7 +39,7 @@ func startLinux(t *testing.T, kernel []byte, n int, options map[string]string) *
 func TestSMPOverTwoParts(t *testing.T) {
 	for name, options := range map[string]map[string]string{"one host": nil, "as on two hosts": {"clock": "measured"}} {
 		t.Run(name, func(t *testing.T) {
-			v := startLinux(t, linuxtest.SMP(), 2, options)
+			v := startLinux(t, linuxtest.SMP(100), 2, options)
 			v.mustExit(2 * time.Minute)
 			if got := v.console(); got != linuxtest.SMPText {
 				t.Errorf("printed %q, want %q\n%s", got, linuxtest.SMPText, v.logs())

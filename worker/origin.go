@@ -57,7 +57,10 @@ func (v *vcpu) capture() ([]byte, error) {
 }
 
 // captureMoving encodes a vCPU that goes to another part. It runs on the vCPU's thread.
-func (v *vcpu) captureMoving() ([]byte, error) {
+func (w *Worker) captureMoving(v *vcpu) ([]byte, error) {
+	if v.seat != nil {
+		return w.captureSeat(v)
+	}
 	origin, err := v.capture()
 	if err != nil {
 		return nil, err

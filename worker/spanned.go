@@ -19,8 +19,9 @@ import (
 type spanned struct {
 	interrupts *machine.Interrupts
 	notes      *notes
-	host       [bootIDBytes]byte // this host's boot, by which parts on one host know each other
-	offset     atomic.Uint64     // at home: of the vCPUs' time stamp counters to the host's
+	host       [bootIDBytes]byte           // this host's boot, by which parts on one host know each other
+	offset     atomic.Uint64               // at home: of the vCPUs' time stamp counters to the host's
+	clock      atomic.Pointer[clockOrigin] // which the vCPUs here count by, in this boot
 }
 
 const bootIDBytes = 36
@@ -44,16 +45,8 @@ func (w *Worker) setUpSpanned(system *kvm.System, memory *ram.RAM) error {
 	copy(s.host[:], strings.TrimSpace(string(id)))
 	s.interrupts = machine.NewInterrupts(machine.InterruptsConfig{VCPUs: w.spec.VCPUs, Forward: w.forward, Renamed: w.renamed, Wake: w.wakeVCPU}, w.spec.LocalVCPUs)
 	w.linux = &linuxGuest{system: system, span: s}
-	for _, id := range w.spec.LocalVCPUs {
-		cpu, err := machine.NewSpannedVCPU(system, w.vm, id, w.spec.VCPUs, linux.Model(w.spec.Linux.CPU))
-		if err != nil {
-			return err
-		}
-		seat, err := machine.NewSeat(cpu, s.interrupts)
-		if err != nil {
-			return err
-		}
-		w.vcpus = append(w.vcpus, &vcpu{cpu: cpu, seat: seat, wake: make(chan struct{}, 1)})
+	if w.vcpus, err = w.newSeats(w.spec.LocalVCPUs); err != nil {
+		return err
 	}
 	w.cutter.log = machine.DirtyLogs(w.vm, w.spec.MemoryBytes, memory.GuestAddr())
 	if w.spec.Part != homeOfSpanned {
@@ -62,16 +55,30 @@ func (w *Worker) setUpSpanned(system *kvm.System, memory *ram.RAM) error {
 	return w.listenNet()
 }
 
+// newSeats makes vCPUs with local APICs outside KVM.
+func (w *Worker) newSeats(ids []ident.VCPU) ([]*vcpu, error) {
+	var all []*vcpu
+	for _, id := range ids {
+		cpu, err := machine.NewSpannedVCPU(w.linux.system, w.vm, id, w.spec.VCPUs, linux.Model(w.spec.Linux.CPU))
+		if err != nil {
+			return nil, err
+		}
+		seat, err := machine.NewSeat(cpu, w.linux.span.interrupts)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, &vcpu{cpu: cpu, seat: seat, wake: make(chan struct{}, 1)})
+	}
+	return all, nil
+}
+
 // wakeVCPU makes a vCPU of this part look at its local APIC.
 func (w *Worker) wakeVCPU(id ident.VCPU) {
-	for _, v := range w.vcpus { // a part of several gets no more
-		if v.cpu.ID() == id {
-			w.plane.kick(v)
-			select {
-			case v.wake <- struct{}{}:
-			default:
-			}
-			return
+	if v := w.resident(id); v != nil {
+		w.plane.kick(v)
+		select {
+		case v.wake <- struct{}{}:
+		default:
 		}
 	}
 }
@@ -111,7 +118,7 @@ func (w *Worker) rest(v *vcpu) {
 	defer timer.Stop()
 	left := timer.C
 	for {
-		if life, ok := w.guard.enterIdle(v.life, &v.called); !ok || life != v.life || v.seat.Ready() || w.drill.wanted.Load() {
+		if life, ok := w.guard.enterIdle(v.life, &v.called); !ok || life != v.life || v.called.Load() || v.seat.Ready() || w.drill.wanted.Load() {
 			return
 		}
 		select {
@@ -194,6 +201,7 @@ func (w *Worker) linuxOrigins() ([][]byte, error) {
 		return nil, err
 	}
 	w.linux.span.offset.Store(c.offset)
+	w.linux.span.clock.Store(&c)
 	for _, v := range w.vcpus {
 		if err := v.cpu.SetTSCOffset(c.offset); err != nil {
 			return nil, err
@@ -219,6 +227,7 @@ func (w *Worker) beginFar(v *vcpu, life uint64) error {
 	if err := v.seat.Reset(); err != nil {
 		return err
 	}
+	w.linux.span.clock.Store(&c)
 	return w.setClock(v, c, life)
 }
 
@@ -239,10 +248,10 @@ func (w *Worker) setClock(v *vcpu, c clockOrigin, life uint64) error {
 	return v.cpu.SetTSCOffset(c.offset)
 }
 
-// restSpan begins the boot that an epoch begins: all vCPUs are parked.
-func (g *linuxGuest) restSpan(epoch ident.Epoch) {
+// restSpan begins the boot that an epoch begins, with these vCPUs here: all are parked.
+func (g *linuxGuest) restSpan(epoch ident.Epoch, mine []ident.VCPU) {
 	if g.span != nil {
 		g.span.notes.reset(epoch)
-		g.span.interrupts.Reset()
+		g.span.interrupts.Reset(mine)
 	}
 }

@@ -24,7 +24,7 @@ func (a *app) vmSpreadCmd() *cobra.Command {
 	cmd.Use, cmd.Short = "spread NAME [--over SERVER|CELL,…]", "Distribute a VM's vCPUs evenly over its servers"
 	cmd.Long = `Distributes the vCPUs of a running VM that has parts on several servers evenly over these, or over those that --over names: one after the other, as
 few as it takes, each as "vm migrate --vcpu" does. The VM runs on meanwhile. Which servers hold a part of a VM is decided by "vm run --span", and by "vm
-migrate --vcpu", which makes one where there is none.`
+migrate --vcpu", which makes one where there is none. vCPU 0 of a Linux machine stays at home.`
 	cmd.Example = "  cellvisor vm spread big\n  cellvisor vm spread big --over a-1,c"
 	cmd.Flags().StringSliceVar(&over, "over", nil, "servers or cells that run vCPUs afterwards (default: all that hold a part)")
 	return cmd
@@ -70,6 +70,9 @@ func (a *app) arrangeCmd(plan func([]*api.Worker) ([]vcpuMove, error)) *cobra.Co
 			moves, err := plan(partsOf(vm))
 			if err != nil {
 				return err
+			}
+			if vm.GetLinux() != nil && slices.ContainsFunc(moves, func(m vcpuMove) bool { return m.vcpu == 0 }) {
+				return fmt.Errorf("vCPU 0 of VM %s, which a Linux machine boots with, stays with its devices on %s", vm.GetName(), vm.GetHome())
 			}
 			return a.arrange(ctx, c, vm.GetName(), moves, dryRun)
 		}),

@@ -42,6 +42,12 @@ func (s *VCPUState) SetTSC(value uint64) {
 	}
 }
 
+// DropTSC takes the counter and its adjustment out of the state: whoever restores it leaves them as they are.
+func (s *VCPUState) DropTSC() {
+	const msrTSCAdjust = 0x3b
+	s.MSRs = slices.DeleteFunc(s.MSRs, func(m gokvm.MSREntry) bool { return m.Index == msrTSC || m.Index == msrTSCAdjust })
+}
+
 // stateArgs is where the arguments of gokvm's functions live. gokvm turns them into bare addresses before the system call, so they must not
 // lie on a stack, which may move in between.
 type stateArgs struct {

@@ -49,6 +49,16 @@ func (v *VCPU) Interruptible() bool { return v.run.interruptible&0xff != 0 }
 // InterruptsOn tells whether the guest has its interrupts switched on.
 func (v *VCPU) InterruptsOn() bool { return v.run.interruptible>>8&0xff != 0 }
 
+// SetFlags says, for a vCPU that was given another state, what the last return of Run would have: what its flags are, and that nobody knows yet whether it
+// can take an interrupt.
+func (v *VCPU) SetFlags(rflags uint64) {
+	const interruptsOn = 1 << 9
+	v.run.interruptible &^= 0xffff
+	if rflags&interruptsOn != 0 {
+		v.run.interruptible |= 1 << 8
+	}
+}
+
 // APICBase is the vCPU's IA32_APIC_BASE.
 func (v *VCPU) APICBase() uint64 { return v.run.apicBase }
 

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -14,8 +15,8 @@ type InterruptsConfig struct {
 	// Forward sends an interrupt to the part where a vCPU runs, which calls Deliver. It must not wait. What is forwarded for one vCPU must
 	// arrive once, in order.
 	Forward func(to ident.VCPU, m lapic.Message)
-	// Renamed tells all other parts, which call Rename, what a local APIC here is addressed by from now on.
-	Renamed func(id ident.VCPU, name lapic.Name)
+	// Renamed tells all other parts, which call Rename, what a local APIC here is addressed by from now on. It must not wait.
+	Renamed func(id ident.VCPU, name NumberedName)
 	// Wake makes a vCPU of this part look at its local APIC: throws it out of the guest, ends its wait. It must not wait.
 	Wake func(id ident.VCPU)
 }
@@ -29,40 +30,45 @@ type Interrupts struct {
 	config InterruptsConfig
 	began  time.Time
 
-	mu    sync.Mutex   // protects everything below; a leaf
-	names []lapic.Name // of all vCPUs
-	chips []*chip      // by vCPU; nil for those that run elsewhere
+	mu      sync.Mutex   // protects everything below; a leaf
+	names   []lapic.Name // of all vCPUs
+	changes []uint16     // the numbers of these names
+	chips   []*chip      // by vCPU; that of one which runs elsewhere rests
 }
 
-// chip is one local APIC, with what fires its timer.
-type chip struct {
-	apic  *lapic.APIC
-	timer *time.Timer
+// NumberedName is what a local APIC is addressed by. The number grows with every change, so that of two names that come by different ways the later
+// is known; it may overflow.
+type NumberedName struct {
+	lapic.Name
+	Number uint16
 }
+
+func isLater(number, than uint16) bool { return int16(number-than) > 0 }
 
 // NewInterrupts makes the local APICs of the vCPUs in local, as after power-up.
 func NewInterrupts(c InterruptsConfig, local []ident.VCPU) *Interrupts {
-	x := &Interrupts{config: c, began: time.Now(), names: make([]lapic.Name, c.VCPUs), chips: make([]*chip, c.VCPUs)}
-	for _, id := range local {
-		ch := &chip{apic: lapic.New(uint32(id), id == 0)}
-		ch.timer = time.AfterFunc(time.Hour, func() { x.tick(id) })
+	x := &Interrupts{config: c, began: time.Now(), names: make([]lapic.Name, c.VCPUs), changes: make([]uint16, c.VCPUs)}
+	for i := range c.VCPUs {
+		ch := &chip{apic: lapic.New(uint32(i), i == 0)}
+		ch.timer = time.AfterFunc(time.Hour, func() { x.tick(ident.VCPU(i)) })
 		ch.timer.Stop()
-		x.chips[id] = ch
+		x.chips = append(x.chips, ch)
 	}
-	x.Reset()
+	x.Reset(local)
 	return x
 }
 
-// Reset is a power-up. No vCPU of the machine may be in the guest.
-func (x *Interrupts) Reset() {
+// Reset is a power-up, with the vCPUs in local here. No vCPU of the machine may be in the guest.
+func (x *Interrupts) Reset(local []ident.VCPU) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for i := range x.names {
-		x.names[i] = lapic.New(uint32(i), i == 0).Name()
-		if ch := x.chips[i]; ch != nil {
-			ch.apic.Reset(uint32(i), i == 0)
-			ch.timer.Stop()
+	for i, ch := range x.chips {
+		ch.apic.Reset(uint32(i), i == 0)
+		ch.rest(chipAway)
+		if slices.Contains(local, ident.VCPU(i)) {
+			ch.place = chipHere
 		}
+		x.names[i], x.changes[i] = ch.apic.Name(), 0
 	}
 }
 
@@ -71,9 +77,7 @@ func (x *Interrupts) Close() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, ch := range x.chips {
-		if ch != nil {
-			ch.timer.Stop()
-		}
+		ch.timer.Stop()
 	}
 }
 
@@ -82,14 +86,14 @@ func (x *Interrupts) now() lapic.Nanos { return lapic.Nanos(time.Since(x.began))
 // Signal sends a device's message-signalled interrupt on its way.
 func (x *Interrupts) Signal(addr uint64, data uint32) { x.route(lapic.MSI(addr, data), -1) }
 
-// Deliver takes an interrupt that another part forwarded. It reports whether the vCPU is here.
+// Deliver takes an interrupt that another part forwarded. It reports whether the vCPU is here. What comes for one that is leaving, or not quite here yet, waits.
 func (x *Interrupts) Deliver(to ident.VCPU, m lapic.Message) bool {
 	x.mu.Lock()
-	if int(to) >= len(x.chips) || x.chips[to] == nil {
+	if int(to) >= len(x.chips) || x.chips[to].place == chipAway {
 		x.mu.Unlock()
 		return false
 	}
-	wake := x.chips[to].apic.Accept(m)
+	wake := x.chips[to].accept(m)
 	x.mu.Unlock()
 	if wake {
 		x.config.Wake(to)
@@ -98,11 +102,11 @@ func (x *Interrupts) Deliver(to ident.VCPU, m lapic.Message) bool {
 }
 
 // Rename takes note of what another part's local APIC is addressed by.
-func (x *Interrupts) Rename(id ident.VCPU, name lapic.Name) {
+func (x *Interrupts) Rename(id ident.VCPU, name NumberedName) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if int(id) < len(x.names) && x.chips[id] == nil {
-		x.names[id] = name
+	if int(id) < len(x.names) && isLater(name.Number, x.changes[id]) {
+		x.names[id], x.changes[id] = name.Name, name.Number
 	}
 }
 
@@ -127,8 +131,11 @@ func (x *Interrupts) route(i lapic.IPI, from int) {
 func (x *Interrupts) tick(id ident.VCPU) {
 	x.mu.Lock()
 	ch := x.chips[id]
-	wake := ch.apic.Tick(x.now())
-	x.arm(ch)
+	wake := false
+	if ch.place == chipHere {
+		wake = ch.apic.Tick(x.now())
+		x.arm(ch)
+	}
 	x.mu.Unlock()
 	if wake {
 		x.config.Wake(id)
@@ -156,9 +163,11 @@ func (x *Interrupts) act(id ident.VCPU, e lapic.Effect) {
 
 func (x *Interrupts) rename(id ident.VCPU) {
 	x.mu.Lock()
-	name := x.chips[id].apic.Name()
-	changed := x.names[id] != name
-	x.names[id] = name
+	name := NumberedName{x.chips[id].apic.Name(), x.changes[id] + 1}
+	changed := x.names[id] != name.Name
+	if changed {
+		x.names[id], x.changes[id] = name.Name, name.Number
+	}
 	x.mu.Unlock()
 	if changed {
 		x.config.Renamed(id, name)

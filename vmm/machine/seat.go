@@ -24,23 +24,16 @@ type Seat struct {
 	apic   *lapic.APIC    // protected by all.mu
 	fresh  *kvm.VCPUState // before it ever ran
 	halted bool
+	ran    bool // since it was given its state: what Run leaves behind is its own
 }
 
-// NewSeat makes the seat of a vCPU that has not run yet.
+// NewSeat makes the seat of a vCPU that has not run yet. Whether it is here is up to Interrupts.
 func NewSeat(cpu *kvm.VCPU, all *Interrupts) (*Seat, error) {
 	fresh, err := cpu.State()
 	if err != nil {
 		return nil, err
 	}
-	// The time stamp counter runs on through any reset.
-	const tsc, tscAdjust = 0x10, 0x3b
-	kept := fresh.MSRs[:0]
-	for _, m := range fresh.MSRs {
-		if m.Index != tsc && m.Index != tscAdjust {
-			kept = append(kept, m)
-		}
-	}
-	fresh.MSRs = kept
+	fresh.DropTSC() // it runs on through any reset
 	return &Seat{cpu: cpu, all: all, apic: all.chips[cpu.ID()].apic, fresh: fresh}, nil
 }
 
@@ -54,7 +47,7 @@ func (s *Seat) Reset() error {
 	s.all.mu.Lock()
 	base, boot := s.apic.Base, s.apic.IsBoot()
 	s.all.mu.Unlock()
-	s.halted = false
+	s.halted, s.ran = false, false
 	state := *s.fresh
 	state.Sregs.ApicBase, state.Sregs.CR8 = base, 0
 	if boot {
@@ -158,16 +151,8 @@ func (s *Seat) Run() (exit kvm.Exit, known bool, err error) {
 	if exit, err = s.cpu.Run(); err != nil {
 		return exit, false, err
 	}
-	s.all.mu.Lock()
-	renamed := s.apic.SetBase(s.cpu.APICBase())
-	if class := uint32(s.cpu.CR8()); class != s.apic.TPR>>4 {
-		s.apic.TPR = class << 4
-	}
-	contains := exit.Reason == kvm.MMIO && s.apic.Contains(exit.Addr)
-	s.all.mu.Unlock()
-	if renamed {
-		s.all.rename(s.id())
-	}
+	s.ran = true
+	s.look()
 	switch {
 	case exit.Reason == kvm.Interrupted:
 		return exit, true, nil
@@ -177,11 +162,30 @@ func (s *Seat) Run() (exit kvm.Exit, known bool, err error) {
 	case exit.Reason == kvm.MSR:
 		s.msr(exit)
 		return exit, true, nil
-	case contains:
+	case exit.Reason == kvm.MMIO && s.contains(exit.Addr):
 		s.memory(exit)
 		return exit, true, nil
 	}
 	return exit, false, nil
+}
+
+// look takes over what the guest has changed of its local APIC without an exit.
+func (s *Seat) look() {
+	s.all.mu.Lock()
+	renamed := s.apic.SetBase(s.cpu.APICBase())
+	if class := uint32(s.cpu.CR8()); class != s.apic.TPR>>4 {
+		s.apic.TPR = class << 4
+	}
+	s.all.mu.Unlock()
+	if renamed {
+		s.all.rename(s.id())
+	}
+}
+
+func (s *Seat) contains(addr uint64) bool {
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	return s.apic.Contains(addr)
 }
 
 // msr carries out an access to a register in x2APIC mode; any other register that KVM does not know is a fault.

@@ -80,7 +80,7 @@ func (p *testParts) addPart(system *kvm.System, memory *ram.RAM, id ident.VCPU, 
 	x := NewInterrupts(InterruptsConfig{
 		VCPUs:   vcpus,
 		Forward: func(to ident.VCPU, m lapic.Message) { p.all[to].Deliver(to, m) },
-		Renamed: func(id ident.VCPU, name lapic.Name) {
+		Renamed: func(id ident.VCPU, name NumberedName) {
 			for _, other := range p.all {
 				other.Rename(id, name)
 			}
@@ -162,7 +162,7 @@ func (p *testParts) stop() {
 // TestTwoPartsAreOneMachine runs a kernel with two processors, each in a KVM VM of its own.
 func TestTwoPartsAreOneMachine(t *testing.T) {
 	out := &screen{}
-	p := newTestParts(t, 2, linuxtest.SMP(), out)
+	p := newTestParts(t, 2, linuxtest.SMP(100), out)
 	p.start()
 	select {
 	case how := <-p.ended:

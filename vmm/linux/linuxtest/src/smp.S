@@ -3,17 +3,13 @@
 #
 #	A  the boot processor runs, with its local APIC in x2APIC mode
 #	B  printed by the second processor: it was started, and reaches the devices
-#	P  the processors woke each other ROUNDS times from HLT; the time stamp counter went forward all the time
+#	P  the processors woke each other from HLT, as often as the number at offset 8 says; the time stamp counter went forward all the time
 #	T  the timers of both work
 #	N  so does a non-maskable interrupt
 #	I  the second one came back after another INIT and start-up
 #	X  a time stamp counter went back; E: a count is wrong
 #
 # Build: make -C vmm/linux/linuxtest
-
-#ifndef ROUNDS
-#define ROUNDS 100
-#endif
 
 #define VECTOR_PING  0x40
 #define VECTOR_TIMER 0x41
@@ -41,7 +37,10 @@
 	.code32
 	.globl _start
 _start:
-	cli
+	jmp 0f
+	.balign 8
+rounds:	.quad 0			# who makes a kernel of this sets it
+0:	cli
 	lgdt gdt_pointer
 	ljmp $0x08, $1f
 1:	mov $0x10, %eax
@@ -145,9 +144,10 @@ first:
 	jmp 5b
 6:	call check
 	inc %r12
-	cmp $(ROUNDS + 1), %r12
-	jne 4b
-	cmpq $ROUNDS, PINGS2
+	cmp rounds, %r12
+	jbe 4b
+	mov rounds, %r13
+	cmp %r13, PINGS2
 	jne wrong
 	cmpq $0, BAD
 	mov $'X', %al
@@ -165,8 +165,9 @@ first:
 	jmp 7b
 8:	mov $VECTOR_ALARM, %eax
 	call send2
+	inc %r13
 9:	cli
-	cmpq $(ROUNDS + 1), PINGS1
+	cmp %r13, PINGS1
 	je 10f
 	sti
 	hlt
@@ -178,8 +179,9 @@ first:
 
 	mov $0x4400, %eax	# NMI
 	call send2
+	inc %r13
 11:	cli
-	cmpq $(ROUNDS + 2), PINGS1
+	cmp %r13, PINGS1
 	je 12f
 	sti
 	hlt

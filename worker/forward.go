@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -68,9 +67,8 @@ type notes struct {
 
 	mu    sync.Mutex // protects everything below; a leaf
 	to    map[ident.Part]*noteQueue
-	taken map[ident.Part]uint64     // the last number taken from each part
-	since ident.Epoch               // with which this boot began; 0: the first. What was queued or sent before does not count any more
-	moved map[ident.VCPU]ident.Part // which vCPUs have left this part in this boot, and where to
+	taken map[ident.Part]uint64 // the last number taken from each part
+	since ident.Epoch           // with which this boot began; 0: the first. What was queued or sent before does not count any more
 }
 
 type noteQueue struct {
@@ -80,7 +78,7 @@ type noteQueue struct {
 }
 
 func newNotes(w *Worker) *notes {
-	return &notes{w: w, to: map[ident.Part]*noteQueue{}, taken: map[ident.Part]uint64{}, moved: map[ident.VCPU]ident.Part{}}
+	return &notes{w: w, to: map[ident.Part]*noteQueue{}, taken: map[ident.Part]uint64{}}
 }
 
 // reset forgets everything: a new boot begins with the epoch. It comes before the worker has the members of that epoch.
@@ -89,7 +87,6 @@ func (x *notes) reset(epoch ident.Epoch) {
 	defer x.mu.Unlock()
 	x.since = epoch
 	clear(x.taken)
-	clear(x.moved)
 	for _, q := range x.to {
 		q.waiting, q.number = nil, 1
 	}
@@ -197,7 +194,7 @@ func (x *notes) take(from ident.Part, epoch ident.Epoch, first uint64, body []by
 			continue
 		}
 		x.w.interrupts(mem.EventTurn)
-		if !x.w.linux.span.interrupts.Deliver(n.to, n.message) && !x.w.sendOn(n) {
+		if !x.w.linux.span.interrupts.Deliver(from, n.to, n.message) {
 			return fmt.Errorf("%w: an interrupt for vCPU %d, which is not here", errBadRequest, n.to)
 		}
 		done = first
@@ -210,50 +207,23 @@ func (x *notes) take(from ident.Part, epoch ident.Epoch, first uint64, body []by
 	return nil
 }
 
-// left notes where a vCPU has gone: interrupts for it that still come here go after it. Every part that a vCPU was on names one where it was later, so none
-// goes in circles, however little the parts know of each other's hand-overs.
-func (x *notes) left(id ident.VCPU, to ident.Part) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.moved[id] = to
-}
-
-// partOf tells on which part a vCPU runs, or one from which it has gone on.
-func (w *Worker) partOf(id ident.VCPU) (ident.Part, bool) {
-	x := w.linux.span.notes
-	x.mu.Lock()
-	part, moved := x.moved[id]
-	x.mu.Unlock()
-	if moved {
-		return part, true
-	}
-	if m := w.members.Load(); m != nil {
-		for _, member := range m.Members {
-			if slices.Contains(member.VCPUs, id) {
-				return member.Part, true
-			}
+// placement tells on which part each vCPU is at the begin of a boot.
+func (w *Worker) placement(m wire.WorkerMembers) []ident.Part {
+	at := make([]ident.Part, w.spec.VCPUs)
+	for _, member := range m.Members {
+		for _, id := range member.VCPUs {
+			at[id] = member.Part
 		}
 	}
-	return 0, false
+	return at
 }
 
-// forward sends an interrupt to where its vCPU runs. One for a vCPU whose part is gone is lost with it.
-func (w *Worker) forward(id ident.VCPU, m lapic.Message) {
-	if part, ok := w.partOf(id); ok {
-		w.linux.span.notes.add(part, note{to: id, message: m})
-		w.interrupts(mem.EventPass)
-	}
+// forward queues an interrupt for a vCPU that is, or was, on another part. One for a part that is gone is lost with it.
+func (w *Worker) forward(part ident.Part, id ident.VCPU, m lapic.Message) {
+	w.linux.span.notes.add(part, note{to: id, message: m})
 }
 
-// sendOn sends an interrupt after its vCPU, if it went from here to another part.
-func (w *Worker) sendOn(n note) bool {
-	part, ok := w.partOf(n.to)
-	if !ok || part == w.spec.Part {
-		return false
-	}
-	w.linux.span.notes.add(part, n)
-	return true
-}
+func (w *Worker) passed() { w.interrupts(mem.EventPass) }
 
 // renamed tells all other parts.
 func (w *Worker) renamed(id ident.VCPU, name machine.NumberedName) {

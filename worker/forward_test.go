@@ -14,7 +14,7 @@ func notesWorker() (*Worker, *int) {
 	w, woken := &Worker{}, new(int)
 	s := &spanned{notes: newNotes(w)}
 	s.interrupts = machine.NewInterrupts(machine.InterruptsConfig{
-		VCPUs: 2, Forward: func(ident.VCPU, lapic.Message) {}, Renamed: func(ident.VCPU, machine.NumberedName) {}, Wake: func(ident.VCPU) { *woken++ },
+		VCPUs: 2, Self: 1, Forward: func(ident.Part, ident.VCPU, lapic.Message) {}, Passed: func() {}, Renamed: func(ident.VCPU, machine.NumberedName) {}, Wake: func(ident.VCPU) { *woken++ },
 	}, []ident.VCPU{1})
 	w.linux = &linuxGuest{span: s}
 	return w, woken

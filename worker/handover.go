@@ -28,12 +28,12 @@ type handovers struct {
 
 // handRequest is what home asks a part for, on the page plane:
 //
-//	op 1 byte, vCPU 2, number 8; of an install: the state's age in microseconds 8, the state; of a leave: the part that runs the vCPU now 2
+//	op 1 byte, vCPU 2, number 8; of an install: the state's age in microseconds 8, the state; of a run or a leave: where the vCPU was, or where it is 2
 type handRequest struct {
 	op    handover.Op
 	vcpu  ident.VCPU
 	seq   uint64
-	to    ident.Part
+	other ident.Part
 	age   ident.Micros
 	state []byte
 }
@@ -48,11 +48,13 @@ func (r *handRequest) encode() []byte {
 		b = binary.LittleEndian.AppendUint64(b, uint64(r.age))
 		b = append(b, r.state...)
 	}
-	if r.op == handover.Leave {
-		b = binary.LittleEndian.AppendUint16(b, uint16(r.to))
+	if r.hasOther() {
+		b = binary.LittleEndian.AppendUint16(b, uint16(r.other))
 	}
 	return b
 }
+
+func (r *handRequest) hasOther() bool { return r.op == handover.Run || r.op == handover.Leave }
 
 func decodeHandRequest(b []byte) (r handRequest, err error) {
 	if len(b) < handRequestBytes {
@@ -63,9 +65,9 @@ func decodeHandRequest(b []byte) (r handRequest, err error) {
 	switch {
 	case r.op == handover.Install && len(b) >= 8:
 		r.age, r.state = ident.Micros(binary.LittleEndian.Uint64(b)), b[8:]
-	case r.op == handover.Leave && len(b) == 2:
-		r.to = ident.Part(binary.LittleEndian.Uint16(b))
-	case len(b) > 0, !r.op.Known() && r.op != prepareVCPU, r.op == handover.Install, r.op == handover.Leave:
+	case r.hasOther() && len(b) == 2:
+		r.other = ident.Part(binary.LittleEndian.Uint16(b))
+	case len(b) > 0, !r.op.Known() && r.op != prepareVCPU, r.op == handover.Install, r.hasOther():
 		return r, fmt.Errorf("request %v of %d bytes about a vCPU", r.op, len(b))
 	}
 	return r, nil
@@ -240,7 +242,10 @@ func (c *carrier) prepare() {
 
 // ask asks a part once.
 func (c *carrier) ask(a handover.Ask) {
-	r := handRequest{op: a.Op, vcpu: a.VCPU, seq: a.Seq, state: a.State, to: c.want.To}
+	r := handRequest{op: a.Op, vcpu: a.VCPU, seq: a.Seq, state: a.State, other: c.want.To}
+	if a.Op == handover.Run {
+		r.other = c.want.From
+	}
 	if a.Op == handover.Install {
 		r.age = c.age + ident.Micros(time.Since(c.stopped).Microseconds())
 	}

@@ -118,16 +118,16 @@ func (w *Worker) carryOut(r handRequest, verdict handover.Verdict, changed bool,
 			return
 		}
 	case r.op == handover.Forget:
-		w.leaves(h.absent[r.vcpu])
+		w.forgets(h.absent[r.vcpu])
 	case r.op == handover.Run:
 		v := h.absent[r.vcpu]
-		w.stays(v)
+		w.comes(v, r.other)
 		v.arrived = func() { answer(handAnswer{verdict: handover.Done}) }
 		w.admit(v, w.guard.lifeNow.Load())
 		return
 	case r.op == handover.Leave:
 		v := w.resident(r.vcpu)
-		w.goesTo(v, r.to)
+		w.goesTo(v, r.other)
 		w.dismiss(v)
 		w.guard.tell(v, asideGone)
 		w.slices.changed()
@@ -289,6 +289,9 @@ func (w *Worker) turnClockOn(v *vcpu) error {
 // standAside captures a vCPU that home wants elsewhere, and waits for home's word. It returns false if the vCPU is another part's now. It runs on the
 // vCPU's thread.
 func (w *Worker) standAside(v *vcpu) bool {
+	if !w.settles(v) {
+		return true
+	}
 	v.called.Store(false)
 	origin, err := w.captureMoving(v)
 	if err != nil {

@@ -41,7 +41,7 @@ func (w *Worker) reboot(m wire.WorkerMembers) error {
 	}
 	if w.linux != nil {
 		w.linux.restDevices()
-		w.linux.restSpan(m.Epoch, w.mine(m))
+		w.restSpan(m)
 	}
 	w.members.Store(&m)
 	if h != nil {

@@ -168,17 +168,9 @@ func (w *Worker) rewire(m wire.WorkerMembers, r *replica) error {
 
 // placeVCPUs begins a life with the vCPUs that the members of its epoch give this part.
 func (w *Worker) placeVCPUs(m wire.WorkerMembers) error {
-	if i := slices.IndexFunc(m.Members, func(o wire.WorkerMember) bool { return o.Part == w.spec.Part }); i >= 0 {
-		return w.place(m.Members[i].VCPUs)
-	}
-	return nil
-}
-
-// mine is which vCPUs the members of an epoch give this part.
-func (w *Worker) mine(m wire.WorkerMembers) []ident.VCPU {
 	for _, member := range m.Members {
 		if member.Part == w.spec.Part {
-			return member.VCPUs
+			return w.place(member.VCPUs)
 		}
 	}
 	return nil

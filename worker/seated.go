@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
 )
 
 // A vCPU of a Linux machine over several servers is handed over with its local APIC. Interrupts that come while it leaves wait, and go after it; those that
-// come to where it was before are sent on (see notes.left).
+// come to where it was before are sent on (see machine.Interrupts).
 
 // bootVCPU is the vCPU that a Linux machine boots with. It stays at home, where its kernel is loaded.
 const bootVCPU = ident.VCPU(0)
@@ -53,25 +54,40 @@ func (w *Worker) sit(v *vcpu, r handRequest) error {
 	return nil
 }
 
-// goesTo is called when a vCPU is another part's. It requires holder.mu.
+// settlePause is how long a vCPU that is to leave again rests while interrupts that were sent after it before are still on their way.
+const settlePause = 50 * time.Microsecond
+
+// settles tells whether a vCPU can be captured; if it cannot yet, it stands still for a moment.
+func (w *Worker) settles(v *vcpu) bool {
+	if v.seat == nil || v.seat.IsSettled() {
+		return true
+	}
+	time.Sleep(settlePause)
+	return false
+}
+
+// comes is called when a vCPU is this part's.
+func (w *Worker) comes(v *vcpu, from ident.Part) {
+	if v.seat != nil {
+		v.seat.Come(from)
+	}
+}
+
+// goesTo is called when a vCPU that was captured is another part's.
 func (w *Worker) goesTo(v *vcpu, to ident.Part) {
 	if v.seat != nil {
-		w.linux.span.notes.left(v.cpu.ID(), to) // first: from then on nothing that comes is lost
-		w.leaves(v)
+		v.seat.Gone(to)
 	}
 }
 
-// leaves is called when a vCPU does not run here after all. What came for it meanwhile goes where it is.
-func (w *Worker) leaves(v *vcpu) {
-	if v == nil || v.seat == nil {
-		return
-	}
-	for _, m := range v.seat.Gone() {
-		w.forward(v.cpu.ID(), m)
+// forgets is called when a vCPU does not come here after all.
+func (w *Worker) forgets(v *vcpu) {
+	if v != nil && v.seat != nil {
+		v.seat.Forget()
 	}
 }
 
-// stays is called when a vCPU that was captured, or has come, goes on here.
+// stays is called when a vCPU that was captured goes on here.
 func (w *Worker) stays(v *vcpu) {
 	if v.seat != nil {
 		v.seat.Stay()

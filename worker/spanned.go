@@ -13,6 +13,7 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/linux"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 	"github.com/cellvisor/cellvisor/vmm/ram"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // spanned is what a part of a Linux machine has that lies on several servers: local APICs outside KVM, and the way to the others'.
@@ -43,7 +44,7 @@ func (w *Worker) setUpSpanned(system *kvm.System, memory *ram.RAM) error {
 		return fmt.Errorf("which boot of this host it is: %w", err)
 	}
 	copy(s.host[:], strings.TrimSpace(string(id)))
-	s.interrupts = machine.NewInterrupts(machine.InterruptsConfig{VCPUs: w.spec.VCPUs, Forward: w.forward, Renamed: w.renamed, Wake: w.wakeVCPU}, w.spec.LocalVCPUs)
+	s.interrupts = machine.NewInterrupts(machine.InterruptsConfig{VCPUs: w.spec.VCPUs, Self: w.spec.Part, Forward: w.forward, Passed: w.passed, Renamed: w.renamed, Wake: w.wakeVCPU}, w.spec.LocalVCPUs)
 	w.linux = &linuxGuest{system: system, span: s}
 	if w.vcpus, err = w.newSeats(w.spec.LocalVCPUs); err != nil {
 		return err
@@ -248,10 +249,10 @@ func (w *Worker) setClock(v *vcpu, c clockOrigin, life uint64) error {
 	return v.cpu.SetTSCOffset(c.offset)
 }
 
-// restSpan begins the boot that an epoch begins, with these vCPUs here: all are parked.
-func (g *linuxGuest) restSpan(epoch ident.Epoch, mine []ident.VCPU) {
-	if g.span != nil {
-		g.span.notes.reset(epoch)
-		g.span.interrupts.Reset(mine)
+// restSpan begins the boot that an epoch begins, with the vCPUs where its members say: all are parked.
+func (w *Worker) restSpan(m wire.WorkerMembers) {
+	if w.isSpanned() {
+		w.linux.span.notes.reset(m.Epoch)
+		w.linux.span.interrupts.Reset(w.placement(m))
 	}
 }

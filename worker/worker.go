@@ -361,6 +361,9 @@ func (w *Worker) begin(m wire.WorkerMembers) error {
 		}
 		w.home.Store(h)
 	}
+	if w.isSpanned() {
+		w.linux.span.interrupts.Place(w.placement(m))
+	}
 	if w.spans() {
 		if err := w.plane.setMembers(m); err != nil {
 			return err

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"slices"
 	"sync"
 	"time"
 
@@ -12,9 +11,12 @@ import (
 // InterruptsConfig is what the interrupt controllers of one part of a machine over several parts are made of.
 type InterruptsConfig struct {
 	VCPUs int
-	// Forward sends an interrupt to the part where a vCPU runs, which calls Deliver. It must not wait. What is forwarded for one vCPU must
-	// arrive once, in order.
-	Forward func(to ident.VCPU, m lapic.Message)
+	Self  ident.Part
+	// Forward sends an interrupt for a vCPU to another part, which calls Deliver. It must not wait, nor call back. What is forwarded to one part must arrive
+	// there once, in order.
+	Forward func(part ident.Part, to ident.VCPU, m lapic.Message)
+	// Passed is called after an interrupt of a vCPU here or of a device was forwarded.
+	Passed func()
 	// Renamed tells all other parts, which call Rename, what a local APIC here is addressed by from now on. It must not wait.
 	Renamed func(id ident.VCPU, name NumberedName)
 	// Wake makes a vCPU of this part look at its local APIC: throws it out of the guest, ends its wait. It must not wait.
@@ -25,7 +27,12 @@ type InterruptsConfig struct {
 //
 //	vCPU here ──ICR──┐                  ┌──► local APIC here: Accept, Wake
 //	device ───Signal─┴──► Targets ──────┤
-//	other part ──Deliver──► (here)      └──► Forward to the part where the vCPU is
+//	other part ──Deliver──► (here)      └──► Forward to the part where the vCPU is, or was before
+//
+// Where vCPUs go from part to part, interrupts follow them. A part knows where each vCPU was when the machine booted or, if it was here, where it went from here; from
+// part to part that leads to where it is. Interrupts of one sender for one vCPU stay in order, since an INIT must not overtake a start-up, nor the other
+// way round: the way that they take gets shorter only when the vCPU comes to a part on it, and that one then holds back what does not come the long
+// way until a marker, which it sent that way, has come round.
 type Interrupts struct {
 	config InterruptsConfig
 	began  time.Time
@@ -34,6 +41,7 @@ type Interrupts struct {
 	names   []lapic.Name // of all vCPUs
 	changes []uint16     // the numbers of these names
 	chips   []*chip      // by vCPU; that of one which runs elsewhere rests
+	at      []ident.Part // by vCPU: where it is, or where the way to it leads
 }
 
 // NumberedName is what a local APIC is addressed by. The number grows with every change, so that of two names that come by different ways the later
@@ -45,27 +53,37 @@ type NumberedName struct {
 
 func isLater(number, than uint16) bool { return int16(number-than) > 0 }
 
-// NewInterrupts makes the local APICs of the vCPUs in local, as after power-up.
+// NewInterrupts makes the local APICs of a part with these vCPUs, as after power-up. Where the others are Place says.
 func NewInterrupts(c InterruptsConfig, local []ident.VCPU) *Interrupts {
-	x := &Interrupts{config: c, began: time.Now(), names: make([]lapic.Name, c.VCPUs), changes: make([]uint16, c.VCPUs)}
+	x := &Interrupts{config: c, began: time.Now(), names: make([]lapic.Name, c.VCPUs), changes: make([]uint16, c.VCPUs), at: make([]ident.Part, c.VCPUs)}
 	for i := range c.VCPUs {
 		ch := &chip{apic: lapic.New(uint32(i), i == 0)}
 		ch.timer = time.AfterFunc(time.Hour, func() { x.tick(ident.VCPU(i)) })
 		ch.timer.Stop()
+		x.names[i], x.at[i] = ch.apic.Name(), c.Self
 		x.chips = append(x.chips, ch)
 	}
-	x.Reset(local)
+	for _, id := range local {
+		x.chips[id].place = chipHere
+	}
 	return x
 }
 
-// Reset is a power-up, with the vCPUs in local here. No vCPU of the machine may be in the guest.
-func (x *Interrupts) Reset(local []ident.VCPU) {
+// Place says on which parts all vCPUs of the machine are, which begins.
+func (x *Interrupts) Place(at []ident.Part) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	copy(x.at, at)
+}
+
+// Reset is a power-up, of a machine whose vCPUs are on these parts. No vCPU of the machine may be in the guest.
+func (x *Interrupts) Reset(at []ident.Part) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i, ch := range x.chips {
 		ch.apic.Reset(uint32(i), i == 0)
-		ch.rest(chipAway)
-		if slices.Contains(local, ident.VCPU(i)) {
+		ch.move(chipAway)
+		if x.at[i] = at[i]; at[i] == x.config.Self {
 			ch.place = chipHere
 		}
 		x.names[i], x.changes[i] = ch.apic.Name(), 0
@@ -86,19 +104,35 @@ func (x *Interrupts) now() lapic.Nanos { return lapic.Nanos(time.Since(x.began))
 // Signal sends a device's message-signalled interrupt on its way.
 func (x *Interrupts) Signal(addr uint64, data uint32) { x.route(lapic.MSI(addr, data), -1) }
 
-// Deliver takes an interrupt that another part forwarded. It reports whether the vCPU is here. What comes for one that is leaving, or not quite here yet, waits.
-func (x *Interrupts) Deliver(to ident.VCPU, m lapic.Message) bool {
-	x.mu.Lock()
-	if int(to) >= len(x.chips) || x.chips[to].place == chipAway {
-		x.mu.Unlock()
+// Deliver takes an interrupt that another part forwarded, or sends it on. It returns false if there is no such vCPU, or nowhere to send it.
+func (x *Interrupts) Deliver(from ident.Part, to ident.VCPU, m lapic.Message) bool {
+	if int(to) >= len(x.chips) {
 		return false
 	}
-	wake := x.chips[to].accept(m)
+	x.mu.Lock()
+	wake, sent := x.deliver(from, to, m)
+	lost := !sent && x.chips[to].place == chipAway
 	x.mu.Unlock()
 	if wake {
 		x.config.Wake(to)
 	}
-	return true
+	return !lost
+}
+
+// deliver gives an interrupt to a vCPU here, or sends it to where it is. It requires mu.
+func (x *Interrupts) deliver(from ident.Part, to ident.VCPU, m lapic.Message) (wake, sent bool) {
+	ch := x.chips[to]
+	switch {
+	case ch.place == chipAway:
+		if sent = x.at[to] != x.config.Self; sent {
+			x.config.Forward(x.at[to], to, m)
+		}
+	case ch.place == chipSettling && m == x.marker():
+		wake = x.settled(to)
+	default:
+		wake = ch.take(from, m)
+	}
+	return wake, sent
 }
 
 // Rename takes note of what another part's local APIC is addressed by.
@@ -116,14 +150,22 @@ func (x *Interrupts) route(i lapic.IPI, from int) {
 	if !ok {
 		return
 	}
-	var room [8]int
+	var room, more [8]int
+	passed, awake := false, more[:0]
 	x.mu.Lock()
-	targets := i.Targets(x.names, from, room[:0])
-	x.mu.Unlock()
-	for _, to := range targets {
-		if id := ident.VCPU(to); !x.Deliver(id, m) {
-			x.config.Forward(id, m)
+	for _, to := range i.Targets(x.names, from, room[:0]) {
+		wake, sent := x.deliver(x.config.Self, ident.VCPU(to), m)
+		passed = passed || sent
+		if wake {
+			awake = append(awake, to)
 		}
+	}
+	x.mu.Unlock()
+	for _, to := range awake {
+		x.config.Wake(ident.VCPU(to))
+	}
+	if passed {
+		x.config.Passed()
 	}
 }
 
@@ -132,7 +174,7 @@ func (x *Interrupts) tick(id ident.VCPU) {
 	x.mu.Lock()
 	ch := x.chips[id]
 	wake := false
-	if ch.place == chipHere {
+	if ch.runs() {
 		wake = ch.apic.Tick(x.now())
 		x.arm(ch)
 	}

@@ -24,6 +24,7 @@ type testParts struct {
 	wake  []chan struct{}
 	ended chan string
 	done  chan struct{}
+	sent  chan func() // interrupts on their way from part to part
 	work  sync.WaitGroup
 }
 
@@ -35,7 +36,7 @@ func newTestParts(t *testing.T, vcpus int, kernel []byte, out *screen) *testPart
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &testParts{t: t, ended: make(chan string, 16), done: make(chan struct{})}
+	p := &testParts{t: t, ended: make(chan string, 16), done: make(chan struct{}), sent: make(chan func(), 1<<10)}
 	p.board = NewBoard(BoardConfig{
 		VCPUs: vcpus, Memory: size, Backing: memory, Console: out,
 		Signal: func(addr uint64, data uint32) { p.all[0].Signal(addr, data) },
@@ -78,8 +79,12 @@ func (p *testParts) addPart(system *kvm.System, memory *ram.RAM, id ident.VCPU, 
 	wake := make(chan struct{}, 1)
 	p.wake = append(p.wake, wake)
 	x := NewInterrupts(InterruptsConfig{
-		VCPUs:   vcpus,
-		Forward: func(to ident.VCPU, m lapic.Message) { p.all[to].Deliver(to, m) },
+		VCPUs: vcpus,
+		Self:  ident.Part(id),
+		Forward: func(part ident.Part, to ident.VCPU, m lapic.Message) {
+			p.sent <- func() { p.all[part].Deliver(ident.Part(id), to, m) }
+		},
+		Passed: func() {},
 		Renamed: func(id ident.VCPU, name NumberedName) {
 			for _, other := range p.all {
 				other.Rename(id, name)
@@ -93,6 +98,7 @@ func (p *testParts) addPart(system *kvm.System, memory *ram.RAM, id ident.VCPU, 
 			}
 		},
 	}, []ident.VCPU{id})
+	x.Place(p.placement(vcpus))
 	p.all = append(p.all, x)
 	seat, err := NewSeat(cpu, x)
 	if err != nil {
@@ -104,7 +110,25 @@ func (p *testParts) addPart(system *kvm.System, memory *ram.RAM, id ident.VCPU, 
 	p.seats = append(p.seats, seat)
 }
 
+// placement is that of vCPU i on part i.
+func (p *testParts) placement(vcpus int) (at []ident.Part) {
+	for i := range vcpus {
+		at = append(at, ident.Part(i))
+	}
+	return at
+}
+
 func (p *testParts) start() {
+	p.work.Go(func() {
+		for {
+			select {
+			case deliver := <-p.sent:
+				deliver()
+			case <-p.done:
+				return
+			}
+		}
+	})
 	for i, s := range p.seats {
 		p.work.Go(func() {
 			s.cpu.Bind()

@@ -213,7 +213,7 @@ func runningVMs(st *cells.State, leave []ident.VMID) []balancer.Running {
 	return out
 }
 
-// staysWhole tells whether a VM's vCPUs do not go one by one now: nothing hands a Linux guest's over, a paused one's stand still, and under some
+// staysWhole tells whether a VM's vCPUs do not go one by one now: a Linux machine on one server has no other part, and of one on several the boot processor stays, a paused one's stand still, and under some
 // policies they follow their pages.
 func staysWhole(vm *cells.VM) bool {
 	policy := vm.Spec.Options["locality"]

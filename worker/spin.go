@@ -15,12 +15,12 @@ import (
 // pages that this part keeps for its stint. A vCPU that was in the guest for a while without leaving it is thrown out twice: if its kernel goes in a circle, the turn
 // is passed on, and the vCPU stands back for a part of a stint, or until it is interrupted.
 //
-//	inside ──spinLook──► sampled ──spinLook, at the same place──► stands back ──half a stint, or an interrupt──► inside
+//	inside ──a look──► sampled ──another, at the same place──► stands back ──half a stint, or an interrupt──► inside
 //	                        └──── elsewhere: it is looked at half as often ────┘
 
 const (
-	spinLook    = 100 * time.Microsecond // how soon a vCPU is looked at
-	spinLookMax = 4 * spinLook
+	looksPerStint = 100 // how soon a vCPU is looked at: stints are as long as pages are slow, and so are exits
+	looksSlower   = 4   // how much later at most one is that was elsewhere
 )
 
 // spinSample is where a vCPU was when it was thrown out of the guest.
@@ -58,7 +58,8 @@ func (w *Worker) watchSpins() {
 	runtime.LockOSThread()
 	raisePriority()
 	seen := make([]uint64, len(w.vcpus))
-	every := spinLook
+	first := time.Duration(stintOf(w.spec)) * time.Microsecond / looksPerStint
+	every := first
 	for w.ctx.Err() == nil {
 		word := w.spins.entered.word.Load()
 		w.spins.sleeps.Store(true)
@@ -75,11 +76,11 @@ func (w *Worker) watchSpins() {
 			case seen[i] == 0:
 				seen[i] = exits + 1
 			case seen[i] != exits+1:
-				seen[i], every = exits+1, spinLook
+				seen[i], every = exits+1, first
 			case !w.plane.waits(v):
 				v.looked.Store(true)
 				v.cpu.Kick()
-				seen[i], every = 0, min(2*every, spinLookMax)
+				seen[i], every = 0, min(2*every, looksSlower*first)
 			}
 		}
 		if inside {

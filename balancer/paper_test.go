@@ -157,3 +157,90 @@ func TestPaperTheLoadTreeHoldsSums(t *testing.T) {
 		}
 	})
 }
+
+// It is not polled either: what changes at a leaf travels up by one message a level at most, and stops where the sum above stays what it was.
+func TestPaperNobodyIsPolled(t *testing.T) {
+	for _, count := range []int{2, 16, 64, 1024} {
+		var servers []Server
+		for i := range count {
+			servers = append(servers, Server{ID: ident.ServerID(i + 1), Name: "s", Cell: ident.CellName(rune('a' + i*8/count)), Open: true, Slots: 4, MemoryBytes: ident.GiB})
+		}
+		tree := NewLoadTree(servers)
+		for i := range servers {
+			if n := tree.Set(servers[i].ID, 1+i%3); n > tree.Depth() || 1<<tree.Depth() != count {
+				t.Fatalf("%d servers: %d messages for one change, depth %d", count, n, tree.Depth())
+			}
+			if n := tree.Set(servers[i].ID, 1+i%3); n > 1 {
+				t.Fatalf("%d servers: %d messages for no change", count, n)
+			}
+		}
+	}
+}
+
+// A single VCPU too goes only to a processor that runs no other of its virtual machine: here to a slot that is left beside those of its siblings.
+func TestPaperASingleVCPUHasASlotOfItsOwn(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		servers, vms := drawCluster(rt)
+		has := map[[2]uint64]int{}
+		for _, vm := range vms {
+			for _, p := range vm.Parts {
+				has[[2]uint64{uint64(vm.VM), uint64(p.Server)}] = p.VCPUs
+			}
+		}
+		shift := func(vm ident.VMID, from, to ident.ServerID, n int) {
+			f, l := [2]uint64{uint64(vm), uint64(from)}, [2]uint64{uint64(vm), uint64(to)}
+			has[f], has[l] = has[f]-n, has[l]+n
+			if has[l] > servers[to-1].Slots {
+				rt.Fatalf("VM %d has %d vCPUs on the %d slots of server %d", vm, has[l], servers[to-1].Slots, to)
+			}
+		}
+		for _, m := range Rebalance(slices.Clone(servers), vms, 100) {
+			shift(m.VM, m.From, m.To, m.VCPUs)
+			if m.With != 0 {
+				shift(m.With, m.To, m.From, m.WithVCPUs)
+			}
+		}
+	})
+}
+
+// A virtual machine has its processors and memory from a single cell, if one has enough.
+func TestPaperFromASingleCellIfPossible(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		servers, _ := drawCluster(rt)
+		req := Request{VCPUs: rapid.IntRange(1, 16).Draw(rt, "vcpus"), MemoryBytes: ident.MiB}
+		fits := map[ident.CellName]int{}
+		for _, s := range servers {
+			if s.Open {
+				fits[s.Cell] += s.Slots
+			}
+		}
+		parts, err := Place(servers, req)
+		if err != nil {
+			return
+		}
+		in := map[ident.CellName]bool{}
+		for _, p := range parts {
+			in[servers[p.Server-1].Cell] = true
+		}
+		for cell, slots := range fits {
+			if slots >= req.VCPUs && len(in) > 1 {
+				rt.Fatalf("%d vCPUs lie in %d cells, though %s has %d slots: %+v", req.VCPUs, len(in), cell, slots, parts)
+			}
+		}
+	})
+}
+
+// Between cells a virtual machine moves only where none of its own cell takes it: it costs a copy, and between two virtual machines the one that stays in its
+// cell is preferred.
+func TestPaperWithinTheCellFirst(t *testing.T) {
+	servers := []Server{{ID: 1, Name: "a-1", Cell: "a", Open: true, Slots: 4, UsedVCPUs: 4, MemoryBytes: ident.GiB},
+		{ID: 2, Name: "a-2", Cell: "a", Open: true, Slots: 4, MemoryBytes: ident.GiB}, {ID: 3, Name: "b-1", Cell: "b", Open: true, Slots: 4, UsedVCPUs: 2, MemoryBytes: ident.GiB}}
+	var vms []Running
+	for i := range 4 {
+		vms = append(vms, Running{VM: ident.VMID(i + 1), Parts: []RunningPart{{1, 1, ident.MiB, 0}}})
+	}
+	plan := Rebalance(servers, vms, 10)
+	if len(plan) != 2 || plan[0].To != 2 || plan[1].To != 2 {
+		t.Errorf("%+v", plan)
+	}
+}

@@ -238,7 +238,7 @@ func (b *balance) options(from, to int) []option {
 				continue
 			}
 			o.wider = vm.wider(at, sibling, o.apart)
-		} else if cells, ok := b.cellsAfter(vm, at, target.Cell); ok && vm.Parts[at].VCPUs <= target.Slots {
+		} else if cells, ok := b.cellsAfter(vm, at, target.Cell); ok && vm.Parts[at].VCPUs <= target.Slots && !b.bares(vm, at, target.Cell) {
 			o.cells = cells
 		} else {
 			continue

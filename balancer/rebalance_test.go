@@ -119,6 +119,9 @@ func move(t *rapid.T, servers []Server, vms []Running, id ident.VMID, from, to i
 	case vm.Settled:
 		t.Fatalf("VM %d is to be left alone", id)
 	}
+	if cell := servers[from-1].Cell; len(vm.Span) > 0 && cell != target.Cell && runsIn(servers, vm, cell) == vcpus {
+		t.Fatalf("VM %d leaves cell %s of its span without a vCPU", id, cell)
+	}
 	vm.Parts[at].Server = to
 	servers[from-1].UsedVCPUs -= vm.Parts[at].busy()
 	target.UsedVCPUs += vm.Parts[at].busy()
@@ -131,6 +134,17 @@ func move(t *rapid.T, servers []Server, vms []Running, id ident.VMID, from, to i
 			t.Fatalf("VM %d leaves its span %v for %s", id, vm.Span, c)
 		}
 	}
+}
+
+// runsIn counts the vCPUs that a VM has in a cell.
+func runsIn(servers []Server, vm *Running, cell ident.CellName) int {
+	n := 0
+	for _, p := range vm.Parts {
+		if servers[p.Server-1].Cell == cell {
+			n += p.VCPUs
+		}
+	}
+	return n
 }
 
 func moveVCPUs(t *rapid.T, servers []Server, vms []Running, x Transfer) {
@@ -156,16 +170,8 @@ func moveVCPUs(t *rapid.T, servers []Server, vms []Running, x Transfer) {
 	}
 	servers[x.From-1].UsedVCPUs += p.busy()
 	target.UsedVCPUs += q.busy()
-	for _, c := range vm.Span {
-		at, has := 0, 0
-		for _, o := range vm.Parts {
-			if servers[o.Server-1].Cell == c {
-				at, has = at+1, has+o.VCPUs
-			}
-		}
-		if at > 0 && has == 0 {
-			t.Fatalf("%+v leaves VM %d without a vCPU in cell %s of its span", x, x.VM, c)
-		}
+	if cell := servers[x.From-1].Cell; len(vm.Span) > 0 && runsIn(servers, vm, cell) == 0 {
+		t.Fatalf("%+v leaves VM %d without a vCPU in cell %s of its span", x, x.VM, cell)
 	}
 }
 

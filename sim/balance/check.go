@@ -30,6 +30,9 @@ func (w *world) checkMoves(before, after *cells.State) error {
 		if err := w.checkVCPUs(after, old, vm); err != nil {
 			return err
 		}
+		if err := checkSpan(after, old, vm); err != nil {
+			return err
+		}
 		if vm.Moved.Epoch != old.Moved.Epoch {
 			if err := w.checkMoved(after, old, vm); err != nil {
 				return err
@@ -128,15 +131,35 @@ func checkHand(st *cells.State, vm *cells.VM) error {
 	return fmt.Errorf("vCPU %d of vm %s goes to part %d, which is none of its", vm.Hand.VCPU, vm.Spec.Name, vm.Hand.To)
 }
 
+// checkSpan looks whether a balance took the last vCPU out of a cell that the VM was asked to lie in.
+func checkSpan(st *cells.State, old, vm *cells.VM) error {
+	id := vm.Moved.Op
+	if old.Hand != nil && vm.Hand == nil {
+		id = old.Hand.Op
+	} else if vm.Moved.Epoch == old.Moved.Epoch {
+		return nil
+	}
+	if op := st.Operation(id); op == nil || op.Kind != cells.OpBalance {
+		return nil
+	}
+	runs := func(v *cells.VM, c ident.CellName) bool {
+		return slices.ContainsFunc(v.Parts, func(p cells.VMPart) bool { return p.Cell == c && len(p.VCPUs) > 0 })
+	}
+	for _, c := range vm.Spec.Span {
+		if runs(old, c) && !runs(vm, c) {
+			return fmt.Errorf("vm %s has no vCPU left in cell %s of its span %v", vm.Spec.Name, c, vm.Spec.Span)
+		}
+	}
+	return nil
+}
+
 // checkVCPUs looks at where a VM's vCPUs are, and what became of one that was on its way.
 func (w *world) checkVCPUs(st *cells.State, old, vm *cells.VM) error {
 	if !vm.State.Active() {
 		return nil
 	}
 	seen := map[ident.VCPU]bool{}
-	in := map[ident.CellName]int{}
 	for _, p := range vm.Parts {
-		in[p.Cell] += len(p.VCPUs)
 		for _, id := range p.VCPUs {
 			if seen[id] {
 				return fmt.Errorf("vCPU %d of vm %s is on two parts", id, vm.Spec.Name)
@@ -161,11 +184,6 @@ func (w *world) checkVCPUs(st *cells.State, old, vm *cells.VM) error {
 	if op := st.Operation(h.Op); op != nil && op.Kind == cells.OpMigrate {
 		w.moved[vm.ID] = lastMove{w.Now(), h.Op}
 		return nil
-	}
-	for _, c := range vm.Spec.Span {
-		if n, lies := in[c]; lies && n == 0 {
-			return fmt.Errorf("vm %s has no vCPU in cell %s of its span %v", vm.Spec.Name, c, vm.Spec.Span)
-		}
 	}
 	w.handed++
 	return w.checkSettled(vm, h.Op)

@@ -26,4 +26,13 @@ func TestScale(t *testing.T) {
 	if small.Depth > 4 || large.Depth > 7 {
 		t.Errorf("depth %d of 16, %d of 128 servers", small.Depth, large.Depth)
 	}
+	for _, r := range []ScaleReport{small, large} {
+		if r.MostPerSecond > float64(r.Depth) {
+			t.Errorf("one of %d servers receives %.1f messages a second, the tree is %d deep", r.Servers, r.MostPerSecond, r.Depth)
+		}
+		if r.EvenSeconds > 120 || r.SeenSeconds > r.EvenSeconds || r.ScoreAfter > r.ScoreBefore/10 {
+			t.Errorf("after a shock to %d servers the load is known after %.0f s, even after %.0f s, and the score goes from %.1f to %.1f",
+				r.Servers, r.SeenSeconds, r.EvenSeconds, r.ScoreBefore, r.ScoreAfter)
+		}
+	}
 }

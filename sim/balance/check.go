@@ -90,15 +90,16 @@ func (w *world) checkBegin(st *cells.State, old, vm *cells.VM) error {
 // checkMoved looks at where a VM lies once it was moved, and when it was moved before. An operator's wish is his own.
 func (w *world) checkMoved(st *cells.State, old, vm *cells.VM) error {
 	if op := st.Operation(vm.Moved.Op); op != nil && op.Kind == cells.OpMigrate {
-		w.moved[vm.ID] = lastMove{w.Now(), op.ID}
+		delete(w.moved, vm.ID)
 		return nil
 	}
 	now := vm.Cells()
 	if len(now) > len(old.Cells()) {
 		return fmt.Errorf("vm %s depends on %v, before on %v", vm.Spec.Name, now, old.Cells())
 	}
+	before := old.Cells() // an operator may have brought it to others
 	for _, c := range now {
-		if len(vm.Spec.Span) > 0 && !slices.Contains(vm.Spec.Span, c) {
+		if len(vm.Spec.Span) > 0 && !slices.Contains(vm.Spec.Span, c) && !slices.Contains(before, c) {
 			return fmt.Errorf("vm %s lies in %v, its span is %v", vm.Spec.Name, now, vm.Spec.Span)
 		}
 	}
@@ -182,7 +183,7 @@ func (w *world) checkVCPUs(st *cells.State, old, vm *cells.VM) error {
 		return nil
 	}
 	if op := st.Operation(h.Op); op != nil && op.Kind == cells.OpMigrate {
-		w.moved[vm.ID] = lastMove{w.Now(), h.Op}
+		delete(w.moved, vm.ID)
 		return nil
 	}
 	w.handed++

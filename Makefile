@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: borrow serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures campaign clean
+.PHONY: borrow joins serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures campaign clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ e2e: build ## Run the end-to-end scripts on real clusters, one at a time
 
 chaos: build ## Kill and stop servers at random, ROUNDS=100 times, with VMs inside and across cells
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) CHAOS_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestChaos ./tests
+
+joins: build ## Send vCPUs to servers without a part of their VM, ROUNDS=100 times, and kill a server at a random moment of each
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) JOIN_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 60m -run TestJoinAndLoss ./tests
 
 failover: build ## Kill, stop and restart the cells of a protected VM, ROUNDS=100 times, two at once and in each stage of a recovery: its output must stay unbroken
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) FAILOVER_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 120m -run TestFailover ./tests

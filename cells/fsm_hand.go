@@ -156,6 +156,9 @@ func planVCPU(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Operat
 
 // newPart finds the server on which a VM gets one part more, for a vCPU.
 func (s *State) newPart(hooks Hooks, vm *VM, to Destination) (ident.ServerID, *Fault) {
+	if vm.Spec.Linux != nil {
+		return 0, faultf(CodeInvalid, "vm %s: a Linux machine has the parts that it booted with", vm.Spec.Name)
+	}
 	if n := len(vm.Parts); n >= ident.MaxParts {
 		return 0, faultf(CodeNoCapacity, "vm %s has %d parts and replicas: there cannot be more", vm.Spec.Name, n)
 	}

@@ -20,6 +20,8 @@ type LocalitySettings struct {
 	Rounds int `json:"rounds"` // in which each policy runs the whole mix once; the median of each figure counts
 	Shifts int `json:"shifts"` // of who shares what, in one run
 	Scale  int `json:"scale"`  // of each phase's work
+
+	Servers int `json:"servers"` // each in a cell of its own
 }
 
 // Shape of what runs: one slot less than would let all vCPUs gather on one server.
@@ -37,6 +39,8 @@ func (s LocalitySettings) Check() error {
 		return fmt.Errorf("rounds must be from 1 to 100, not %d", s.Rounds)
 	case s.Shifts < 1 || s.Shifts > 1000:
 		return fmt.Errorf("shifts must be from 1 to 1000, not %d", s.Shifts)
+	case s.Servers < 2 || s.Servers > 4:
+		return fmt.Errorf("servers must be from 2 to 4, not %d", s.Servers)
 	case s.Scale < 1 || s.Scale > 10000:
 		return fmt.Errorf("scale must be from 1 to 10000, not %d", s.Scale)
 	}
@@ -64,6 +68,9 @@ type LocalityFigure struct {
 	MixMillis   float64   `json:"mix_ms"`
 	RemotePages uint64    `json:"remote_pages"` // pages, or the right to write them, that came from another server
 	VCPUMoves   uint64    `json:"vcpu_moves"`
+	Homes       uint64    `json:"homes"`         // regions whose directory went elsewhere
+	OverBest    []float64 `json:"over_best"`     // by phase: its time over that of the fixed policy which is best in the phase
+	MixOverBest float64   `json:"mix_over_best"` // the same over the mix
 }
 
 // localityRun is what one run came to.
@@ -71,6 +78,7 @@ type localityRun struct {
 	phases        []float64
 	mix           float64
 	remote, moves uint64
+	homes         uint64
 }
 
 // LocalityPhases names the phases of the payload.
@@ -87,14 +95,15 @@ func Locality(ctx context.Context, exe string, set LocalitySettings, say func(st
 		}
 	}
 	rep = LocalityReport{Benchmark: "locality", Host: ThisHost(), Settings: set, Phases: LocalityPhases}
-	c, err := startShape(ctx, exe, local.Shape{Cells: 2, PerCell: 1, Slots: localitySlots, Memory: 4*localityMemory + 64*ident.MiB})
+	c, err := startShape(ctx, exe, local.Shape{Cells: set.Servers, PerCell: 1, Slots: localitySlots, Memory: 4*localityMemory + 64*ident.MiB})
 	if err != nil {
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
 	runs := make(map[string][]localityRun)
 	for round := range set.Rounds {
-		for _, policy := range locality.Policies() {
+		for i := range locality.Policies() { // in another order each time
+			policy := locality.Policies()[(i+round)%len(locality.Policies())]
 			say(fmt.Sprintf("round %d of %d: %s", round+1, set.Rounds, policy))
 			r, err := c.runPhases(ctx, policy, set)
 			if err != nil {
@@ -115,7 +124,7 @@ func (c *cluster) runPhases(ctx context.Context, policy string, set LocalitySett
 	ctx, cancel := context.WithTimeout(ctx, runPatience)
 	defer cancel()
 	spec := &api.VMSpec{Name: "phases-" + policy, Payload: &api.VMSpec_Builtin{Builtin: "phases"}, Vcpus: localityVCPUs, MemoryBytes: uint64(localityMemory),
-		Args: fmt.Sprintf("%d %d %d", set.Shifts, set.Scale, localityLinger.Milliseconds()), Span: []string{"a", "b"},
+		Args: fmt.Sprintf("%d %d %d", set.Shifts, set.Scale, localityLinger.Milliseconds()), Span: strings.Split("a b c d", " ")[:set.Servers],
 		Options: map[string]string{wire.OptionLocality: policy}}
 	v, err := c.start(ctx, spec)
 	for err == nil && !v.GetState().Ended() {
@@ -150,12 +159,13 @@ func (c *cluster) runPhases(ctx context.Context, policy string, set LocalitySett
 
 // count takes in what the workers have counted so far.
 func (r *localityRun) count(v *api.VM) {
-	var remote, moves uint64
+	var remote, moves, homes uint64
 	for _, w := range v.GetWorkers() {
 		remote += w.GetCounters().GetRemoteReads() + w.GetCounters().GetRemoteWrites()
 		moves += w.GetCounters().GetLocality().GetMoved()
+		homes += w.GetCounters().GetLocality().GetHomes()
 	}
-	r.remote, r.moves = max(r.remote, remote), max(r.moves, moves)
+	r.remote, r.moves, r.homes = max(r.remote, remote), max(r.moves, moves), max(r.homes, homes)
 }
 
 func localityFigure(policy string, runs []localityRun) LocalityFigure {
@@ -173,6 +183,7 @@ func localityFigure(policy string, runs []localityRun) LocalityFigure {
 	f.MixMillis = pick(func(r localityRun) float64 { return r.mix })
 	f.RemotePages = uint64(pick(func(r localityRun) float64 { return float64(r.remote) }))
 	f.VCPUMoves = uint64(pick(func(r localityRun) float64 { return float64(r.moves) }))
+	f.Homes = uint64(pick(func(r localityRun) float64 { return float64(r.homes) }))
 	return f
 }
 
@@ -191,13 +202,19 @@ func (r *LocalityReport) compare() {
 		return
 	}
 	r.BestFixed, r.AutoOverBest = best.Policy, quotient(auto.MixMillis, best.MixMillis)
-	for i := range r.Phases {
-		least := best.PhaseMillis[i]
+	for i := range r.Policies {
+		r.Policies[i].MixOverBest = quotient(r.Policies[i].MixMillis, best.MixMillis)
+	}
+	for phase := range r.Phases {
+		least := best.PhaseMillis[phase]
 		for _, f := range r.Policies {
-			if !strings.EqualFold(f.Policy, auto.Policy) {
-				least = min(least, f.PhaseMillis[i])
+			if f.Policy != auto.Policy {
+				least = min(least, f.PhaseMillis[phase])
 			}
 		}
-		r.WorstOverBest = max(r.WorstOverBest, quotient(auto.PhaseMillis[i], least))
+		for i := range r.Policies {
+			r.Policies[i].OverBest = append(r.Policies[i].OverBest, quotient(r.Policies[i].PhaseMillis[phase], least))
+		}
+		r.WorstOverBest = max(r.WorstOverBest, auto.OverBest[phase])
 	}
 }

@@ -26,6 +26,7 @@ const (
 	gangVCPUs      = 2
 	gangSlots      = 2
 	gangMemory     = 16 * ident.MiB
+	skewSeconds    = 20      // at least, for enough starts: the longest of a hundred is what counts
 	calibrate      = 100_000 // increments of the run that finds out how many take a second
 )
 
@@ -181,7 +182,7 @@ func (g *gangBench) skew(ctx context.Context, out *SkewFigure) (err error) {
 		}
 	}
 	const interval = 100 * time.Millisecond
-	deadline := time.Now().Add(time.Duration(max(5, g.set.Seconds)) * time.Second)
+	deadline := time.Now().Add(time.Duration(max(skewSeconds, g.set.Seconds)) * time.Second)
 	for time.Now().Before(deadline) {
 		select {
 		case <-ctx.Done():

@@ -14,7 +14,7 @@ const (
 	MaxSlice   = 20 * ident.Millisecond
 	Rotation   = 200 * ident.Millisecond // in which every gang should run once, as long as MinSlice allows
 	MinCharge  = 500 * ident.Micros(1)   // of one start
-	SliceLease = 300 * ident.Millisecond // a conductor that is silent for so long conducts no more
+	SliceLease = ident.Second            // a conductor that is silent for so long conducts no more
 	OrderLease = 4 * ident.Second        // a worker that hears nothing for so long is free
 
 	DefaultWeight = 100
@@ -62,7 +62,7 @@ type VM struct {
 	Parts  []Part
 }
 
-// Event is what a Core is told: View, Note, Slice, Report or Tick.
+// Event is what a Core is told: View, Note, Slice, Report, Undelivered or Tick.
 type Event interface{ event() }
 
 // View is the replicated state as far as it matters here.
@@ -91,6 +91,9 @@ type Report struct {
 	wire.GangReport
 }
 
+// Undelivered says that an order did not reach the worker of a VM here.
+type Undelivered struct{ VM ident.VMID }
+
 // Tick says that the time of NextDeadline has come.
 type Tick struct{}
 
@@ -99,6 +102,8 @@ func (Note) event()   {}
 func (Slice) event()  {}
 func (Report) event() {}
 func (Tick) event()   {}
+
+func (Undelivered) event() {}
 
 // Message is to be sent to another server. One of Slice and Report is set.
 type Message struct {
@@ -167,6 +172,11 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 			break
 		}
 		c.takeReport(now, ev.From, &ev.GangReport)
+	case Undelivered:
+		if p := c.member.find(ev.VM); p != nil {
+			p.ordered = now - orderRenew // the next slice repeats it
+		}
+		return
 	case Tick:
 	default:
 		panic(fmt.Sprintf("gang: unknown event %T", ev))

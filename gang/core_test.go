@@ -214,6 +214,25 @@ func TestSilentConductor(t *testing.T) {
 	}
 }
 
+// An order that did not reach its worker is given again with the next slice, others only now and then.
+func TestLostOrderIsRepeated(t *testing.T) {
+	r := newRig(t, []Server{{1, 1}}, one(1, 1), one(2, 1), one(3, 1))
+	r.busy(1, 3, 0)
+	r.run(200*ident.Millisecond, nil)
+	const lost = wire.SliceMode(99)
+	r.modes[1][3] = lost
+	r.run(200*ident.Millisecond, nil)
+	if r.modes[1][3] != lost {
+		t.Error("an order is repeated without need")
+	}
+	r.step(1, Undelivered{VM: 3})
+	r.run(200*ident.Millisecond, nil)
+	if r.modes[1][3] != wire.SliceHold {
+		t.Error("an order that was lost is not repeated")
+	}
+	r.step(1, Undelivered{VM: 9}) // gone meanwhile
+}
+
 func TestOversizeGangRunsAlone(t *testing.T) {
 	r := newRig(t, []Server{{1, 2}}, one(1, 5), one(2, 1), one(3, 1))
 	r.run(ident.Second, nil)

@@ -291,7 +291,7 @@ func (g *gangs) flush() {
 	}
 }
 
-// give sends a worker its order. One that is lost is repeated by the core; the worker is free by itself if none comes.
+// give sends a worker its order. One that is lost is repeated with the next slice; the worker is free by itself if none comes.
 func (g *gangs) give(o gang.Order) {
 	dir := g.vmDir(o.VM)
 	if dir == "" {
@@ -308,6 +308,7 @@ func (g *gangs) give(o gang.Order) {
 	to := unix.SockaddrUnix{Name: g.path(filepath.Join(dir, wire.WorkerRunSocket))}
 	if err := unix.Sendto(g.out, wire.AppendSliceOrder(buf[:0], &order), unix.MSG_DONTWAIT, &to); err != nil {
 		g.failed++
+		g.core.Step(bootMicros(), gang.Undelivered{VM: o.VM})
 		g.log.Debug().Err(err).Uint64("vm", uint64(o.VM)).Msg("an order about slices was not delivered")
 	}
 }

@@ -252,12 +252,12 @@ func (s *shares) lapses() string {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		for _, name := range []string{"gang.slices", "gang.lapses", "gang.start_skew.p50_us", "gang.start_skew.p99_us"} {
+		for _, name := range []string{"gang.slices", "gang.lapses", "gang.undelivered", "gang.start_skew.p50_us", "gang.start_skew.p99_us"} {
 			sum[name] += r.GetCounters()[name]
 		}
 		client.Close()
 	}
-	return fmt.Sprintf("%d slices, %d lapses, gangs over both began within %d us (median), %d us (p99)", sum["gang.slices"], sum["gang.lapses"], sum["gang.start_skew.p50_us"],
+	return fmt.Sprintf("%d slices, %d lapses, %d orders repeated, gangs over both began within %d us (median), %d us (p99)", sum["gang.slices"], sum["gang.lapses"], sum["gang.undelivered"], sum["gang.start_skew.p50_us"],
 		sum["gang.start_skew.p99_us"])
 }
 

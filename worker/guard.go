@@ -114,9 +114,10 @@ func (g *guard) enterIdle(in uint64, called *atomic.Bool) (life uint64, ok bool)
 
 // wait is enter's slow path.
 func (g *guard) wait(called *atomic.Bool, idle bool, in uint64) (life uint64, ok bool) {
-	life, waited, ok := g.await(called, idle, in)
-	if ok && waited {
-		nap()
+	var q queue
+	life, waited, ok := g.await(called, idle, in, &q)
+	q.leave()
+	if ok && waited { // only now: what counts is when it goes on as the ordinary thread that it is
 		g.mu.Lock()
 		g.slot.taken(bootMicros())
 		g.mu.Unlock()
@@ -125,7 +126,7 @@ func (g *guard) wait(called *atomic.Bool, idle bool, in uint64) (life uint64, ok
 }
 
 // await blocks; waited tells that it was for the gang's turn, which has come.
-func (g *guard) await(called *atomic.Bool, idle bool, in uint64) (life uint64, waited, ok bool) {
+func (g *guard) await(called *atomic.Bool, idle bool, in uint64, q *queue) (life uint64, waited, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++
@@ -143,6 +144,7 @@ func (g *guard) await(called *atomic.Bool, idle bool, in uint64) (life uint64, w
 			g.slot.wait(&g.mu)
 		case g.slot.off && !idle:
 			waited = true
+			q.join()
 			g.slot.wait(&g.mu)
 		default:
 			return g.life, waited, true

@@ -172,9 +172,6 @@ func (s *slicer) carryOut(o wire.SliceOrder) {
 	case o.Mode == wire.SliceRun:
 		s.pin(o.CPUs)
 		note.First, note.Last = s.w.guard.setTurn(true, nil)
-		if !s.w.alone() {
-			s.w.hurry()
-		}
 	default:
 		s.pin(nil)
 		note.First, note.Last = s.w.guard.setTurn(true, nil)

@@ -1,13 +1,15 @@
 package worker
 
 import (
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link/futex"
+	"github.com/cellvisor/cellvisor/link/priority"
 )
 
 // turn is whether the gang may use its slots. Its vCPU threads wait for it on a futex, not on a condition variable: they are locked to their
@@ -17,6 +19,23 @@ type turn struct {
 	off         bool
 	bell        bell         // rings when something may have changed for who waits
 	first, last ident.Micros // when the first and the last vCPU took their turn, 0 if none has
+}
+
+// queue is how a vCPU's thread waits for its turn: ahead of all ordinary threads, so that it runs at the moment that it is woken, even if the vCPU which had
+// the CPU before has not left it yet. An ordinary one would wait for that one's slice of the host's scheduler to end, which is at a tick, while
+// its gang spins elsewhere. It raises and lowers itself only, so no guest ever runs ahead of others.
+type queue struct{ raised int } // the thread, 0: none
+
+func (q *queue) join() {
+	if tid := unix.Gettid(); q.raised == 0 && priority.Raise(tid) {
+		q.raised = tid
+	}
+}
+
+func (q *queue) leave() {
+	if q.raised != 0 {
+		priority.Lower(q.raised)
+	}
 }
 
 // bellSleep bounds one sleep. Wake-ups are not lost; the bound only keeps a bug from becoming a hang.
@@ -67,41 +86,4 @@ func (g *guard) setTurn(on bool, kick func()) (first, last ident.Micros) {
 		kick()
 	}
 	return first, last
-}
-
-// hurryFor is for how long the vCPUs that have been let go run ahead of ordinary threads: long enough to be in the guest, and short enough for who serves
-// their pages.
-const hurryFor = 200 * time.Microsecond
-
-// A process is killed when one of its threads has been a real-time one for as many ticks as RLIMIT_RTTIME says without being woken as such. Who is hurried was woken
-// before, and each time may add a tick; so it sleeps for a moment once in a while, and the kernel begins to count anew.
-const (
-	napEvery = 32 // turns
-	napFor   = 20 * time.Microsecond
-)
-
-func nap() {
-	if rand.IntN(napEvery) == 0 {
-		var word atomic.Uint32
-		futex.Wait(&word, 0, napFor)
-	}
-}
-
-// hurry lends the calling thread's priority to the vCPUs that have been let go, one after the other, and returns when that is over. Otherwise they would
-// wait for whoever has their CPU, up to a tick of the host's scheduler: the vCPU which had it before and has not left it yet, or threads of serve. Their
-// gang spins elsewhere meanwhile.
-func (w *Worker) hurry() {
-	var all [8]*futex.Baton // more are not hurried: the last ones would come too late anyway
-	n := 0
-	w.vcpuMu.Lock()
-	for _, v := range w.vcpus {
-		if n < len(all) && !v.idle.Load() {
-			all[n] = &v.baton
-			n++
-		}
-	}
-	w.vcpuMu.Unlock()
-	for _, b := range all[:n] {
-		b.Hurry(hurryFor / time.Duration(n))
-	}
 }

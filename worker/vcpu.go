@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/link/futex"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/machine"
 )
@@ -40,8 +39,7 @@ type vcpu struct {
 	reset     *kvm.VCPUState // before its first instruction; its thread's
 	standing  bool           // counted as idle because the VM is paused; protected by the worker's vcpuMu
 	handing
-	baton  futex.Baton // its thread's, for as long as that lives
-	pinned int         // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
+	pinned int // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
 
 // errNewLife ends what a vCPU is doing because the VM goes back to a checkpoint.
@@ -66,9 +64,6 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 	v.cpu.Bind()
 	defer v.cpu.Unbind()
 	lowerPriority()
-	if v.baton.Take() {
-		defer v.baton.Drop()
-	}
 	if arriving {
 		w.arrive(v)
 	}

@@ -13,9 +13,6 @@ import (
 const (
 	waitPrivate = 0 | 128 // FUTEX_WAIT | FUTEX_PRIVATE_FLAG, linux/futex.h
 	wakePrivate = 1 | 128
-
-	unlockInheritPrivate = 7 | 128  // FUTEX_UNLOCK_PI | FUTEX_PRIVATE_FLAG
-	lockInheritPrivate   = 13 | 128 // FUTEX_LOCK_PI2 | FUTEX_PRIVATE_FLAG, since Linux 5.14: its time-out is of CLOCK_MONOTONIC
 )
 
 // Wait blocks the calling thread while the word has the value, until somebody wakes it or for the given time; it may also return for no reason. The
@@ -33,14 +30,4 @@ func WakeAll(word *atomic.Uint32) { wake(word, math.MaxInt32) }
 
 func wake(word *atomic.Uint32, threads uintptr) {
 	_, _, _ = syscall.RawSyscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), wakePrivate, threads)
-}
-
-// lockInherit waits for the lock until a time, and tells whether it got it. Whoever has it runs with the caller's priority meanwhile.
-func lockInherit(word *atomic.Uint32, until *unix.Timespec) bool {
-	_, _, errno := syscall.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), lockInheritPrivate, 0, uintptr(unsafe.Pointer(until)), 0, 0)
-	return errno == 0
-}
-
-func unlockInherit(word *atomic.Uint32) {
-	_, _, _ = syscall.RawSyscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), unlockInheritPrivate, 0)
 }

@@ -20,7 +20,8 @@ import (
 
 const (
 	looksPerStint = 100 // how soon a vCPU is looked at: stints are as long as pages are slow, and so are exits
-	looksSlower   = 4   // how much later at most one is that was elsewhere
+	leastLook     = 50 * time.Microsecond
+	looksSlower   = 4 // how much later at most one is that was elsewhere
 )
 
 // spinSample is where a vCPU was when it was thrown out of the guest.
@@ -58,7 +59,7 @@ func (w *Worker) watchSpins() {
 	runtime.LockOSThread()
 	raisePriority()
 	seen := make([]uint64, len(w.vcpus))
-	first := time.Duration(stintOf(w.spec)) * time.Microsecond / looksPerStint
+	first := max(time.Duration(stintOf(w.spec))*time.Microsecond/looksPerStint, leastLook)
 	every := first
 	for w.ctx.Err() == nil {
 		word := w.spins.entered.word.Load()

@@ -17,13 +17,19 @@ echo SUMS0 $(sum)
 i=0; while [ $i -lt 50 ]; do (exit 0) & i=$((i+1)); [ $((i%10)) = 0 ] && wait; done; wait; echo FORKED $i
 `
 
-// bothScript forks, verifies files on a disk, then brings the other processor online, on another server, and computes on both. What they compute of has no pages of its
-// own, so it is the kernel's and the program's that travel. It shows what interrupts they took.
-const bothScript = `
+// bothScript forks, verifies files on a disk, then brings the other processor online, on another server, and computes on both.
+const bothScript = forkAndDisk + `at alone; echo 1 >/sys/devices/system/cpu/cpu1/online; echo ONLINE $(nproc); at online
+` + computeScript
+
+// forkAndDisk forks, and verifies files on a disk.
+const forkAndDisk = `at() { read -r up idle </proc/uptime; echo AT $up $*; }
 i=0; while [ $i -lt 50 ]; do (exit 0) & i=$((i+1)); [ $((i%10)) = 0 ] && wait; done; wait; echo FORKED $i
 ` + smallDiskScript + `dd if=/dev/zero of=/tmp/zeros bs=1 count=0 seek=8M 2>/dev/null
-at() { read -r up idle </proc/uptime; echo AT $up $*; }
-at alone; echo 1 >/sys/devices/system/cpu/cpu1/online; echo ONLINE $(nproc); at online
+`
+
+// computeScript computes on both processors. What they compute of has no pages of its own, so it is the kernel's and the program's that travel. It shows what
+// interrupts they took.
+const computeScript = `
 for c in 0 1; do taskset $((1<<c)) sha256sum </tmp/zeros >/tmp/sum$c & done; wait
 for c in 0 1; do read -r sum rest </tmp/sum$c; echo SUMS$c $sum; done; at summed
 while read -r line; do case $line in LOC*|RES*|CAL*|TLB*) echo $line;; esac; done </proc/interrupts
@@ -48,19 +54,20 @@ func TestUpSpan612(t *testing.T) {
 }
 
 // spread starts one Linux on two servers of different cells, a processor on each, with some disk. The bed runs it in an outer machine whose time passes by
-// instructions, so all is fast by that machine's clock.
-func spread(t *testing.T, cells, version, script string, diskBytes int64) *cluster {
+// instructions, so all is fast by that machine's clock. words
+// are added to the kernel's command line.
+func spread(t *testing.T, cells, version, script string, diskBytes int64, words ...string) *cluster {
 	c := startCluster(t, "--cells", cells, "--sched", "host", "--plain-pages", "--slow", "4")
 	c.must(c.linuxArgs("both", version, script, []string{"virtio_blk"}, "--vcpus", "2", "--span", "a,b", "--disk", c.disk("both", diskBytes),
 		"--option", "window=200us", "--option", "stint=10ms", "--option", "patience=4",
-		"--cmdline", baseCmdline+" tsc=reliable nowatchdog maxcpus=1 noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1")...)
+		"--cmdline", baseCmdline+" tsc=reliable nowatchdog noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1 "+strings.Join(words, " "))...)
 	c.watch("both")
 	return c
 }
 
 func bothCase(t *testing.T, version string) {
 	long(t)
-	c := spread(t, "2", version, bothScript, 16<<20)
+	c := spread(t, "2", version, bothScript, 16<<20, oneFirst)
 	c.ended("both", "FORKED 50", "SAME", "ONLINE 2", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1))
 	c.exitedWell("both")
 	t.Log(c.console("both"))
@@ -71,12 +78,24 @@ func TestSpanBoth612(t *testing.T) { bothCase(t, "6.12") }
 
 func TestSpanBoth61(t *testing.T) { bothCase(t, "6.1") }
 
+// oneFirst has the kernel start one processor, and leave the other for the script.
+const oneFirst = "maxcpus=1"
+
 const secondOnline = "echo 1 >/sys/devices/system/cpu/cpu1/online\n"
+
+// TestSpanStart612 has the kernel start both processors while it boots.
+func TestSpanStart612(t *testing.T) {
+	long(t)
+	c := spread(t, "2", "6.12", "at() { read -r up idle </proc/uptime; echo AT $up $*; }\nat init; echo ONLINE $(nproc)\n"+forkAndDisk+computeScript, 16<<20)
+	c.ended("both", "FORKED 50", "SAME", "ONLINE 2", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1))
+	c.exitedWell("both")
+	t.Log(c.console("both"))
+}
 
 // userCase has a machine on two servers do all that one on one server does, with both processors.
 func userCase(t *testing.T, version string) {
 	long(t)
-	c := spread(t, "2", version, secondOnline+userScript(2, eachForks(2)), 96<<20)
+	c := spread(t, "2", version, secondOnline+userScript(2, eachForks(2)), 96<<20, oneFirst)
 	c.ended("both", "FORKED 1000", "SAME 67108", strings.Replace(smpSum, "SUMS", "SUMS0", 1), strings.Replace(smpSum, "SUMS", "SUMS1", 1))
 	c.exitedWell("both")
 	t.Logf("by the guest's clock:\n%s", strings.Join(atLine.FindAllString(c.console("both"), -1), "\n"))
@@ -95,7 +114,7 @@ func TestSpanMemory612(t *testing.T) {
 	if seconds == "" {
 		seconds = "1"
 	}
-	c := spread(t, "3", "6.12", secondOnline+"echo WALKS; GOGC=off walker "+seconds+" || echo BAD walk; echo WALK ENDED; while :; do sleep 1; done", 1<<20)
+	c := spread(t, "3", "6.12", secondOnline+"echo WALKS; GOGC=off walker "+seconds+" || echo BAD walk; echo WALK ENDED; while :; do sleep 1; done", 1<<20, oneFirst)
 	c.attached("both", "WALKS")
 	c.loses("c")
 	c.until(`"servers_live": 2`, "status", "-o", "json")

@@ -145,12 +145,12 @@ func (s *slicer) receive() {
 			continue
 		}
 		s.settle()
-		if o.Mode == wire.SliceHold && !s.w.alone() {
-			o.At += holdLag
-		}
 		s.order.Until = max(s.order.Until, o.Until)
 		for len(s.pending) > 0 && s.pending[len(s.pending)-1].At >= o.At {
 			s.pending = s.pending[:len(s.pending)-1]
+		}
+		if o.Mode == wire.SliceHold && !s.w.alone() {
+			o.At += holdLag
 		}
 		s.pending = append(s.pending, o)
 	}

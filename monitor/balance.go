@@ -213,8 +213,8 @@ func runningVMs(st *cells.State, leave []ident.VMID) []balancer.Running {
 	return out
 }
 
-// staysWhole tells whether a VM's vCPUs do not go one by one now: a Linux machine on one server has no other part, and of one on several the boot processor stays, a paused one's stand still, and under some
-// policies they follow their pages.
+// staysWhole tells whether a VM's vCPUs do not go one by one now: a Linux machine on one server has no other part, and that on several has its boot processor at
+// home; a paused one's stand still, and under some policies they follow their pages.
 func staysWhole(vm *cells.VM) bool {
 	policy := vm.Spec.Options["locality"]
 	return vm.Spec.Linux != nil || vm.Paused || vm.Saving.Token != "" || policy == "move" || policy == "auto"

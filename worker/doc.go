@@ -30,6 +30,7 @@
 //
 //	handovers.cutting  replicas.tracking  cutter.mu  pauses.mu  home.accessMu  home.settling  home.mu  plane.mu, the pager's  guestDisk.mu
 //	holder.mu  guard.mu  vcpuMu
+//	holder.mu  plane.mu
 //
 // All others are leaves; so control.send, which takes one and never waits, may be called with any lock held. standby.mu is of a part that is not home yet.
 // No lock is held over a call that waits for another part, but handovers.cutting: nothing that comes from outside wants that one.

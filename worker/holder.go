@@ -169,6 +169,11 @@ func (w *Worker) arrival(id ident.VCPU) (*vcpu, error) {
 		}
 		v = made[0]
 		h.absent[id] = v
+		if v.seat != nil {
+			w.plane.mu.Lock()
+			w.plane.stalled.add(v)
+			w.plane.mu.Unlock()
+		}
 	}
 	if v.waits {
 		return v, nil

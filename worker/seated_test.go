@@ -10,10 +10,20 @@ import (
 	"github.com/cellvisor/cellvisor/vmm/linux/linuxtest"
 )
 
-// The processors of a Linux machine wake each other from HLT, 2,000 times, while one of them, and a third that was not started yet, go from part to part, home among
+// The processors of a Linux machine wake each other from HLT, 2,000 or 500 times, while one of them, and a third that was not started yet, go from part to part, home among
 // them. Each interrupt arrives once: one that was lost would leave both halted, one too many is counted. Their clock never goes back.
 func TestProcessorsOfALinuxMachineGoFromPartToPart(t *testing.T) {
-	v := startLinux(t, linuxtest.SMP(2000), 3, nil)
+	for _, c := range []struct {
+		name    string
+		rounds  uint64
+		options map[string]string
+	}{{"alone", 2000, nil}, {"taking turns", 500, map[string]string{"stint": "1ms", "clock": "measured"}}} {
+		t.Run(c.name, func(t *testing.T) { processorsGo(t, c.rounds, c.options) })
+	}
+}
+
+func processorsGo(t *testing.T, rounds uint64, options map[string]string) {
+	v := startLinux(t, linuxtest.SMP(rounds), 3, options)
 	at := []int{0, 1, 2}
 	var downs []ident.Micros
 	for seq := uint64(1); v.running() && seq < 200; seq++ {

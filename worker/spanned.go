@@ -243,6 +243,9 @@ func (w *Worker) setClock(v *vcpu, c clockOrigin, life uint64) error {
 	if diff := max(khz, c.khz) - min(khz, c.khz); uint64(diff)*1000 > uint64(c.khz)*tooFast {
 		return fmt.Errorf("the time stamp counter of %s runs at %d kHz, that of the VM's home at %d: one Linux guest cannot lie on both", w.spec.ServerName, khz, c.khz)
 	}
+	if w.atHome() {
+		return v.cpu.SetTSCOffset(w.linux.span.offset.Load())
+	}
 	if c.host != w.linux.span.host || w.spec.Options["clock"] == "measured" { // the option is for tests
 		return w.measureClock(v, life)
 	}

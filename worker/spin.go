@@ -58,30 +58,32 @@ func (s *spins) enters() {
 func (w *Worker) watchSpins() {
 	runtime.LockOSThread()
 	raisePriority()
-	seen := make([]uint64, len(w.vcpus))
 	first := max(time.Duration(stintOf(w.spec))*time.Microsecond/looksPerStint, leastLook)
 	every := first
 	for w.ctx.Err() == nil {
 		word := w.spins.entered.word.Load()
 		w.spins.sleeps.Store(true)
 		inside := false
-		for i, v := range w.vcpus {
+		w.vcpuMu.Lock()
+		here := w.vcpus
+		w.vcpuMu.Unlock()
+		for _, v := range here {
 			if !v.inside.Load() {
-				seen[i] = 0 // it has been in the guest before it is looked at
+				v.seen = 0 // it has been in the guest before it is looked at
 				continue
 			}
 			inside = true
 			w.spins.sleeps.Store(false)
 			exits := v.exits.Load()
 			switch {
-			case seen[i] == 0:
-				seen[i] = exits + 1
-			case seen[i] != exits+1:
-				seen[i], every = exits+1, first
+			case v.seen == 0:
+				v.seen = exits + 1
+			case v.seen != exits+1:
+				v.seen, every = exits+1, first
 			case !w.plane.waits(v):
 				v.looked.Store(true)
 				v.cpu.Kick()
-				seen[i], every = 0, min(2*every, looksSlower*first)
+				v.seen, every = 0, min(2*every, looksSlower*first)
 			}
 		}
 		if inside {

@@ -17,6 +17,8 @@ type stall struct {
 	kicked bool // it is to be kicked when the page has come
 }
 
+func (s *stalled) add(v *vcpu) { s.vcpus = append(s.vcpus, stall{v: v}) }
+
 // fault notes that a thread, which may be no vCPU, waits for a page.
 func (s *stalled) fault(tid uint32, page ident.PageNo) {
 	for i := range s.vcpus {

@@ -32,6 +32,7 @@ type vcpu struct {
 	idle      atomic.Bool    // has left the gang
 	inside    atomic.Bool    // in KVM_RUN
 	looked    atomic.Bool    // thrown out to see whether it spins
+	seen      uint64         // how often it had left the guest at the last look, plus one, 0: it was not inside then; the watcher's
 	sample    spinSample     // where it was then; its thread's
 	asking    atomic.Bool    // waits for the home part, which does not answer
 	idleSum   atomic.Int64   // microseconds that it was out of the gang, until idleFrom

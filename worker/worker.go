@@ -218,7 +218,7 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	p := &plane{vm: w.spec.VM, guard: w.guard, ram: memory, fail: w.fail, lost: w.lostPage, hint: w.hint, pins: map[uint64]chan error{}, dirty: w.cutter.dirty, pager: w.pager}
 	if w.isSpanned() {
 		for _, v := range w.vcpus {
-			p.stalled.vcpus = append(p.stalled.vcpus, stall{v: v})
+			p.stalled.add(v)
 		}
 	}
 	w.plane = p

@@ -3,6 +3,7 @@ package cases
 import (
 	"context"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -126,6 +127,38 @@ func TestSpanMemory612(t *testing.T) {
 	c.loses("b")
 	c.until(`"state": "lost"`, "vm", "show", "both", "-o", "json")
 	t.Log(all)
+}
+
+// spreadScript computes on both processors, each time that somebody types a line.
+const spreadScript = `dd if=/dev/zero of=/tmp/zeros bs=1 count=0 seek=8M 2>/dev/null
+i=0; while [ $i -lt 3 ]; do
+echo READY$i $(nproc); read -r line
+for c in 0 1; do taskset $((1<<c)) sha256sum </tmp/zeros >/tmp/sum$c & done; wait
+for c in 0 1; do read -r sum rest </tmp/sum$c; echo ROUND$i SUMS$c $sum; done
+i=$((i+1)); done
+poweroff -f`
+
+// TestSpanSpread612 has a machine boot with both processors on one server, runs them on two, and brings them back together.
+func TestSpanSpread612(t *testing.T) {
+	long(t)
+	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages", "--slow", "4")
+	c.must(c.linuxArgs("both", "6.12", spreadScript, nil, "--vcpus", "2", "--span", "a,b",
+		"--option", "window=200us", "--option", "stint=10ms", "--option", "patience=4",
+		"--cmdline", baseCmdline+" tsc=reliable nowatchdog noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1")...)
+	c.watch("both")
+	c.must("vm", "gather", "both", "--to", "a")
+	c.attached("both", "READY0 2")
+	for i, where := range [][]string{{"vm", "spread", "both"}, {"vm", "gather", "both", "--to", "a"}, {"vm", "spread", "both"}} {
+		c.must(where...)
+		out, errs, code := c.tryInput("go on\n", "vm", "console", "both", "--attach", "--offset", "0", "--until", "ROUND"+strconv.Itoa(i)+" SUMS1", "--timeout", clusterLimit.String())
+		if code != 0 {
+			t.Fatalf("round %d: %d: %s\n%s", i, code, out, errs)
+		}
+	}
+	sum := strings.TrimPrefix(smpSum, "SUMS ")
+	c.ended("both", "ROUND0 SUMS0 "+sum, "ROUND0 SUMS1 "+sum, "ROUND1 SUMS0 "+sum, "ROUND1 SUMS1 "+sum, "ROUND2 SUMS0 "+sum, "ROUND2 SUMS1 "+sum)
+	c.exitedWell("both")
+	t.Log(c.console("both"))
 }
 
 // attached waits until a machine has printed a text.

@@ -51,6 +51,7 @@ type Chooser struct {
 	wished ident.Micros
 	trial  *judged
 	fadeAt ident.Micros
+	deaf   ident.Micros // until then reports tell of the time before the last move
 
 	waited ident.Micros // by all, since waitedAt
 	since  ident.Micros
@@ -103,6 +104,9 @@ func (c *Chooser) Take(now ident.Micros, r *Report) {
 		if !v.known || v.part != r.From || w.Peer == r.From {
 			continue // it has moved meanwhile
 		}
+		if now < c.deaf {
+			continue
+		}
 		if v.debts == nil {
 			v.debts, v.faults = make([]ident.Micros, ident.MaxParts), make([]uint32, ident.MaxParts)
 		}
@@ -122,6 +126,7 @@ func (c *Chooser) place(now ident.Micros, id ident.VCPU, part ident.Part) {
 	v.known, v.part = true, part
 	if moved {
 		c.forget()
+		c.deaf = now + settle
 		if w := c.wish; w != nil && w.VCPU == id && w.To == part {
 			c.wish = nil
 			c.parts[part].avoid = 0

@@ -115,10 +115,10 @@ func TestSpanMemory612(t *testing.T) {
 	if seconds == "" {
 		seconds = "1"
 	}
-	c := spread(t, "3", "6.12", secondOnline+"echo WALKS; GOGC=off walker "+seconds+" || echo BAD walk; echo WALK ENDED; while :; do sleep 1; done", 1<<20, oneFirst)
+	c := spread(t, "5", "6.12", secondOnline+"echo WALKS; GOGC=off walker "+seconds+" || echo BAD walk; echo WALK ENDED; while :; do sleep 1; done", 1<<20, oneFirst)
 	c.attached("both", "WALKS")
 	c.loses("c")
-	c.until(`"servers_live": 2`, "status", "-o", "json")
+	c.until(`"servers_live": 4`, "status", "-o", "json")
 	c.attached("both", "WALK ENDED")
 	all := c.console("both")
 	if !strings.Contains(all, "WALKED ") || strings.Contains(all, "BAD ") {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"time"
@@ -60,6 +61,7 @@ func (s *supervisor) connect(ctx context.Context, w *worker, p *process) net.Con
 	if s.ctx.Err() == nil && !errors.Is(err, errGone) && !p.gone() {
 		s.log.Error().Err(err).Uint64("vm", uint64(w.vm)).Int("pid", p.pid).Msg("worker cannot be reached: killing it")
 		s.counts.killed.Add(1)
+		w.killedFor(fmt.Sprintf("it could not be reached within %v", connectGrace))
 		_ = p.signal(unix.SIGKILL)
 	}
 	return nil

@@ -37,6 +37,7 @@ func (s *supervisor) attendSilence(w *worker, p *process) {
 		if silent == silenceTicks {
 			s.log.Error().Uint64("vm", uint64(w.vm)).Int("pid", p.pid).Msg("worker hangs: it has said nothing for 5 s; killing it")
 			s.counts.killed.Add(1)
+			w.killedFor("it had said nothing for 5 s")
 			_ = p.signal(unix.SIGKILL)
 		}
 	}

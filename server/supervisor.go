@@ -200,6 +200,7 @@ func (s *supervisor) stopWorker(a monitor.StopWorker) {
 
 func (s *supervisor) kill(w *worker) {
 	s.counts.killed.Add(1)
+	w.killedFor("it did not stop, or is of a time before its server was admitted anew")
 	w.cancel()
 	if p := w.process(); p != nil {
 		if err := p.signal(unix.SIGKILL); err != nil {
@@ -361,7 +362,7 @@ func (s *supervisor) finish(w *worker, pid int, reason string) {
 	delete(s.workers, w.vm)
 	s.mu.Unlock()
 	s.counts.gone.Add(1)
-	reason = s.leaveGroup(w, reason)
+	reason = s.leaveGroup(w, w.endReason(reason))
 	w.cancel()
 	close(w.done)
 	s.log.Info().Uint64("vm", uint64(w.vm)).Int("pid", pid).Str("reason", reason).Msg("worker ended")

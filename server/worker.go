@@ -54,6 +54,26 @@ type worker struct {
 	peers   *wire.WorkerPeers   // protected by mu
 	guest   ofGuest             // protected by mu
 	lenders *wire.WorkerLenders // protected by mu
+	killed  string              // protected by mu; why this server killed it, if it did
+}
+
+// killedFor notes why this server kills the worker: its exit status will only tell that somebody did.
+func (w *worker) killedFor(why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.killed == "" {
+		w.killed = why
+	}
+}
+
+// endReason is how the worker ended: exit, with why this server killed it.
+func (w *worker) endReason(exit string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.killed == "" {
+		return exit
+	}
+	return exit + " by its server: " + w.killed
 }
 
 type sentMarks struct {
@@ -183,6 +203,9 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	defer w.mu.Unlock()
 	w.proc = p
 	if w.ctx.Err() != nil { // a kill has seen the process, or is made good here
+		if w.killed == "" {
+			w.killed = "it was stopped while it was being started"
+		}
 		_ = p.signal(unix.SIGKILL)
 	}
 	return cmd, nil

@@ -138,11 +138,11 @@ for c in 0 1; do read -r sum rest </tmp/sum$c; echo ROUND$i SUMS$c $sum; done
 i=$((i+1)); done
 poweroff -f`
 
-// TestSpanSpread612 has a machine boot with both processors on one server, runs them on two, and brings them back together.
-func TestSpanSpread612(t *testing.T) {
+// spreadCase has a machine boot with both processors on one server, runs them on two, brings them back together, and takes them apart again.
+func spreadCase(t *testing.T, version string) {
 	long(t)
 	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages", "--slow", "4")
-	c.must(c.linuxArgs("both", "6.12", spreadScript, nil, "--vcpus", "2", "--span", "a,b",
+	c.must(c.linuxArgs("both", version, spreadScript, nil, "--vcpus", "2", "--span", "a,b",
 		"--option", "window=200us", "--option", "stint=10ms", "--option", "patience=4",
 		"--cmdline", baseCmdline+" tsc=reliable nowatchdog noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1")...)
 	c.watch("both")
@@ -160,6 +160,10 @@ func TestSpanSpread612(t *testing.T) {
 	c.exitedWell("both")
 	t.Log(c.console("both"))
 }
+
+func TestSpanSpread612(t *testing.T) { spreadCase(t, "6.12") }
+
+func TestSpanSpread61(t *testing.T) { spreadCase(t, "6.1") }
 
 // attached waits until a machine has printed a text.
 func (c *cluster) attached(name, text string) {

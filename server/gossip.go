@@ -50,7 +50,7 @@ func startGossip(cfg *config.Server, id ident.ServerID, log zerolog.Logger, hint
 	// Measured on eight processes: a killed one is noticed after 0.3 to 0.75 s, without a false alarm on a quiet machine. A false
 	// alarm on a busy one costs a question, nothing more.
 	// A cluster with longer leases can do little with earlier hints.
-	slow := min(max(1, cfg.Timing.LeaseLength/config.DefaultTiming().LeaseLength), 4)
+	slow := time.Duration(slowness(cfg.Timing))
 	ml.ProbeInterval, ml.ProbeTimeout = slow*100*time.Millisecond, slow*50*time.Millisecond
 	ml.SuspicionMult, ml.SuspicionMaxTimeoutMult = 2, 3
 	ml.GossipInterval = slow * 50 * time.Millisecond
@@ -149,4 +149,10 @@ func (l lineLogger) Write(p []byte) (int, error) {
 		l.log.Debug().Msg(string(line))
 	}
 	return len(p), nil
+}
+
+// slowness is how many times longer than usual servers and workers may take to say something, from 1 to 4: whoever gave the cluster longer leases has a slow or
+// busy machine.
+func slowness(t config.Timing) int {
+	return int(min(max(1, t.LeaseLength/config.DefaultTiming().LeaseLength), 4))
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -8,7 +9,7 @@ import (
 
 // A worker sends its counters once a second. One that says nothing any more hangs: it was stopped, or wedged. It is killed, which ends whatever it
 // still holds, and is then a worker that has gone: its VM goes on from a replica, or ends with the reason. Silence is counted in ticks of this
-// process, not in time: if both were stopped and continued, nothing was missed.
+// process, not in time: if both were stopped and continued, nothing was missed. With longer leases it may last longer.
 const (
 	silenceTick  = 500 * time.Millisecond
 	silenceTicks = 10
@@ -34,10 +35,10 @@ func (s *supervisor) attendSilence(w *worker, p *process) {
 		if silent++; heard == 0 || heard != last || hearing { // if it is heard all the time, it is this process that is slow
 			last, silent = heard, 0
 		}
-		if silent == silenceTicks {
-			s.log.Error().Uint64("vm", uint64(w.vm)).Int("pid", p.pid).Msg("worker hangs: it has said nothing for 5 s; killing it")
+		if silent == silenceTicks*s.slow {
+			s.log.Error().Uint64("vm", uint64(w.vm)).Int("pid", p.pid).Msg("worker hangs: it says nothing; killing it")
 			s.counts.killed.Add(1)
-			w.killedFor("it had said nothing for 5 s")
+			w.killedFor(fmt.Sprintf("it had said nothing for %v", silenceTick*time.Duration(silent)))
 			_ = p.signal(unix.SIGKILL)
 		}
 	}

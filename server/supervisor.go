@@ -56,6 +56,7 @@ type supervisor struct {
 	seal       bool                                                                     // page traffic is encrypted
 	idleSleep  bool                                                                     // see wire.WorkerSpec
 	scrub      ident.Micros                                                             // see wire.WorkerSpec
+	slow       int                                                                      // workers may be silent for so many times longer than usual
 	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here
 	report     func(monitor.Event)                                                      // blocks until the loop takes it or has ended
 	log        zerolog.Logger
@@ -79,7 +80,7 @@ func newSupervisor(dir string, command []string, listenHost string, log zerolog.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create directory of workers: %w", err)
 	}
-	s := &supervisor{dir: dir, command: command, listenHost: listenHost, log: log, workers: make(map[ident.VMID]*worker)}
+	s := &supervisor{dir: dir, command: command, listenHost: listenHost, log: log, slow: 1, workers: make(map[ident.VMID]*worker)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
 }

@@ -138,26 +138,52 @@ for c in 0 1; do read -r sum rest </tmp/sum$c; echo ROUND$i SUMS$c $sum; done
 i=$((i+1)); done
 poweroff -f`
 
-// spreadCase has a machine boot with both processors on one server, runs them on two, brings them back together, and takes them apart again.
-func spreadCase(t *testing.T, version string) {
-	long(t)
-	c := startCluster(t, "--cells", "2", "--sched", "host", "--plain-pages", "--slow", "4")
+// gathered starts one Linux over two servers of different cells, with both processors on the first, and waits until it is in user space.
+func gathered(t *testing.T, cells, version string) *cluster {
+	c := startCluster(t, "--cells", cells, "--sched", "host", "--plain-pages", "--slow", "4")
 	c.must(c.linuxArgs("both", version, spreadScript, nil, "--vcpus", "2", "--span", "a,b",
 		"--option", "window=200us", "--option", "stint=10ms", "--option", "patience=4",
 		"--cmdline", baseCmdline+" tsc=reliable nowatchdog noreplace-smp transparent_hugepage=never apparmor=0 audit=0 cryptomgr.notests init_on_alloc=0 8250.nr_uarts=1")...)
 	c.watch("both")
 	c.must("vm", "gather", "both", "--to", "a")
 	c.attached("both", "READY0 2")
+	return c
+}
+
+// goesOn has the machine compute once more.
+func (c *cluster) goesOn(round int) {
+	c.t.Helper()
+	out, errs, code := c.tryInput("go on\n", "vm", "console", "both", "--attach", "--offset", "0", "--until", "ROUND"+strconv.Itoa(round)+" SUMS1", "--timeout", clusterLimit.String())
+	if code != 0 {
+		c.t.Fatalf("round %d: %d: %s\n%s", round, code, out, errs)
+	}
+}
+
+// spreadCase has a machine boot with both processors on one server, runs them on two, brings them back together, and takes them apart again.
+func spreadCase(t *testing.T, version string) {
+	long(t)
+	c := gathered(t, "2", version)
 	for i, where := range [][]string{{"vm", "spread", "both"}, {"vm", "gather", "both", "--to", "a"}, {"vm", "spread", "both"}} {
 		c.must(where...)
-		out, errs, code := c.tryInput("go on\n", "vm", "console", "both", "--attach", "--offset", "0", "--until", "ROUND"+strconv.Itoa(i)+" SUMS1", "--timeout", clusterLimit.String())
-		if code != 0 {
-			t.Fatalf("round %d: %d: %s\n%s", i, code, out, errs)
-		}
+		c.goesOn(i)
 	}
 	sum := strings.TrimPrefix(smpSum, "SUMS ")
 	c.ended("both", "ROUND0 SUMS0 "+sum, "ROUND0 SUMS1 "+sum, "ROUND1 SUMS0 "+sum, "ROUND1 SUMS1 "+sum, "ROUND2 SUMS0 "+sum, "ROUND2 SUMS1 "+sum)
 	c.exitedWell("both")
+	t.Log(c.console("both"))
+}
+
+// TestSpanLoss612 has such a machine lose a cell that it has nothing in, which it does not notice, and then one that it has.
+func TestSpanLoss612(t *testing.T) {
+	long(t)
+	c := gathered(t, "5", "6.12")
+	c.must("vm", "spread", "both")
+	c.goesOn(0)
+	c.loses("e")
+	c.until(`"servers_live": 4`, "status", "-o", "json")
+	c.goesOn(1)
+	c.loses("b")
+	c.until(`"state": "lost"`, "vm", "show", "both", "-o", "json")
 	t.Log(c.console("both"))
 }
 

@@ -94,24 +94,13 @@ func (v *VM) handOver(id ident.VCPU, from, to ident.Part) {
 	}
 }
 
-// liesOnSeveral tells whether it has parts on several servers, whatever runs there.
-func (v *VM) liesOnSeveral() bool {
-	parts := 0
-	for i := range v.Parts {
-		if !v.Parts[i].Standby {
-			parts++
-		}
-	}
-	return parts > 1
-}
-
 // planVCPU plans that one vCPU goes to another part of its VM.
 func planVCPU(st *State, hooks Hooks, c *StartOperation, op *Operation) (*Operation, *Fault) {
 	vm, id := st.VMNamed(c.VM), *c.VCPU
 	op.Subject = fmt.Sprintf("vCPU %d of vm %s", id, c.VM)
 	from := vm.holder(id)
 	switch {
-	case vm.Spec.Linux != nil && !vm.liesOnSeveral():
+	case vm.Spec.Linux != nil && len(vm.Members()) == 1:
 		return nil, faultf(CodeInvalid, "vm %s: the vCPUs of a Linux machine on one server move with it only: leave --vcpu out", c.VM)
 	case vm.Spec.Linux != nil && id == 0:
 		return nil, faultf(CodeInvalid, "vm %s: vCPU 0, the boot processor of a Linux machine, stays at home with its devices", c.VM)

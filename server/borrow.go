@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -179,7 +180,7 @@ func (l *lendings) meet(snap *snapshot, vm *cells.VM, b *borrower) {
 
 // forgetIdle makes room for another lender in the place of one that had nothing.
 func (b *borrower) forgetIdle() {
-	for _, id := range sortedKeys(b.loans) {
+	for _, id := range slices.Sorted(maps.Keys(b.loans)) {
 		if o := b.loans[id]; o.Limit == 0 && o.Held == 0 && o.most == 0 && !o.Owes && o.asks != 0 {
 			delete(b.loans, id)
 			return
@@ -227,7 +228,7 @@ func (l *lendings) tell(ctx context.Context, snap *snapshot, k lending.Key, vm *
 		}
 	}
 	var next []wire.WorkerLender
-	for _, id := range sortedKeys(b.loans) {
+	for _, id := range slices.Sorted(maps.Keys(b.loans)) {
 		o := b.loans[id]
 		if o.Limit > 0 && o.addr != "" || o.Held > 0 || o.most > 0 {
 			want = append(want, id)
@@ -269,15 +270,6 @@ func (l *lendings) propose(ctx context.Context, b *borrower, c cells.VMBorrows) 
 			l.log.Debug().Err(err).Uint64("vm", uint64(c.VM)).Msg("whom a part borrows from was not recorded")
 		}
 	}()
-}
-
-func sortedKeys(m map[ident.ServerID]*borrowed) []ident.ServerID {
-	var out []ident.ServerID
-	for id := range m {
-		out = append(out, id)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // lendShared is what others want to know about loans.

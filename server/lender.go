@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -103,24 +102,12 @@ func (p *lenderProcess) start(spec wire.WorkerSpec) error {
 	if err := p.s.giveDir(p.dir); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(p.dir, wire.WorkerLogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	cmd, proc, err := p.s.spawn("lender", p.dir, &syscall.SysProcAttr{})
 	if err != nil {
-		return fmt.Errorf("create the lender's log: %w", err)
+		return err
 	}
-	defer log.Close()
-	args := append(append(append([]string{}, p.s.command[1:]...), workerCommand...), p.dir)
-	cmd := exec.Command(p.s.command[0], args...)
-	cmd.Dir = p.dir
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as a worker, it outlives this process
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the lender: %w", err)
-	}
+	p.proc = proc
 	go func() { _ = cmd.Wait() }()
-	p.proc, err = openProcess(cmd.Process.Pid, 0)
-	if err != nil {
-		return fmt.Errorf("watch the lender: %w", err)
-	}
 	return nil
 }
 

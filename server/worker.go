@@ -168,36 +168,21 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	if err := s.giveDir(w.dir); err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(w.dir, wire.WorkerLogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("create the worker's log: %w", err)
-	}
-	defer log.Close()
-	args := append(append(append([]string{}, s.command[1:]...), workerCommand...), w.dir)
-	cmd := exec.Command(s.command[0], args...)
-	cmd.Dir = w.dir
-	cmd.Stdout, cmd.Stderr = log, log
-	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	attr := &syscall.SysProcAttr{}
 	if s.groups != nil {
 		group, err := s.groups.Make(filepath.Base(w.dir), groupLimits(&spec))
 		if err != nil {
 			return nil, err
 		}
 		defer group.Close()
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+		attr.UseCgroupFD, attr.CgroupFD = true, int(group.Fd())
 	}
 	if w.ctx.Err() != nil {
 		return nil, errors.New("stopped before its worker was started")
 	}
-	if err := cmd.Start(); err != nil { // without the lock, which the loop wants, too: on a busy host this takes a while
-		return nil, fmt.Errorf("start the worker: %w", err)
-	}
-	p, err := openProcess(cmd.Process.Pid, 0) // our own child, not waited for: its PID cannot have been reused
+	cmd, p, err := s.spawn("worker", w.dir, attr) // without the lock, which the loop wants, too: on a busy host this takes a while
 	if err != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		return nil, fmt.Errorf("watch the worker: %w", err)
+		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -209,6 +194,32 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 		_ = p.signal(unix.SIGKILL)
 	}
 	return cmd, nil
+}
+
+// spawn starts the process of a worker's directory, which is to outlive this one. what it is people are told if that fails.
+func (s *supervisor) spawn(what, dir string, attr *syscall.SysProcAttr) (*exec.Cmd, *process, error) {
+	log, err := os.OpenFile(filepath.Join(dir, wire.WorkerLogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("create the %s's log: %w", what, err)
+	}
+	defer log.Close()
+	args := append(append(append([]string{}, s.command[1:]...), workerCommand...), dir)
+	cmd := exec.Command(s.command[0], args...)
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = log, log
+	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
+	attr.Setsid = true
+	cmd.SysProcAttr = attr
+	if err := cmd.Start(); err != nil {
+		return nil, nil, fmt.Errorf("start the %s: %w", what, err)
+	}
+	p, err := openProcess(cmd.Process.Pid, 0) // our own child, not waited for: its PID cannot have been reused
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, nil, fmt.Errorf("watch the %s: %w", what, err)
+	}
+	return cmd, p, nil
 }
 
 func writeSpec(dir string, spec *wire.WorkerSpec) error {

@@ -140,8 +140,7 @@ func (b *backing) setLenders(m wire.WorkerLenders) error {
 				b.fail(err)
 				return err
 			}
-			t.lender.Server = 0 // nobody's any more
-			t.limit = 0
+			t.limit = 0 // it goes, see below
 		}
 	}
 	b.tiers = slices.DeleteFunc(b.tiers, func(t *tier) bool { return t.file == nil && t.limit == 0 && t.used == 0 })

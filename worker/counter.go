@@ -41,6 +41,11 @@ func (w *Worker) replyCounter(req link.DeviceRequest) {
 		req.Reply(wire.DeviceNotHome, nil)
 		return
 	}
-	counter := kvm.HostTSC() + w.linux.span.offset.Load()
+	clock := w.linux.span.clock.Load()
+	if clock == nil {
+		req.Reply(wire.DeviceNotReady, nil)
+		return
+	}
+	counter := kvm.HostTSC() + clock.offset
 	req.Reply(wire.DeviceOK, binary.LittleEndian.AppendUint64(nil, counter))
 }

@@ -152,6 +152,11 @@ func (w *Worker) resident(id ident.VCPU) *vcpu {
 // kick throws the vCPU out of the guest and out of idling.
 func (v *vcpu) kick() {
 	v.cpu.Kick()
+	v.rouse()
+}
+
+// rouse ends the vCPU's idling.
+func (v *vcpu) rouse() {
 	select {
 	case v.wake <- struct{}{}:
 	default:

@@ -53,7 +53,7 @@ func (l *lender) open(d *desk, terms wire.LenderLoan) (*loan, error) {
 		var again net.Listener
 		if again, err = net.FileListener(port); err == nil {
 			o.plane, err = link.ListenPages(link.PagesConfig{
-				ClusterID: l.spec.ClusterID, VM: terms.VM, Self: terms.As, Server: l.spec.Server, Secret: secret, Seal: l.spec.Seal, Listener: again, Handler: loanHandler{o},
+				ClusterID: l.spec.ClusterID, VM: terms.VM, Self: terms.As, Server: l.spec.Server, Secret: secret, Seal: l.spec.Seal, Listener: again, Handler: loanHandler{o: o},
 				Logf: func(format string, args ...any) { l.log.Debug().Msgf(format, args...) },
 			})
 		}
@@ -127,7 +127,7 @@ func (o *loan) pageOut(no int) (moved, more bool, err error) {
 	if _, err := o.disk.WriteAt(page[:], at); err != nil {
 		return false, false, fmt.Errorf("page out lent memory: %w", err)
 	}
-	o.free(no, 1)
+	free(o.memory, no, 1)
 	o.put(no, frameOnDisk)
 	return true, true, nil
 }
@@ -150,9 +150,9 @@ func (o *loan) put(no int, to place) {
 	o.frames[no] = to
 }
 
-// free gives back the memory of n frames. It requires mu.
-func (o *loan) free(no, n int) {
-	_ = unix.Fallocate(int(o.memory.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(no)<<ident.PageShift, int64(n)<<ident.PageShift)
+// free gives back what n frames take of a file. A file system that cannot keeps it until the loan ends. It requires mu.
+func free(file *os.File, no, n int) {
+	_ = unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(no)<<ident.PageShift, int64(n)<<ident.PageShift)
 }
 
 // serve answers one request of the borrower.
@@ -221,7 +221,8 @@ func (o *loan) cut(from int) {
 	if from >= len(o.frames) {
 		return
 	}
-	o.free(from, len(o.frames)-from)
+	free(o.memory, from, len(o.frames)-from)
+	free(o.disk, from, len(o.frames)-from)
 	for no := from; no < len(o.frames); no++ {
 		o.count[o.frames[no]]--
 	}
@@ -229,13 +230,12 @@ func (o *loan) cut(from int) {
 }
 
 // loanHandler is the lender's end of the plane.
-type loanHandler struct{ o *loan }
-
-func (loanHandler) HandlePages(ident.Part, ident.Epoch, *wire.PageItems) error {
-	return wire.ErrBadFrame
+type loanHandler struct {
+	lenderHandler
+	o *loan
 }
+
+// HandleDevice implements link.Handler.
 func (h loanHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceRequest) {
 	req.Reply(h.o.serve(req.Payload))
 }
-func (loanHandler) PeerUp(ident.Part)         {}
-func (loanHandler) PeerDown(ident.Part, bool) {}

@@ -21,7 +21,6 @@ type spanned struct {
 	interrupts *machine.Interrupts
 	notes      *notes
 	host       [bootIDBytes]byte           // this host's boot, by which parts on one host know each other
-	offset     atomic.Uint64               // at home: of the vCPUs' time stamp counters to the host's
 	clock      atomic.Pointer[clockOrigin] // which the vCPUs here count by, in this boot
 }
 
@@ -77,10 +76,7 @@ func (w *Worker) newSeats(ids []ident.VCPU) ([]*vcpu, error) {
 func (w *Worker) wakeVCPU(id ident.VCPU) {
 	if v := w.resident(id); v != nil {
 		w.plane.kick(v)
-		select {
-		case v.wake <- struct{}{}:
-		default:
-		}
+		v.rouse()
 	}
 }
 
@@ -201,7 +197,6 @@ func (w *Worker) linuxOrigins() ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.linux.span.offset.Store(c.offset)
 	w.linux.span.clock.Store(&c)
 	for _, v := range w.vcpus {
 		if err := v.cpu.SetTSCOffset(c.offset); err != nil {
@@ -243,10 +238,7 @@ func (w *Worker) setClock(v *vcpu, c clockOrigin, life uint64) error {
 	if diff := max(khz, c.khz) - min(khz, c.khz); uint64(diff)*1000 > uint64(c.khz)*tooFast {
 		return fmt.Errorf("the time stamp counter of %s runs at %d kHz, that of the VM's home at %d: one Linux guest cannot lie on both", w.spec.ServerName, khz, c.khz)
 	}
-	if w.atHome() {
-		return v.cpu.SetTSCOffset(w.linux.span.offset.Load())
-	}
-	if c.host != w.linux.span.host || w.spec.Options["clock"] == "measured" { // the option is for tests
+	if !w.atHome() && (c.host != w.linux.span.host || w.spec.Options["clock"] == "measured") { // the option is for tests
 		return w.measureClock(v, life)
 	}
 	return v.cpu.SetTSCOffset(c.offset)

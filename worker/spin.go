@@ -122,15 +122,3 @@ func (w *Worker) standBack(v *vcpu) error {
 	}
 	return nil
 }
-
-// waits tells whether a vCPU waits for a page.
-func (p *plane) waits(v *vcpu) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i := range p.stalled.vcpus {
-		if w := &p.stalled.vcpus[i]; w.v == v && w.waits && w.run == v.exits.Load() {
-			return true
-		}
-	}
-	return false
-}

@@ -19,6 +19,16 @@ type stall struct {
 
 func (s *stalled) add(v *vcpu) { s.vcpus = append(s.vcpus, stall{v: v}) }
 
+// of returns what a vCPU waits for, nil if it does not.
+func (s *stalled) of(v *vcpu) *stall {
+	for i := range s.vcpus {
+		if w := &s.vcpus[i]; w.v == v && w.waits && w.run == v.exits.Load() {
+			return w
+		}
+	}
+	return nil
+}
+
 // fault notes that a thread, which may be no vCPU, waits for a page.
 func (s *stalled) fault(tid uint32, page ident.PageNo) {
 	for i := range s.vcpus {
@@ -46,13 +56,19 @@ func (s *stalled) come(page ident.PageNo) {
 // kick throws a vCPU out of the guest: at once, or if it waits for a page, when that has come.
 func (p *plane) kick(v *vcpu) {
 	p.mu.Lock()
-	for i := range p.stalled.vcpus {
-		if w := &p.stalled.vcpus[i]; w.v == v && w.waits && w.run == v.exits.Load() {
-			w.kicked = true
-			p.mu.Unlock()
-			return
-		}
+	w := p.stalled.of(v)
+	if w != nil {
+		w.kicked = true
 	}
 	p.mu.Unlock()
-	v.cpu.Kick()
+	if w == nil {
+		v.cpu.Kick()
+	}
+}
+
+// waits tells whether a vCPU waits for a page.
+func (p *plane) waits(v *vcpu) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stalled.of(v) != nil
 }

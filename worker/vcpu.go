@@ -51,11 +51,7 @@ func (w *Worker) kickAll() {
 	w.vcpuMu.Lock()
 	defer w.vcpuMu.Unlock()
 	for _, v := range w.vcpus {
-		v.cpu.Kick()
-		select {
-		case v.wake <- struct{}{}:
-		default:
-		}
+		v.kick()
 	}
 }
 

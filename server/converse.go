@@ -14,17 +14,32 @@ import (
 	"github.com/cellvisor/cellvisor/wire"
 )
 
+// attend listens to a worker, and sees to it that it says something.
+func (s *supervisor) attend(w *worker, p *process, conn net.Conn) {
+	w.talks.Add(1)
+	s.start(func() {
+		defer w.talks.Done()
+		s.converse(w, p, conn)
+	})
+	s.start(func() { s.attendSilence(w, p) })
+}
+
 // converse keeps a connection to a worker until its process is gone or the supervisor ends. conn is one whose Ready was read already, or
 // nil. A connection that breaks is made anew: what the worker must know is sent again, what it had to say it repeats.
 func (s *supervisor) converse(w *worker, p *process, conn net.Conn) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	s.start(func() { // the conversation ends with the process even when its socket says nothing
+	s.start(func() { // the conversation ends with the process even when its socket does not
 		select {
-		case <-w.done:
+		case <-w.exited:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(lastWords):
+			cancel()
 		case <-ctx.Done():
 		}
-		cancel()
 	})
 	for {
 		if conn == nil {
@@ -36,6 +51,8 @@ func (s *supervisor) converse(w *worker, p *process, conn net.Conn) {
 		conn = nil
 		select { // a worker that ends closes its connection first
 		case <-ctx.Done():
+			return
+		case <-w.exited:
 			return
 		case <-time.After(endGrace):
 		}

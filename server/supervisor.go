@@ -30,6 +30,7 @@ const (
 	adoptGrace   = 5 * time.Second         // for a worker's Ready when serve starts
 	connectGrace = 30 * time.Second        // for the socket of a worker that was just started
 	writeGrace   = 2 * time.Second         // for one message to a worker
+	lastWords    = time.Second             // from the end of a process until all that it said has been heard
 	endGrace     = 20 * time.Millisecond   // between the end of a connection and that of its process
 	redialPause  = 5 * time.Millisecond
 )
@@ -120,7 +121,7 @@ func (s *supervisor) startWorker(a monitor.StartWorker) {
 
 // add requires mu.
 func (s *supervisor) add(vm ident.VMID, inc ident.Incarnation, dir string) *worker {
-	w := &worker{vm: vm, incarnation: inc, dir: dir, wake: make(chan struct{}, 1), done: make(chan struct{}), dials: make(chan struct{}, maxDials)}
+	w := &worker{vm: vm, incarnation: inc, dir: dir, wake: make(chan struct{}, 1), exited: make(chan struct{}), done: make(chan struct{}), dials: make(chan struct{}, maxDials)}
 	w.ctx, w.cancel = context.WithCancel(s.ctx)
 	if s.lease.Incarnation == inc {
 		w.lease = &wire.WorkerLease{UntilBootMicros: s.lease.Until}
@@ -357,8 +358,10 @@ func (s *supervisor) waitGone(ctx context.Context, vm ident.VMID) error {
 	}
 }
 
-// finish forgets a worker and reports its end.
+// finish forgets a worker and reports its end, after all that it said: one that is ready after it has gone would never go.
 func (s *supervisor) finish(w *worker, pid int, reason string) {
+	close(w.exited)
+	w.talks.Wait()
 	s.mu.Lock()
 	delete(s.workers, w.vm)
 	s.mu.Unlock()

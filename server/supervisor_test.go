@@ -153,6 +153,34 @@ func TestKilledWorkerIsNoticed(t *testing.T) {
 	}
 }
 
+// What a worker said comes before the word that it is gone, however long it takes to be heard: a worker that is ready after it has gone would never go.
+func TestWordsOfAWorkerComeBeforeItsEnd(t *testing.T) {
+	s, w := testSupervisor(t, t.TempDir())
+	hears, gone := make(chan struct{}), make(chan struct{})
+	s.report = func(ev monitor.Event) {
+		switch ev.(type) {
+		case monitor.WorkerReady:
+			close(hears)
+			select {
+			case <-gone:
+			case <-time.After(200 * time.Millisecond):
+			}
+		case monitor.WorkerGone:
+			close(gone)
+		}
+		w.events <- ev
+	}
+	s.startWorker(monitor.StartWorker{Spec: spec(1, 1, ""), Created: 1})
+	<-hears
+	if err := s.worker(1).process().signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	first, second := <-w.events, <-w.events
+	if _, ok := first.(monitor.WorkerReady); !ok {
+		t.Errorf("first came %#v, then %#v", first, second)
+	}
+}
+
 func TestStubbornWorkerIsKilled(t *testing.T) {
 	s, w := testSupervisor(t, t.TempDir())
 	s.startWorker(monitor.StartWorker{Spec: spec(1, 1, "stubborn"), Created: 1})

@@ -30,8 +30,10 @@ type worker struct {
 	dials       chan struct{}   // holds a token for each connection that is being made for it
 	ctx         context.Context // ends with the supervisor, or when the worker is to be killed
 	cancel      context.CancelFunc
-	wake        chan struct{} // there is something to send
-	done        chan struct{} // closed when the process is gone
+	wake        chan struct{}  // there is something to send
+	exited      chan struct{}  // closed when the process is gone; what it said before may still have to be heard
+	talks       sync.WaitGroup // its conversation, which ends soon after that
+	done        chan struct{}  // closed when that has been heard, too
 
 	mu      sync.Mutex
 	proc    *process                            // protected by mu; nil before the start
@@ -130,8 +132,7 @@ func (s *supervisor) run(w *worker, a monitor.StartWorker) {
 	s.counts.started.Add(1)
 	p := w.process()
 	defer p.Close()
-	s.start(func() { s.converse(w, p, nil) })
-	s.start(func() { s.attendSilence(w, p) })
+	s.attend(w, p, nil)
 	if p.wait(s.ctx) != nil {
 		close(w.done) // serve ends, the worker goes on
 		return
@@ -281,8 +282,7 @@ func (s *supervisor) adopt() {
 	s.report(monitor.Adopted{Workers: alive})
 	for _, r := range results { // only now: what they say must come after the adoption
 		if r != nil {
-			s.start(func() { s.converse(r.w, r.w.process(), r.conn) })
-			s.start(func() { s.attendSilence(r.w, r.w.process()) })
+			s.attend(r.w, r.w.process(), r.conn)
 			s.start(func() { s.accompany(r.w) })
 		}
 	}

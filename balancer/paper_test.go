@@ -131,6 +131,22 @@ func TestPaperIdleBalancerStealsNearestWithinTheCell(t *testing.T) {
 			rt.Fatalf("%+v for a server of cell %s with %d slots free", m, here.Cell, here.FreeSlots)
 		}
 		for _, p := range vms[m.VM-1].Parts {
+			if m.Apart {
+				work := find(spares, p.Server).UsedVCPUs
+				if p.Server == m.To {
+					work += m.VCPUs
+				} else if p.Server == m.From {
+					work -= m.VCPUs
+				}
+				here := p.VCPUs
+				if p.Server == m.From {
+					here -= m.VCPUs
+				}
+				if work > find(spares, p.Server).Slots && here > p.Idle {
+					rt.Fatalf("%+v: server %d has %d vCPUs with work, and fewer slots", m, p.Server, work)
+				}
+				continue
+			}
 			if p.Server != m.From && find(spares, p.Server).FreeSlots < p.VCPUs {
 				rt.Fatalf("%+v: on server %d the gang still waits", m, p.Server)
 			}

@@ -245,7 +245,11 @@ func TestSteal(t *testing.T) {
 		{"never from another cell", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{4, 1, 0, 0})}, 0},
 		{"never half a gang", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0, 0}, RunningPart{3, 1, 0, 0})}, 0},
 		{"a gang that can run then", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0, 0}, RunningPart{5, 1, 0, 0})}, 1},
-		{"never a sibling", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{1, 1, 0, 0}, RunningPart{2, 1, 0, 0})}, 0},
+		{"a vCPU to a sibling", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{1, 1, 0, 0}, RunningPart{2, 3, 0, 0})}, 1},
+		{"no vCPU while the gang waits elsewhere", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{1, 1, 0, 0}, RunningPart{2, 1, 0, 0}, RunningPart{3, 1, 0, 0})}, 0},
+		{"none of those that share it with who idles", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{1, 1, 0, 0}, RunningPart{2, 3, 0, 1})}, 0},
+		{"no part without work", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0, 1})}, 0},
+		{"no vCPU from another cell", spare(1, "a", 2, 0), []Waiting{waits(1, 1, RunningPart{1, 1, 0, 0}, RunningPart{4, 1, 0, 0})}, 0},
 		{"not more than is free", spare(1, "a", 1, 0), []Waiting{waits(1, 1, RunningPart{2, 2, 0, 0})}, 0},
 		{"nothing for a full server", spare(1, "a", 0, 0), []Waiting{waits(1, 1, RunningPart{2, 1, 0, 0})}, 0},
 	} {
@@ -341,6 +345,35 @@ func TestSingleVCPUs(t *testing.T) {
 		}
 		if after := Score(c.servers); after > before {
 			t.Errorf("%s: the score goes from %d to %d", c.name, before, after)
+		}
+	}
+}
+
+// As many vCPUs go as the others of their gang need to have slots, and not more; those that stay together, and those for which there is no room, stay.
+func TestStealSingleVCPUs(t *testing.T) {
+	server := func(id ident.ServerID, slots, used int) Spare {
+		return Spare{Server{ID: id, Cell: "a", Open: true, Slots: slots, UsedVCPUs: used, MemoryBytes: ident.GiB}, max(0, slots-used), int(id)}
+	}
+	for _, c := range []struct {
+		name       string
+		here, from Spare
+		whole      bool
+		mine       int // vCPUs of the VM here, 3 are there
+		want       int
+	}{
+		{"one", server(1, 4, 1), server(2, 4, 5), false, 1, 1},
+		{"two", server(1, 4, 1), server(2, 4, 6), false, 1, 2},
+		{"all, where there are others, too", server(1, 4, 1), server(2, 4, 9), false, 1, 3},
+		{"no room for all", server(1, 4, 2), server(2, 4, 9), false, 1, 0},
+		{"a sibling to each slot", server(1, 2, 1), server(2, 4, 6), false, 1, 0},
+		{"to a part without vCPUs", server(1, 4, 0), server(2, 4, 5), false, 0, 1},
+		{"nobody waits", server(1, 4, 0), server(2, 4, 4), false, 1, 0},
+		{"whole", server(1, 4, 1), server(2, 4, 5), true, 1, 0},
+	} {
+		vm := Running{VM: 1, Parts: []RunningPart{{1, c.mine, 0, 0}, {2, 3, 0, 0}}, Whole: c.whole}
+		got, ok := Steal(1, []Spare{c.here, c.from}, []Waiting{{vm, 0}})
+		if ok != (c.want > 0) || got.VCPUs != c.want || ok && (!got.Apart || got.From != 2 || got.To != 1) {
+			t.Errorf("%s: got %+v, want %d", c.name, got, c.want)
 		}
 	}
 }

@@ -26,7 +26,7 @@ const (
 )
 
 // Canaries lists them.
-var Canaries = []string{CanaryStaleTree, CanaryOrphan, CanaryNoSettle}
+var Canaries = []string{CanaryStaleTree, CanaryOrphan, CanaryNoSettle, CanaryHalfGang}
 
 // ReportView is the replicated state as far as load reports go.
 type ReportView struct {

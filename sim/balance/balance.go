@@ -5,6 +5,7 @@
 //   - nobody in the load tree counts a server twice, or one that is not in the view;
 //   - a move begins only to a server that is live, open, large enough and runs no sibling, and leaves a VM in its span and in no more cells;
 //   - a vCPU goes only to a part of its VM that is on such a server, with a slot for it, and never leaves a cell of the VM's span without one;
+//   - what the idle balancer takes stays in its cell, and has slots for all of its VM's work then;
 //   - every vCPU is on exactly one part;
 //   - no VM is moved twice within the time that it is to settle, but for several vCPUs of one move.
 //
@@ -156,6 +157,9 @@ func (w *world) build() error {
 	}
 	for i := range 2 + r.IntN(16) {
 		w.addVM(i)
+	}
+	for range r.IntN(13) {
+		w.At(w.Between(ident.Second, restless), w.spread)
 	}
 	if _, err := w.apply(cells.Command{SetBalance: &cells.SetBalance{Mode: cells.BalanceAuto}}); err != nil {
 		return err

@@ -190,6 +190,47 @@ func (w *world) checkVCPUs(st *cells.State, old, vm *cells.VM) error {
 	return w.checkSettled(vm, h.Op)
 }
 
+// checkStolen looks at what the idle balancer begins, by the loads that were known then.
+func (w *world) checkStolen(before, after *cells.State) error {
+	op := &after.Operations[len(after.Operations)-1]
+	work := map[ident.ServerID]int{}                 // vCPUs that have some
+	parts := map[ident.VMID]map[ident.ServerID]int{} // the same by VM
+	for i := range before.VMs {
+		vm := &before.VMs[i]
+		if !vm.State.Active() {
+			continue
+		}
+		parts[vm.ID] = map[ident.ServerID]int{}
+		for _, p := range vm.Members() {
+			parts[vm.ID][p.Server] = len(p.VCPUs) - p.Idle
+			work[p.Server] += len(p.VCPUs) - p.Idle
+		}
+	}
+	for i := range op.Steps {
+		s := &op.Steps[i]
+		if from, to := before.Server(s.From), before.Server(s.To); from.Cell != to.Cell {
+			return fmt.Errorf("vm %s is taken from %s to %s, in another cell", s.Name, from.Name, to.Name)
+		}
+		n := parts[s.VM][s.From]
+		if s.Kind == cells.StepVCPU {
+			n = 1
+		}
+		parts[s.VM][s.From] -= n
+		parts[s.VM][s.To] += n
+		work[s.From] -= n
+		work[s.To] += n
+	}
+	for i := range op.Steps {
+		s := &op.Steps[i]
+		for id, n := range parts[s.VM] {
+			if sv := before.Server(id); n > 0 && work[id] > sv.Slots {
+				return fmt.Errorf("what vm %s is given has it wait on: %d vCPUs have work on the %d slots of %s", s.Name, work[id], sv.Slots, sv.Name)
+			}
+		}
+	}
+	return nil
+}
+
 // checkEnd looks at what must be so when nothing has changed for long.
 func (w *world) checkEnd() error {
 	st := w.fsm.State()

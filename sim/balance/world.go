@@ -103,7 +103,10 @@ func (w *world) fault() {
 	sv := w.fsm.State().Server(s.id)
 	what := w.Rand().IntN(3)
 	if what == 0 {
-		w.order(sv)
+		if all := w.fsm.State().VMs; len(all) > 0 {
+			vm := &all[w.Rand().IntN(len(all))]
+			w.order(vm, ident.VCPU(w.Rand().IntN(vm.Spec.VCPUs)), sv)
+		}
 		return
 	}
 	if what == 1 {
@@ -130,20 +133,33 @@ func (w *world) fault() {
 }
 
 // order has an operator send a vCPU to a server, whether its VM has a part there or not.
-func (w *world) order(to *cells.Server) {
+func (w *world) order(vm *cells.VM, id ident.VCPU, to *cells.Server) {
+	_, _ = w.apply(cells.Command{StartOperation: &cells.StartOperation{Kind: cells.OpMigrate, VM: vm.Spec.Name, VCPU: &id, ToServer: to.Name, MaxParallel: 1}})
+}
+
+// spread has an operator send a vCPU to another server of the cell that it is in, so that VMs have several parts in one cell.
+func (w *world) spread() {
 	st := w.fsm.State()
 	if len(st.VMs) == 0 {
 		return
 	}
 	vm := &st.VMs[w.Rand().IntN(len(st.VMs))]
-	id := ident.VCPU(w.Rand().IntN(vm.Spec.VCPUs))
-	_, _ = w.apply(cells.Command{StartOperation: &cells.StartOperation{Kind: cells.OpMigrate, VM: vm.Spec.Name, VCPU: &id, ToServer: to.Name, MaxParallel: 1}})
+	at := vm.Parts[w.Rand().IntN(len(vm.Parts))]
+	for _, i := range w.Rand().Perm(len(st.Servers)) {
+		if to := &st.Servers[i]; to.Cell == at.Cell && to.ID != at.Server && len(at.VCPUs) > 1 {
+			w.order(vm, at.VCPUs[0], to)
+			return
+		}
+	}
 }
 
 // scan is the leader's look, and what workers report of moves.
 func (w *world) scan() {
 	if cmd := w.watch.Look(w.Now(), int64(w.Now()/ident.Millisecond)+1, w.fsm.State()); cmd != nil {
-		_, _ = w.apply(*cmd)
+		before := w.fsm.State().Clone()
+		if _, err := w.apply(*cmd); err == nil && cmd.StartOperation != nil && cmd.StartOperation.Idle {
+			w.Fail(w.checkStolen(&before, w.fsm.State()))
+		}
 	}
 	st := w.fsm.State()
 	for i := range st.VMs {

@@ -11,11 +11,13 @@ const (
 	fadeShare   = 12 // a debt loses one part in so many each time: half of it in half a second
 	settle      = 20 * ident.Millisecond
 	trial       = 60 * ident.Millisecond
+	trialLeast  = 20 * ident.Millisecond  // of one in which waiting goes on
 	answerIn    = 150 * ident.Millisecond // a move that was not made by then was refused
 	avoidFirst  = 500 * ident.Millisecond
 	avoidMost   = 16 * ident.Second
 	forgiveAll  = 4 * ident.Second // after which a vCPU is half as patient
 	mostPatient = 8
+	leftBehind  = 3  // what is waited for where no vCPU is counts halved so often: such pages come once, and stay
 	bluntFaults = 16 // of one report, from which on the policy Move moves
 )
 
@@ -72,6 +74,7 @@ type placed struct {
 type target struct {
 	avoidUntil, avoid ident.Micros
 	vcpus             int // when it refused
+	room              int // for so many vCPUs; 0: that is not known
 }
 
 // judged is a move whose worth is to be seen.
@@ -158,10 +161,17 @@ func (c *Chooser) residents(part ident.Part) (n int) {
 	return n
 }
 
+// Room says that a part has slots for so many vCPUs.
+func (c *Chooser) Room(part ident.Part, vcpus int) {
+	if part < ident.MaxParts {
+		c.parts[part].room = max(0, vcpus)
+	}
+}
+
 // avoided tells whether a part is not to be asked now.
 func (c *Chooser) avoided(now ident.Micros, part ident.Part) bool {
-	t := &c.parts[part]
-	return now < t.avoidUntil && c.residents(part) >= t.vcpus
+	t, n := &c.parts[part], c.residents(part)
+	return now < t.avoidUntil && n >= t.vcpus || t.room > 0 && n >= t.room
 }
 
 // Moved says that a vCPU runs at a part now, if home knows it before that part reports.
@@ -210,7 +220,7 @@ func (c *Chooser) measure(now ident.Micros) {
 		switch {
 		case !t.open && now >= t.from:
 			t.open, c.waited, c.since = true, 0, now
-		case t.open && now >= t.until:
+		case t.open && (now >= t.until || c.waited >= Price && now-c.since >= trialLeast):
 			c.judge(now, t, c.waited*ident.Second/max(1, now-c.since))
 			c.trial = nil
 		}
@@ -255,35 +265,68 @@ func (c *Chooser) fade(now ident.Micros) {
 	}
 }
 
-// choose returns the move that has paid most often over; Waited is 0 if none has once.
+// choose returns the move that has paid most often over; Waited is 0 if none has once. Of moves that pay alike those come first that go to where more vCPUs
+// are, as they bring a VM together, then those of the vCPU that waited most itself, as fewer pages are left behind.
 func (c *Chooser) choose(now ident.Micros) (best Wish) {
-	worth, price := ident.Micros(0), Price
-	if c.canary == CanaryStubborn {
-		price = 50 * Price
-	}
+	crowds, all := c.crowds()
+	worth := ident.Micros(0)
 	for i := range c.vcpus {
 		v := &c.vcpus[i]
-		if !v.known || v.debts == nil {
-			continue
-		}
-		for q := range v.debts {
+		for q := range ident.MaxParts {
 			to := ident.Part(q)
-			if v.debts[q] == 0 || c.avoided(now, to) {
+			if !v.known || to == v.part || crowds[to] == 0 && v.owes(to) == 0 || c.avoided(now, to) {
 				continue
 			}
-			saved, due := c.saves(v, to), false
-			if c.policy == Move {
-				due = v.faults[q] >= bluntFaults && 2*v.faults[q] > sum(v.faults)
+			saved, due := c.due(v, to, &crowds, all)
+			rank := saved >> v.patience
+			if crowds[v.part] < crowds[to] {
+				rank += rank / 2
 			} else {
-				due = saved>>v.patience >= price
+				rank += v.owes(to) >> v.patience / 4
 			}
-			if due && saved>>v.patience > worth {
-				worth = saved >> v.patience
+			if due && rank > worth {
+				worth = rank
 				best = Wish{VCPU: ident.VCPU(i), From: v.part, To: to, Waited: saved}
 			}
 		}
 	}
 	return best
+}
+
+// crowds counts the vCPUs that are known to be at each part, and tells whether all are known.
+func (c *Chooser) crowds() (crowds [ident.MaxParts]int, all bool) {
+	all = true
+	for i := range c.vcpus {
+		if v := &c.vcpus[i]; v.known {
+			crowds[v.part]++
+		} else {
+			all = false
+		}
+	}
+	return crowds, all
+}
+
+// due returns what a move would save, and tells whether that is enough.
+func (c *Chooser) due(v *placed, to ident.Part, crowds *[ident.MaxParts]int, all bool) (saved ident.Micros, due bool) {
+	if c.policy == Move {
+		return v.owes(to), v.debts != nil && v.faults[to] >= bluntFaults && 2*v.faults[to] > sum(v.faults)
+	}
+	if saved = c.saves(v, to, crowds[v.part] == 1); all && crowds[to] == 0 {
+		saved >>= leftBehind
+	}
+	price := Price
+	if c.canary == CanaryStubborn {
+		price = 50 * Price
+	}
+	return saved, saved>>v.patience >= price
+}
+
+// owes is how long a vCPU has waited for a part's pages.
+func (v *placed) owes(part ident.Part) ident.Micros {
+	if v.debts == nil {
+		return 0
+	}
+	return v.debts[part]
 }
 
 func sum(all []uint32) (n uint32) {
@@ -293,17 +336,21 @@ func sum(all []uint32) (n uint32) {
 	return n
 }
 
-// saves is what would not have been waited for, had v been at part to: its own waits for that part, and its share of those the other way.
-func (c *Chooser) saves(v *placed, to ident.Part) ident.Micros {
+// saves is what would not have been waited for, had v been at part to: its own waits for that part, and its share of those the other way, which is all of them if
+// nobody else is where it is.
+func (c *Chooser) saves(v *placed, to ident.Part, alone bool) ident.Micros {
 	var theirs, ours ident.Micros
 	for i := range c.vcpus {
 		switch u := &c.vcpus[i]; {
-		case !u.known || u.debts == nil:
+		case !u.known:
 		case u.part == to:
-			theirs += u.debts[v.part]
+			theirs += u.owes(v.part)
 		case u.part == v.part:
-			ours += u.debts[to]
+			ours += u.owes(to)
 		}
 	}
-	return v.debts[to] + theirs*v.debts[to]/max(1, ours)
+	if alone {
+		return v.owes(to) + theirs
+	}
+	return v.owes(to) + theirs*v.owes(to)/max(1, ours)
 }

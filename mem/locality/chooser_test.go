@@ -179,3 +179,56 @@ func TestALostWishIsGivenUp(t *testing.T) {
 		t.Errorf("%d wishes in ten seconds", wishes)
 	}
 }
+
+// Only one of the two at part 0 waits for the one at part 1, which waits for nobody: it is that one which moves, to where more are.
+func TestVCPUsGatherWhereMostAre(t *testing.T) {
+	b := newTable(t, Auto, 0, 1, 0)
+	b.share = func(v, u int) ident.Micros {
+		if v == 0 && u == 1 {
+			return 5 * ident.Millisecond
+		}
+		return 0
+	}
+	b.run(2*ident.Second, always)
+	if b.moves != 1 || b.at[1] != 0 {
+		t.Errorf("%d moves, vCPUs at %v", b.moves, b.at)
+	}
+}
+
+// Nobody is sent to a part that is known to be full, and the other one of the two goes.
+func TestFullPartsAreNotAsked(t *testing.T) {
+	b := newTable(t, Auto, 0, 1, 0)
+	b.share = func(v, u int) ident.Micros {
+		if v+u == 1 {
+			return 5 * ident.Millisecond
+		}
+		return 0
+	}
+	b.c.Room(0, 2)
+	b.c.Room(1, 2)
+	b.run(2*ident.Second, func(w Wish) bool {
+		if w.To == 0 {
+			t.Errorf("%+v, where there is no slot", w)
+		}
+		return true
+	})
+	if b.moves != 1 || b.at[0] != 1 {
+		t.Errorf("%d moves, vCPUs at %v", b.moves, b.at)
+	}
+}
+
+// Pages that were left behind where no vCPU is are waited for once: it takes eight times the price until somebody goes there.
+func TestPagesLeftBehindAreFetched(t *testing.T) {
+	for _, c := range []struct {
+		waited ident.Micros
+		goes   bool
+	}{{4 * Price, false}, {12 * Price, true}} {
+		b := newTable(t, Auto, 0, 0)
+		b.step(always)
+		b.c.Take(b.now, &Report{From: 0, Residents: []ident.VCPU{0, 1}, Waits: []Waits{{VCPU: 0, Peer: 1, Faults: 100, Waited: c.waited}}})
+		b.run(ident.Second, always)
+		if goes := b.moves > 0; goes != c.goes {
+			t.Errorf("after waiting for %d us: %d moves", c.waited, b.moves)
+		}
+	}
+}

@@ -17,9 +17,13 @@
 //
 // A vCPU that waits for a part's pages runs up a debt with it, which fades with a half-life of half a second. It moves when the debt has reached what the move
 // costs: then waiting has cost as much as moving would have, so whatever comes next, it costs at most about twice what the best choice in hindsight does
-// (as with renting skis). What the part's vCPUs waited for pages of the vCPU's own part counts too, for the share that it has in that.
+// (as with renting skis). What the part's vCPUs waited for pages of the vCPU's own part counts too, for the share that it has in that: all of it, if nobody else is there.
 //
-// A move is on trial until it has shown that the VM waits less. One that has not makes its vCPU twice as patient, one that has makes it half as
+// Of two vCPUs that wait for each other either may move. The one that goes to where more are brings the VM together; the other way round vCPUs that had been
+// together are apart, the next one follows, and so on in a circle. Pages at a part where no vCPU is are fetched once and stay, so waiting for these counts for an
+// eighth; and nobody is sent to where there is no slot, as far as home knows.
+//
+// A move is on trial until it has shown that the VM waits less, or waiting has cost as much again. One that has not makes its vCPU twice as patient, one that has makes it half as
 // patient again, and so does time. So useless moves get rare, whatever the guest does, and useful ones stay quick. Moves come one at a time: two vCPUs that
 // need each other's pages do not swap places.
 //

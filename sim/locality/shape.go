@@ -30,7 +30,8 @@ type Shape struct {
 	Shift        bool // roles change with each round
 	LostReports  int  // of 1000
 	LostWishes   int
-	Cordons      int // and as many that end
+	Cordons      int  // and as many that end
+	Told         bool // home knows how many slots servers have
 	Canary       string
 }
 
@@ -51,7 +52,7 @@ func Measured() kernel.Network { return kernel.Network{DelayMin: 20, DelayMax: 3
 
 // Mix is a VM of three vCPUs on two servers of two slots that does all kinds of work in turn, with roles that change: that of `bench locality`.
 func Mix(seed uint64, rounds, scale int) Shape {
-	return Shape{Seed: seed, Parts: 2, Slots: 2, VCPUs: 3, Rounds: rounds, Scale: scale, Phases: []Phase{Private, Fill, Shared, Pipe, Lock, Migratory, Hot}, Shift: true,
+	return Shape{Seed: seed, Parts: 2, Slots: 2, VCPUs: 3, Rounds: rounds, Scale: scale, Phases: []Phase{Private, Fill, Shared, Pipe, Lock, Migratory, Hot}, Shift: true, Told: true,
 		Network: Measured()}
 }
 
@@ -78,6 +79,7 @@ func draw(seed uint64, canary string) Shape {
 	default:
 		s.shifting(r)
 	}
+	s.Told = s.Class == Compare || r.IntN(2) == 0
 	return s
 }
 

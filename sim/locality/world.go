@@ -40,6 +40,11 @@ func (s Shape) Play(policy locality.Policy) (Result, error) {
 	w := &world{World: kernel.New(s.Seed, s.Network), shape: s, latest: make([]uint64, allPages), rng: rand.New(rand.NewPCG(s.Seed, 7)), round: -1,
 		registry: newRegistry(s), chooser: locality.NewChooser(policy, s.VCPUs, canary)}
 	w.build(policy)
+	if s.Told {
+		for i := range s.Parts {
+			w.chooser.Room(ident.Part(i), s.Slots)
+		}
+	}
 	end := longest
 	if s.Class == Steady {
 		end = steadyTime

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // CommandVersion is the version that this program writes and the only one that it applies.
@@ -171,6 +172,7 @@ type PartReady struct {
 	Addr        string            `json:"addr"`
 	ReplicaAddr string            `json:"replica_addr,omitempty"`
 	NetAddr     string            `json:"net_addr,omitempty"`
+	Level       wire.Level        `json:"level,omitempty"`
 }
 
 // ProtectVM changes how a running VM is protected.

@@ -201,11 +201,22 @@ func (f *FSM) beginStep(op *Operation, i int) {
 			}
 			return
 		}
+		if op.Kind == OpBalance && vm.spreads(at, f.state.Server(target).Cell) {
+			s.State, s.Note = op.givenUp(), "the vm got another part meanwhile: it would depend on one cell more"
+			return
+		}
 		if f.startMove(vm, &Move{Op: op.ID, Step: i, Parts: parts}, target) {
 			s.State, s.Note, s.To, s.ToName = StepCopying, "", target, f.state.Server(target).Name
 			f.followMove(vm)
 		}
 	}
+}
+
+// spreads tells whether a VM depends on more cells once its part at an index of Parts is in another one.
+func (v *VM) spreads(at int, cell ident.CellName) bool {
+	after := v.clone()
+	after.Parts[at].Cell = cell
+	return len(after.Cells()) > len(v.Cells())
 }
 
 // target finds the server that parts of a VM go to: the one that was planned if it still can take them.

@@ -147,7 +147,7 @@ func (f *FSM) partReady(c *PartReady) *Fault {
 	if len(c.Addr) > 256 {
 		return faultf(CodeInvalid, "vm %s: address of part %d is too long", vm.Spec.Name, p.Part)
 	}
-	p.PID, p.StartTime, p.Addr, p.ReplicaAddr, p.NetAddr, p.Ready = c.PID, c.StartTime, c.Addr, c.ReplicaAddr, c.NetAddr, true
+	p.PID, p.StartTime, p.Addr, p.ReplicaAddr, p.NetAddr, p.Level, p.Ready = c.PID, c.StartTime, c.Addr, c.ReplicaAddr, c.NetAddr, c.Level, true
 	if p.Standby {
 		vm.ProtectSeq++
 		vm.SafeSeq = 0

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/wire"
 )
 
 // Role says what a server is for.
@@ -158,6 +159,7 @@ type VMPart struct {
 	Standby     bool              `json:"standby,omitempty"`      // holds a replica and runs nothing
 	ReplicaAddr string            `json:"replica_addr,omitempty"` // replica plane, once ready
 	NetAddr     string            `json:"net_addr,omitempty"`     // of its ports on the built-in switch, once ready
+	Level       wire.Level        `json:"level,omitempty"`        // what its worker knows, once ready
 	Idle        int               `json:"idle,omitempty"`         // of its vCPUs, so many idle, on average of late
 	PausedSeq   uint64            `json:"paused_seq,omitempty"`   // the VM's last change of its pauses that it has carried out
 	Origin      ident.ServerID    `json:"origin,omitempty"`       // a drain took it from there, and nobody has decided since that it stays where it is

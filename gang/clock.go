@@ -2,6 +2,7 @@ package gang
 
 import (
 	"math/bits"
+	"slices"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/wire"
@@ -89,16 +90,23 @@ func (h *Histogram) Permille(share uint64) ident.Micros {
 // noteStart collects when the parts of a gang on several servers were let go in a slice.
 func (c *Core) noteStart(server int, s wire.GangStart) {
 	g := c.lead.gang(s.VM)
-	if g == nil || len(g.parts) < 2 || s.Number < g.skewNumber || s.Last < s.First {
+	if g == nil || len(g.parts) < 2 || s.Last < s.First {
 		return
 	}
 	clock := &c.lead.servers[server].clock
 	first, last := clock.here(s.First), clock.here(s.Last)
-	if s.Number > g.skewNumber {
-		g.skewNumber, g.skewParts, g.first, g.last = s.Number, 0, first, last
+	i := slices.IndexFunc(g.starts, func(x start) bool { return x.number == s.Number })
+	if i < 0 {
+		if len(g.starts) >= startsMost {
+			g.starts = slices.Delete(g.starts, 0, 1)
+		}
+		g.starts = append(g.starts, start{s.Number, 0, first, last})
+		i = len(g.starts) - 1
 	}
-	g.first, g.last = min(g.first, first), max(g.last, last)
-	if g.skewParts++; g.skewParts == len(g.parts) {
-		c.count.StartSkew.Add(g.last - g.first)
+	x := &g.starts[i]
+	x.first, x.last = min(x.first, first), max(x.last, last)
+	if x.parts++; x.parts == len(g.parts) {
+		c.count.StartSkew.Add(x.last - x.first)
+		g.starts = slices.Delete(g.starts, i, i+1)
 	}
 }

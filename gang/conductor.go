@@ -13,23 +13,27 @@ const (
 	CanaryIdleCredit = "idle-credit" // time spent idle counts as time waited
 	CanarySmallFirst = "small-first" // small gangs before those that have waited longer
 	CanaryPartial    = "partial"     // a gang starts when one of its servers has slots for it
+	CanaryStalePlan  = "stale-plan"  // a server goes on with slices that have been taken back
 )
 
 // Canaries lists them.
-var Canaries = []string{CanaryNoLease, CanaryIdleCredit, CanarySmallFirst, CanaryPartial}
+var Canaries = []string{CanaryNoLease, CanaryIdleCredit, CanarySmallFirst, CanaryPartial, CanaryStalePlan}
 
 // conductor plans the slices of a domain.
 type conductor struct {
-	active  bool
-	number  uint64
-	start   ident.Micros // of the present slice; it may lie ahead by the lead
-	end     ident.Micros // when the next one begins
-	nominal ident.Micros // when it would end if somebody waited
-	set     ident.Micros // when end was last set
-	late    ident.Micros // how long after the time for it slices are planned
-	servers []peer       // by rising ID
-	gangs   []gang       // by rising VM
-	virtual int64        // the least virtual time of those that have work; it only grows
+	active   bool
+	stepwise bool // plans one slice at a time; set by a test
+	number   uint64
+	start    ident.Micros // of the present slice; it may lie ahead by the lead
+	end      ident.Micros // when the next one begins
+	nominal  ident.Micros // when it would end if somebody waited
+	set      ident.Micros // when end was last set
+	late     ident.Micros // how long after the time for it slices are planned
+	servers  []peer       // by rising ID
+	gangs    []gang       // by rising VM
+	virtual  int64        // the least virtual time of those that have work; it only grows
+
+	planned
 }
 
 // peer is a server of the domain as its conductor sees it.
@@ -37,9 +41,10 @@ type peer struct {
 	id    ident.ServerID
 	slots int
 	clock offset
-	run   []ident.VMID // what it was last told
+	plan  []turn       // what it was told: that which is in force first, by its begin
 	told  ident.Micros // when
 	fresh bool         // was told something
+	plans bool         // understands slices ahead of time
 	delay ident.Micros // of slices on their way to it
 }
 
@@ -55,11 +60,18 @@ type gang struct {
 	fresh   bool         // running: began in the present slice
 	since   ident.Micros // not running, with work: waits since then
 
-	skewNumber uint64 // the slice whose starts are being collected
-	skewParts  int
-	first      ident.Micros
-	last       ident.Micros
+	starts []start // that are being collected, by slice
 }
+
+// start is when a gang on several servers began in a slice, as far as they have told.
+type start struct {
+	number      uint64
+	parts       int
+	first, last ident.Micros
+}
+
+// startsMost bounds the slices whose starts are collected: servers tell of many at once.
+const startsMost = 128
 
 // share is a gang's part.
 type share struct {
@@ -79,10 +91,10 @@ func (c *Core) rebuildConductor(now ident.Micros) {
 	for i, s := range c.domain.servers {
 		servers[i] = peer{id: s.ID, slots: max(1, s.Slots)}
 		if j := l.server(s.ID); j >= 0 {
-			servers[i].clock, servers[i].delay = l.servers[j].clock, l.servers[j].delay
+			servers[i].clock, servers[i].delay, servers[i].plans = l.servers[j].clock, l.servers[j].delay, l.servers[j].plans
 		}
 		if s.ID == c.cfg.Self {
-			servers[i].clock = offset{known: true}
+			servers[i].clock, servers[i].plans = offset{known: true}, true
 		}
 	}
 	gangs := make([]gang, len(c.domain.vms))
@@ -93,6 +105,7 @@ func (c *Core) rebuildConductor(now ident.Micros) {
 	if !l.active {
 		l.active, l.start, l.end, l.nominal = true, now, now, now
 	}
+	l.forget()
 	c.tellSelf(now, c.member.parts)
 	c.cut(now, now) // everybody is told anew
 }
@@ -189,6 +202,7 @@ func (c *Core) takeReport(now ident.Micros, from ident.ServerID, r *wire.GangRep
 	if from != c.cfg.Self && r.EchoSent != 0 {
 		p := &l.servers[s]
 		p.clock.learn(now, r.EchoSent, r.Received, r.Sent)
+		p.plans = r.Plans
 		if p.clock.known {
 			p.delay = took(p.delay, p.clock.here(r.Received)-r.EchoSent)
 		}
@@ -235,7 +249,7 @@ func (c *Core) settle(now ident.Micros, g *gang) {
 	}
 }
 
-// rotate plans the next slice.
+// rotate makes the next slice the present one.
 func (c *Core) rotate(now ident.Micros) {
 	l := &c.lead
 	start := max(l.end, now)
@@ -268,14 +282,13 @@ func (c *Core) rotate(now ident.Micros) {
 		l.end = start + keepAlive
 	}
 	l.set = now
-	c.count.Slices++
-	c.tell(now, start)
 }
 
 // fill gives slots that are free in the present slice to gangs that wait, and ends the slice early for one that has waited longer than those
 // that run.
 func (c *Core) fill(now ident.Micros) {
 	l := &c.lead
+	l.forget()
 	start := max(now+l.lead(), l.start)
 	free := l.slots()
 	latest := int64(0)
@@ -301,7 +314,7 @@ func (c *Core) fill(now ident.Micros) {
 	if filled {
 		c.count.Fills++
 	}
-	c.tell(now, start)
+	c.tell(now, []slice{l.slice(start)})
 	if waiting && cut {
 		c.count.Cuts++
 		c.cut(now, l.start+MinSlice)
@@ -316,36 +329,4 @@ func (c *Core) cut(now, at ident.Micros) {
 	if end := max(at, now+l.soon()); end < l.end {
 		l.end, l.set = end, now
 	}
-}
-
-// tell sends each server what is new to it.
-func (c *Core) tell(now, start ident.Micros) {
-	l := &c.lead
-	l.number++
-	for i := range l.servers {
-		p := &l.servers[i]
-		run := l.runningAt(i)
-		if p.fresh && slices.Equal(run, p.run) && now < p.told+keepAlive-maxLead {
-			continue
-		}
-		p.run, p.told, p.fresh = run, now, true
-		s := &wire.GangSlice{Number: l.number, Sent: now, Start: p.clock.there(start), Run: run}
-		if p.id == c.cfg.Self {
-			c.takeSlice(now, s)
-		} else {
-			c.messages = append(c.messages, Message{To: p.id, Slice: s})
-		}
-	}
-}
-
-// runningAt lists the running gangs that have a part on a server.
-func (l *conductor) runningAt(server int) []ident.VMID {
-	var run []ident.VMID
-	for i := range l.gangs {
-		g := &l.gangs[i]
-		if g.running && slices.ContainsFunc(g.parts, func(p share) bool { return p.server == server }) {
-			run = append(run, g.vm)
-		}
-	}
-	return run
 }

@@ -15,7 +15,8 @@ const (
 	Rotation   = 200 * ident.Millisecond // in which every gang should run once, as long as MinSlice allows
 	MinCharge  = 500 * ident.Micros(1)   // of one start
 	SliceLease = ident.Second            // a conductor that is silent for so long conducts no more
-	OrderLease = 4 * ident.Second        // a worker that hears nothing for so long is free
+	OrderLease = 5 * ident.Second        // a worker that hears nothing for so long is free
+	IdleLease  = 30 * ident.Second       // and one without work, of which there are many
 
 	DefaultWeight = 100
 	MaxWeight     = 10_000
@@ -24,12 +25,14 @@ const (
 const (
 	minLead    = 2 * ident.Millisecond // between a plan and its begin on several servers: at least, and at most
 	maxLead    = 8 * ident.Millisecond
-	planLead   = 6 * ident.Millisecond    // the same for slices that nobody waits for
-	ownLead    = 500 * ident.Micros(1)    // at least, if all is on one server
-	keepAlive  = 100 * ident.Millisecond  // between slices that change nothing
-	orderRenew = 1500 * ident.Millisecond // an order is repeated after so long
-	reportGap  = ident.Millisecond        // between reports of a server
-	echoGap    = 20 * ident.Millisecond   // between reports that only serve to compare clocks
+	planLead   = 6 * ident.Millisecond   // the same for slices that nobody waits for
+	ownLead    = 500 * ident.Micros(1)   // at least, if all is on one server
+	keepAlive  = 100 * ident.Millisecond // between slices that change nothing
+	orderRenew = 2 * ident.Second        // an order is repeated after so long
+	idleRenew  = 12 * ident.Second       // one to a part without work
+	orderRetry = 20 * ident.Millisecond  // and one that did not reach its worker
+	reportGap  = ident.Millisecond       // between reports of a server
+	echoGap    = 20 * ident.Millisecond  // between reports that only serve to compare clocks
 )
 
 // Config says who a core is.
@@ -155,6 +158,7 @@ func New(cfg Config) *Core {
 
 // Step takes in an event.
 func (c *Core) Step(now ident.Micros, ev Event) {
+	c.commit(now)
 	switch ev := ev.(type) {
 	case View:
 		c.takeView(now, ev)
@@ -174,7 +178,7 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 		c.takeReport(now, ev.From, &ev.GangReport)
 	case Undelivered:
 		if p := c.member.find(ev.VM); p != nil {
-			p.ordered = now - orderRenew // the next slice repeats it
+			p.told, c.member.retry = nil, now+orderRetry
 		}
 		return
 	case Tick:
@@ -186,8 +190,8 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 
 // tick does what is due.
 func (c *Core) tick(now ident.Micros) {
-	if c.lead.active && now >= c.lead.planAt() {
-		c.rotate(now)
+	if c.lead.active && now >= c.lead.due() {
+		c.conduct(now)
 	}
 	c.memberTick(now)
 }
@@ -195,8 +199,8 @@ func (c *Core) tick(now ident.Micros) {
 // NextDeadline is when to step a Tick at the latest.
 func (c *Core) NextDeadline() (ident.Micros, bool) {
 	at, ok := c.memberDeadline()
-	if c.lead.active && (!ok || c.lead.planAt() < at) {
-		return c.lead.planAt(), true
+	if c.lead.active && (!ok || c.lead.due() < at) {
+		return c.lead.due(), true
 	}
 	return at, ok
 }

@@ -14,6 +14,7 @@ type rig struct {
 	now   ident.Micros
 	view  View
 	cores map[ident.ServerID]*Core
+	turns map[ident.ServerID]map[ident.VMID][]wire.SliceTurn // to come
 	modes map[ident.ServerID]map[ident.VMID]wire.SliceMode
 	cpus  map[ident.ServerID]map[ident.VMID][]uint16
 	ran   map[ident.VMID]ident.Micros
@@ -23,9 +24,10 @@ type rig struct {
 
 func newRig(t *testing.T, servers []Server, vms ...VM) *rig {
 	r := &rig{t: t, now: ident.Second, view: View{Epoch: 1, Servers: servers, VMs: vms}, cores: map[ident.ServerID]*Core{},
-		modes: map[ident.ServerID]map[ident.VMID]wire.SliceMode{}, cpus: map[ident.ServerID]map[ident.VMID][]uint16{}, ran: map[ident.VMID]ident.Micros{}, dead: map[ident.ServerID]bool{}}
+		turns: map[ident.ServerID]map[ident.VMID][]wire.SliceTurn{}, modes: map[ident.ServerID]map[ident.VMID]wire.SliceMode{}, cpus: map[ident.ServerID]map[ident.VMID][]uint16{}, ran: map[ident.VMID]ident.Micros{}, dead: map[ident.ServerID]bool{}}
 	for _, s := range servers {
 		r.cores[s.ID] = New(Config{Self: s.ID})
+		r.turns[s.ID] = map[ident.VMID][]wire.SliceTurn{}
 		r.modes[s.ID], r.cpus[s.ID] = map[ident.VMID]wire.SliceMode{}, map[ident.VMID][]uint16{}
 	}
 	r.setView(r.view)
@@ -46,7 +48,7 @@ func (r *rig) step(id ident.ServerID, ev Event) {
 	}
 	c.Step(r.now, ev)
 	for _, o := range c.Orders() {
-		r.modes[id][o.VM], r.cpus[id][o.VM] = o.Mode, o.CPUs
+		r.obey(id, o)
 	}
 	for _, m := range c.Messages() {
 		r.sent++
@@ -57,6 +59,30 @@ func (r *rig) step(id ident.ServerID, ev Event) {
 		}
 	}
 }
+
+// obey takes an order in. What is to be done within ownLead is done at once, as if messages took no time.
+func (r *rig) obey(id ident.ServerID, o Order) {
+	turns := slices.DeleteFunc(r.turns[id][o.VM], func(t wire.SliceTurn) bool { return t.At >= o.At })
+	turns = append(turns, wire.SliceTurn{Number: o.Number, Mode: o.Mode, At: o.At, CPUs: o.CPUs})
+	r.turns[id][o.VM] = append(turns, o.Next...)
+	r.carryOut()
+}
+
+// carryOut does what is due.
+func (r *rig) carryOut() {
+	for id := range r.turns {
+		for vm, turns := range r.turns[id] {
+			for len(turns) > 0 && turns[0].At <= r.now+rigLead {
+				r.modes[id][vm], r.cpus[id][vm] = turns[0].Mode, turns[0].CPUs
+				turns = turns[1:]
+			}
+			r.turns[id][vm] = turns
+		}
+	}
+}
+
+// rigLead is by how much rigs do things too early: slices are planned ahead of their begin.
+const rigLead = maxLead
 
 // busy says how many of a part's vCPUs have work.
 func (r *rig) busy(id ident.ServerID, vm ident.VMID, n int) {
@@ -72,6 +98,11 @@ func (r *rig) run(d ident.Micros, each func()) {
 			if at, ok := r.cores[s.ID].NextDeadline(); ok && !r.dead[s.ID] {
 				next = min(next, max(at, r.now))
 			}
+			for _, turns := range r.turns[s.ID] {
+				if len(turns) > 0 {
+					next = min(next, max(turns[0].At-rigLead, r.now))
+				}
+			}
 		}
 		for _, vm := range r.view.VMs {
 			if r.runs(vm) {
@@ -79,6 +110,7 @@ func (r *rig) run(d ident.Micros, each func()) {
 			}
 		}
 		r.now = next
+		r.carryOut()
 		for _, s := range r.view.Servers {
 			if at, ok := r.cores[s.ID].NextDeadline(); ok && at <= r.now {
 				r.step(s.ID, Tick{})

@@ -30,6 +30,10 @@
 // slots left; those have their share then, and the others rise on. It is had where gangs pack, as on one server and on servers of one slot; wide gangs on several
 // servers of several slots leave holes, and all of them have less alike.
 //
+// As long as no vCPU comes or goes nothing of that changes, so slices are told many at a time, for up to reachMost: with a hundred VMs, to decide anew and tell it
+// anew every few milliseconds would cost more than it is worth. What changes takes back what was told ahead (see ahead.go). Who runs is the same as if
+// slices were planned one by one. A server or worker of a version that knows nothing of it is told one slice at a time, and so is its domain.
+//
 // A gang whose vCPUs all idle leaves its slots at once to others that fit. One that wakes is started at once if its slots are free; if not, it may cut
 // the slice short, but never below MinSlice. Each start is charged MinCharge at least, so that waking often is no way to get more.
 //
@@ -44,4 +48,5 @@
 //   - A gang of a slice has all its slots, on all its servers; the slots of a server are never promised twice.
 //   - Slice numbers of a conductor rise; a server takes none twice and none out of order.
 //   - The eligible gang with the least virtual time runs in every slice.
+//   - What is told ahead of time follows from the present state; what no longer does is taken back before it begins.
 package gang

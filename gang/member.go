@@ -22,6 +22,7 @@ type member struct {
 	reported  ident.Micros
 	echoed    uint64 // number of the last slice that was answered
 	started   []wire.GangStart
+	retry     ident.Micros // when to repeat orders that did not reach their workers, 0: there are none
 }
 
 // part is a VM's part on this server.
@@ -31,7 +32,21 @@ type part struct {
 	busy    int
 	mode    wire.SliceMode
 	slots   []uint16     // of its last run; kept, so that vCPUs find their caches again
+	plan    []stint      // what leads to mode and slots: that which is in force first, by time
+	told    []stint      // as much of it as the worker knows
 	ordered ident.Micros // when it was last told its mode
+}
+
+// stint is what a part does from a time on.
+type stint struct {
+	number uint64
+	at     ident.Micros
+	mode   wire.SliceMode
+	slots  []uint16
+}
+
+func (s stint) equal(o stint) bool {
+	return s.number == o.number && s.at == o.at && s.mode == o.mode && slices.Equal(s.slots, o.slots)
 }
 
 func (m *member) find(vm ident.VMID) *part {
@@ -62,7 +77,7 @@ func (c *Core) rebuildParts(now ident.Micros) {
 			if p.Server != c.cfg.Self {
 				continue
 			}
-			next := part{vm: vm.ID, vcpus: p.VCPUs, busy: p.VCPUs}
+			next := part{vm: vm.ID, vcpus: p.VCPUs, busy: p.VCPUs, plan: make([]stint, 1), told: make([]stint, 1)}
 			if i := slices.IndexFunc(old, func(o part) bool { return o.vm == vm.ID }); i >= 0 {
 				next = old[i]
 				if next.vcpus != p.VCPUs {
@@ -83,19 +98,84 @@ func (c *Core) free(now ident.Micros) {
 	c.member.following = false
 	for i := range c.member.parts {
 		if p := &c.member.parts[i]; p.mode != wire.SliceFree {
-			c.order(now, p, wire.SliceFree, 0)
+			p.mode, p.plan, p.told = wire.SliceFree, []stint{{number: c.member.number}}, nil
+			c.instruct(now, p)
 		}
 	}
 }
 
-func (c *Core) order(now ident.Micros, p *part, mode wire.SliceMode, at ident.Micros) {
-	p.mode, p.ordered = mode, now
-	o := Order{VM: p.vm, SliceOrder: wire.SliceOrder{Number: c.member.number, Mode: mode, At: at, Until: now + OrderLease}}
-	if mode == wire.SliceRun {
-		o.CPUs = slices.Clone(p.slots)
+// orderBytes bounds an order's stints, so that it fits into a datagram: each takes so much besides its slots.
+const (
+	orderBytes = wire.SliceDatagramLimit - 64
+	stintBytes = 24
+)
+
+// instruct tells the part's worker what it does not know of its plan. An order takes the place of what was said for its time and later.
+func (c *Core) instruct(now ident.Micros, p *part) {
+	p.plan, p.told = since(now, p.plan), since(now, p.told)
+	same := 0
+	for same < min(len(p.plan), len(p.told)) && p.plan[same].equal(p.told[same]) {
+		same++
 	}
+	lease, again := OrderLease, orderRenew
+	if p.busy == 0 {
+		lease, again = IdleLease, idleRenew
+	}
+	renew := now >= p.ordered+again
+	switch {
+	case len(p.plan) == 0 || !renew && same == len(p.plan) && same == len(p.told):
+		return
+	case renew:
+		same = 0
+	}
+	news := p.plan[same:]
+	if same > 0 && same < len(p.told) && (len(news) == 0 || news[0].at > p.told[same].at) { // nothing takes its place at its time: what was before goes on
+		on := p.plan[same-1]
+		on.at = p.told[same].at
+		news = append([]stint{on}, news...)
+		p.plan = slices.Concat(p.plan[:same], news)
+	}
+	bytes, count := 0, 0
+	for bytes < orderBytes && count < min(len(news), wire.SliceTurnLimit) {
+		bytes += stintBytes + 2*len(news[count].slots)
+		count++
+	}
+	first := news[0]
+	o := Order{VM: p.vm, SliceOrder: wire.SliceOrder{Number: first.number, Mode: first.mode, At: first.at, Until: now + lease, CPUs: first.cpus()}}
+	for _, s := range news[1:count] {
+		o.Next = append(o.Next, wire.SliceTurn{Number: s.number, Mode: s.mode, At: s.at, CPUs: s.cpus()})
+	}
+	p.told, p.ordered = slices.Clone(p.plan[:len(p.plan)-len(news)+count]), now
 	c.orders = append(c.orders, o)
 	c.count.Orders++
+}
+
+func (s *stint) cpus() []uint16 {
+	if s.mode != wire.SliceRun {
+		return nil
+	}
+	return slices.Clone(s.slots)
+}
+
+// since drops the stints that others have taken the place of.
+func since(now ident.Micros, plan []stint) []stint {
+	for len(plan) > 1 && plan[1].at <= now {
+		plan = plan[1:]
+	}
+	return plan
+}
+
+// withdraw drops what was to begin at a time or later. What is in force then is left, if it is known.
+func (p *part) withdraw(now, at ident.Micros) {
+	p.plan = since(now, p.plan)
+	n := len(p.plan)
+	for n > 1 && p.plan[n-1].at >= at {
+		n--
+	}
+	if n < len(p.plan) {
+		p.plan = slices.Clone(p.plan[:n])
+		p.mode, p.slots = p.plan[n-1].mode, slices.Clone(p.plan[n-1].slots)
+	}
 }
 
 // takeNote takes a worker's word on its vCPUs.
@@ -129,8 +209,27 @@ func (c *Core) takeSlice(now ident.Micros, s *wire.GangSlice) {
 	}
 	m.number, m.heard, m.following = s.Number, now, true
 	m.echoSent, m.received = s.Sent, now
+	for i := range m.parts {
+		if c.cfg.Canary != CanaryStalePlan {
+			m.parts[i].withdraw(now, s.Start)
+		}
+	}
+	c.schedule(s.Number, s.Start, s.Run)
+	for i := range s.Next {
+		n := &s.Next[i]
+		m.number = max(m.number, n.Number)
+		c.schedule(n.Number, n.Start, n.Run)
+	}
+	for i := range m.parts {
+		c.instruct(now, &m.parts[i])
+	}
+}
+
+// schedule adds a slice to the plans of the parts here.
+func (c *Core) schedule(number uint64, start ident.Micros, run []ident.VMID) {
+	m := &c.member
 	running := func(p *part) bool {
-		_, ok := slices.BinarySearch(s.Run, p.vm)
+		_, ok := slices.BinarySearch(run, p.vm)
 		return ok
 	}
 	used := c.keptSlots(running)
@@ -140,8 +239,9 @@ func (c *Core) takeSlice(now ident.Micros, s *wire.GangSlice) {
 		if running(p) {
 			mode, moved = wire.SliceRun, p.assign(used, c.cfg.Distance)
 		}
-		if mode != p.mode || moved || now >= p.ordered+orderRenew {
-			c.order(now, p, mode, s.Start)
+		if mode != p.mode || moved {
+			p.mode = mode
+			p.plan = append(p.plan, stint{number, start, mode, slices.Clone(p.slots)})
 		}
 	}
 }
@@ -224,18 +324,28 @@ func nearest(used []bool, near []uint16, distance [][]uint8) int {
 // memberTick sends the report that is due, and lets go when the conductor has been silent for too long.
 func (c *Core) memberTick(now ident.Micros) {
 	m := &c.member
-	if m.following && now >= m.heard+SliceLease && c.cfg.Canary != CanaryNoLease {
+	if m.following && c.domain.conductor != c.cfg.Self && now >= m.heard+SliceLease && c.cfg.Canary != CanaryNoLease {
 		c.count.Lapses++
 		c.free(now)
 	}
 	if at, ok := c.reportDue(); ok && now >= at {
 		c.report(now)
 	}
+	if m.retry != 0 && now >= m.retry {
+		m.retry = 0
+		for i := range m.parts {
+			c.instruct(now, &m.parts[i])
+		}
+	}
 }
 
 func (c *Core) memberDeadline() (ident.Micros, bool) {
+	m := &c.member
 	at, ok := c.reportDue()
-	if m := &c.member; m.following && c.cfg.Canary != CanaryNoLease && (!ok || m.heard+SliceLease < at) {
+	if m.retry != 0 && (!ok || m.retry < at) {
+		at, ok = m.retry, true
+	}
+	if m.following && c.domain.conductor != c.cfg.Self && c.cfg.Canary != CanaryNoLease && (!ok || m.heard+SliceLease < at) {
 		return m.heard + SliceLease, true
 	}
 	return at, ok
@@ -265,7 +375,7 @@ func (c *Core) report(now ident.Micros) {
 }
 
 func (m *member) snapshot(parts []part) *wire.GangReport {
-	r := &wire.GangReport{Number: m.number, EchoSent: m.echoSent, Received: m.received, Started: m.started}
+	r := &wire.GangReport{Number: m.number, EchoSent: m.echoSent, Received: m.received, Started: m.started, Plans: true}
 	for i := range parts {
 		r.Busy = append(r.Busy, wire.GangBusy{VM: parts[i].vm, VCPUs: parts[i].busy})
 	}

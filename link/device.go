@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,32 +33,65 @@ func (r DeviceRequest) Reply(status wire.DeviceStatus, payload []byte) {
 // not connected yet, it waits for the connection. It fails at once when the peer is removed (ErrPeerGone), when the connection breaks
 // after the request was sent (ErrReset) and on Close (ErrClosed). For vCPU threads; never call it from a PagesHandler.
 func (p *Pages) Request(to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, payload []byte, deadline time.Time) ([]byte, wire.DeviceStatus, error) {
-	fail := func(err error) ([]byte, wire.DeviceStatus, error) {
-		return nil, 0, fmt.Errorf("link: VM %d: device request %d to %s: %w", p.cfg.VM, kind, to, err)
-	}
 	c, err := p.connected(to, deadline)
 	if err != nil {
-		return fail(err)
+		return nil, 0, p.requestFailed(to, kind, err)
 	}
-	id, w := p.reqID.Add(1), new(replyWait)
-	if !c.expect(id, w) {
-		return fail(c.whyDead())
+	return p.ask(c, to, epoch, kind, payload).Answer(deadline)
+}
+
+func (p *Pages) requestFailed(to ident.Part, kind wire.DeviceKind, err error) error {
+	return fmt.Errorf("link: VM %d: device request %d to %s: %w", p.cfg.VM, kind, to, err)
+}
+
+// Question is a request on its way. It belongs to one goroutine, which calls Answer once.
+type Question struct {
+	plane *Pages
+	to    ident.Part
+	kind  wire.DeviceKind
+	conn  *pageConn
+	id    uint64
+	wait  *replyWait // nil: it was not sent
+}
+
+// Ask sends a request without waiting for its answer; nil if the peer is not connected.
+func (p *Pages) Ask(to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, payload []byte) *Question {
+	if to >= ident.MaxParts {
+		return nil
 	}
-	c.sendDevice(epoch, wire.DeviceMsg{ID: id, Kind: kind, Payload: payload})
-	switch w.wait(deadline) {
+	c := p.conns[to].Load()
+	if c == nil {
+		return nil
+	}
+	return p.ask(c, to, epoch, kind, payload)
+}
+
+func (p *Pages) ask(c *pageConn, to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, payload []byte) *Question {
+	q := &Question{plane: p, to: to, kind: kind, conn: c, id: p.reqID.Add(1), wait: new(replyWait)}
+	if !c.expect(q.id, q.wait) {
+		q.wait = nil
+		return q
+	}
+	c.sendDevice(epoch, wire.DeviceMsg{ID: q.id, Kind: kind, Payload: payload})
+	return q
+}
+
+// Answer waits for the answer, as Request does.
+func (q *Question) Answer(deadline time.Time) ([]byte, wire.DeviceStatus, error) {
+	if q.wait == nil {
+		return nil, 0, q.plane.requestFailed(q.to, q.kind, q.conn.whyDead())
+	}
+	switch q.wait.wait(deadline) {
 	case replyCame:
-		return w.reply.Payload, w.reply.Status, nil
+		return q.wait.reply.Payload, q.wait.reply.Status, nil
 	case replyLost:
-		return fail(c.whyDead())
+		return nil, 0, q.plane.requestFailed(q.to, q.kind, q.conn.whyDead())
 	}
-	if c.forget(id) {
-		return fail(ErrDeadline)
+	// The reader or kill may take the request at the last moment, and is about to end the wait then.
+	if !q.conn.forget(q.id) && q.wait.wait(time.Now().Add(time.Second)) == replyCame {
+		return q.wait.reply.Payload, q.wait.reply.Status, nil
 	}
-	// The reader or kill took the request at the last moment, and is about to end the wait.
-	if w.wait(time.Now().Add(time.Second)) == replyCame {
-		return w.reply.Payload, w.reply.Status, nil
-	}
-	return fail(ErrDeadline)
+	return nil, 0, q.plane.requestFailed(q.to, q.kind, ErrDeadline)
 }
 
 // replyWait is one thread's wait for one reply. It sleeps on a futex, not on a channel: the waiter is a vCPU's goroutine, locked to its
@@ -175,9 +209,21 @@ func (p *Pages) Notify(to ident.Part, epoch ident.Epoch, kind wire.DeviceKind, p
 }
 
 func (c *pageConn) sendDevice(epoch ident.Epoch, m wire.DeviceMsg) bool {
-	var room [256]byte
-	return c.sendFrame(wire.FrameDevice, epoch, wire.AppendDevice(room[:0], m))
+	room := deviceRooms.Get().(*[]byte)
+	buf := wire.AppendDevice((*room)[:wire.FrameHeaderBytes], m)
+	wire.PutFrameHeader(buf, wire.FrameHeader{Type: wire.FrameDevice, VM: c.plane.cfg.VM, Epoch: epoch, From: c.plane.cfg.Self,
+		Length: uint32(len(buf) - wire.FrameHeaderBytes)})
+	ok := c.send(buf) // which keeps nothing of it
+	*room = buf
+	deviceRooms.Put(room)
+	return ok
 }
+
+// deviceRooms are where device frames are put together.
+var deviceRooms = sync.Pool{New: func() any {
+	room := make([]byte, wire.FrameHeaderBytes, 512)
+	return &room
+}}
 
 // handleDevice deals with a device frame: a reply to one of our requests, whatever the epoch, or a request of the current epoch.
 func (c *pageConn) handleDevice(epoch ident.Epoch, m wire.DeviceMsg) {

@@ -32,7 +32,7 @@ type Config struct {
 
 	// Observe fills Traffic in.
 	Observe bool
-	// Rehome lets a region's directory go to another part, see EventRehome. All parts of a VM must agree.
+	// Rehome lets a region's directory go to another part, see EventRehome. Where a part of the VM does not have it, epochs with that one are Older.
 	Rehome bool
 
 	// Image, if not empty, is the one part whose memfd holds all of the VM's memory when the first epoch starts: the VM goes back to a
@@ -72,7 +72,8 @@ const (
 	// EffectStore with them. The body of a report or of a directory (wire.KindReport, wire.KindHome) comes as Body, of Msg.BodyBytes bytes.
 	EventMessage
 	// EventMembers: the VM has an epoch's set of live parts. The first one starts the protocol; each later one has a higher epoch and a
-	// subset of the parts: those missing are gone for good. Fresh is set if Epoch is the VM's first, when no page was ever granted.
+	// subset of the parts: those missing are gone for good. Fresh is set if Epoch is the VM's first, when no page was ever granted. Older is set if a
+	// member may not know what Config.Rehome brings: then this part gives no directory away in the epoch, though it takes any.
 	EventMembers
 	// EventYield: no vCPU of this part runs. It keeps no page for its stint's sake.
 	EventYield
@@ -82,7 +83,7 @@ const (
 	// EventTurn: a vCPU of this part was interrupted from elsewhere: the rest of the stint is this part's, too.
 	EventTurn
 	// EventRehome: the directory of Page's region should be at part To, if it is at this part now. It goes when the region is at rest, and stays if it is
-	// not for a while, or has pages that no part holds or whose contents are lost. Only with Config.Rehome.
+	// not for a while, or has pages that no part holds or whose contents are lost. Only with Config.Rehome, and not in an epoch that is Older.
 	EventRehome
 )
 
@@ -91,6 +92,7 @@ type Event struct {
 	Kind    EventKind
 	Write   bool
 	Fresh   bool
+	Older   bool
 	By      uint16 // of a fault: the caller's name for who faulted, for Traffic; 0 is nobody
 	Around  uint16 // of a fault for reading: the pages of the aligned block of so many, a power of two, are asked for as well
 	To      ident.Part

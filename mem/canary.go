@@ -25,11 +25,12 @@ const (
 	canaryHomeTwice               // who gave a region's directory away goes on serving
 	canaryHomeSerial              // the new directory of a region does not go on from the serials of the old one
 	canaryHomeForgotten           // where a region's directory went is not reported after a change of epoch
+	canaryHomeUnknown             // a region's directory goes to a part that does not know of such things
 	canaryEnd
 )
 
 var canaryNames = [canaryEnd]string{"", "lost-inval", "early-grant", "epoch-ignored", "stale-serial", "read-before-revoke", "pin-ignored",
-	"retained-stale", "zero-again", "done-once", "no-downgrade", "early-serve", "retained-epoch", "granting-zero", "old-authority", "home-busy", "home-twice", "home-serial", "home-forgotten"}
+	"retained-stale", "zero-again", "done-once", "no-downgrade", "early-serve", "retained-epoch", "granting-zero", "old-authority", "home-busy", "home-twice", "home-serial", "home-forgotten", "home-unknown"}
 
 // Canaries lists the values of Config.Canary.
 func Canaries() []string { return append([]string(nil), canaryNames[1:]...) }

@@ -107,7 +107,7 @@ func (c *Core) Step(now ident.Micros, ev Event) {
 	case EventMessage:
 		c.receive(&ev)
 	case EventMembers:
-		c.membersChanged(ev.Epoch, ev.Members, ev.Fresh)
+		c.membersChanged(&ev)
 	case EventYield:
 		c.endStint()
 	case EventPass:

@@ -38,7 +38,8 @@
 // A holder puts off what would take a page away while the page is in its Window, so that a vCPU that waited for it gets to use it, or
 // pinned by a device.
 //
-// Where Config.Rehome allows it, a region's directory can go to another part within an epoch: see rehoming.
+// Where Config.Rehome allows it, a region's directory can go to another part within an epoch: see rehoming. Parts of different versions may meet: in an epoch
+// with one that does not know of it none goes anywhere, see Event.Older.
 //
 // # A change of epoch
 //

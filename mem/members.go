@@ -44,7 +44,8 @@ func newPast(pages uint64, shift uint8) past {
 func (c *Core) Rebuilding() bool { return c.past.ready != c.members }
 
 // membersChanged begins an epoch. What was under way in the former one ends here: its messages will be refused.
-func (c *Core) membersChanged(epoch ident.Epoch, members ident.PartSet, fresh bool) {
+func (c *Core) membersChanged(ev *Event) {
+	epoch, members, fresh := ev.Epoch, ev.Members, ev.Fresh
 	if epoch <= c.epoch {
 		return // said again
 	}
@@ -60,7 +61,7 @@ func (c *Core) membersChanged(epoch ident.Epoch, members ident.PartSet, fresh bo
 	c.shards = c.shards[:0]
 	members.Each(func(p ident.Part) { c.shards = append(c.shards, p) })
 	c.dir = newRegions[dirEntry](c.cfg.Pages, c.shift)
-	c.homes = rehoming{}
+	c.homes = rehoming{stay: ev.Older}
 	c.past.lost = regionSet{}
 	c.past.epochs = append(c.past.epochs, epochRecord{epoch: epoch, members: members, served: fresh})
 	c.past.senders = c.past.senders[:0]

@@ -45,6 +45,7 @@ type rehoming struct {
 	places []place // by region; nil: none is elsewhere
 	giving []giving
 
+	stay     bool // a member may not know of any of this
 	asked    bool // region is to go to part to, as soon as it is at rest
 	region   uint64
 	to       ident.Part
@@ -116,6 +117,9 @@ func (c *Core) rehome(page ident.PageNo, to ident.Part) {
 		return
 	}
 	h := &c.homes
+	if h.stay && c.canary != canaryHomeUnknown {
+		return
+	}
 	h.asked, h.region, h.to, h.deadline = true, c.regionOf(page), to, c.now+restIn
 }
 

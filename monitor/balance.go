@@ -136,16 +136,19 @@ func (e evener) Next(st *cells.State, leave []ident.VMID) (cells.Transfer, bool)
 	if len(plan) == 0 {
 		return cells.Transfer{}, false
 	}
-	t := plan[0]
+	return transfer(plan[0]), true
+}
+
+func transfer(t balancer.Transfer) cells.Transfer {
 	out := cells.Transfer{VM: t.VM, From: t.From, To: t.To, With: t.With, Reason: t.Reason}
 	if t.Apart {
 		out.VCPUs = t.VCPUs
 	}
-	return out, true
+	return out
 }
 
 // Steal is the idle balancer's: the server with most slots free chooses first.
-func (evener) Steal(st *cells.State, leave []ident.VMID) (cells.Transfer, bool) {
+func (e evener) Steal(st *cells.State, leave []ident.VMID) (cells.Transfer, bool) {
 	var spares []balancer.Spare
 	for _, s := range serversByWork(st) {
 		spares = append(spares, balancer.Spare{Server: s, FreeSlots: max(0, s.Slots-s.UsedVCPUs)})
@@ -165,8 +168,8 @@ func (evener) Steal(st *cells.State, leave []ident.VMID) (cells.Transfer, bool) 
 	order := slices.Clone(spares)
 	slices.SortStableFunc(order, func(a, b balancer.Spare) int { return cmp.Compare(b.FreeSlots, a.FreeSlots) })
 	for _, s := range order {
-		if t, ok := balancer.Steal(s.ID, spares, waiting); ok {
-			return cells.Transfer{VM: t.VM, From: t.From, To: t.To, Reason: t.Reason}, true
+		if t, ok := balancer.StealWith(s.ID, spares, waiting, e.canary); ok {
+			return transfer(t), true
 		}
 	}
 	return cells.Transfer{}, false

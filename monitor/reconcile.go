@@ -182,7 +182,7 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 	case !p.Ready:
 		c.propose(fmt.Sprintf("ready/%d", vm.ID), cells.Command{PartReady: &cells.PartReady{
 			VM: vm.ID, Part: p.Part, Server: p.Server, Incarnation: p.Incarnation,
-			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr, ReplicaAddr: w.ready.Replica, NetAddr: w.ready.NetAddr}})
+			PID: w.ready.PID, StartTime: w.ready.StartTime, Addr: w.ready.PageAddr, ReplicaAddr: w.ready.Replica, NetAddr: w.ready.NetAddr, Level: w.ready.Level}})
 	case vm.State != cells.VMRunning || !c.holdsLease():
 	case w.pause < vm.PauseSeq: // before its members: what is to stand still must not begin to run
 		w.pause = vm.PauseSeq
@@ -190,7 +190,7 @@ func (c *Core) tend(vm *cells.VM, p *cells.VMPart) {
 		c.dirty = true
 	case !p.Standby && w.members < vm.Epoch:
 		w.members = vm.Epoch
-		c.act(SendMembers{VM: vm.ID, Members: members(vm)})
+		c.act(SendMembers{VM: vm.ID, Members: c.members(vm)})
 		c.dirty = true
 	case w.protect < vm.ProtectSeq:
 		w.protect = vm.ProtectSeq
@@ -334,14 +334,18 @@ func (c *Core) startWorker(vm *cells.VM, p *cells.VMPart) {
 	})
 }
 
-func members(vm *cells.VM) wire.WorkerMembers {
+func (c *Core) members(vm *cells.VM) wire.WorkerMembers {
 	m := wire.WorkerMembers{Epoch: vm.Epoch, Fresh: vm.Epoch == vm.BootEpoch(), Booted: vm.BootEpoch(), Home: vm.Home, Restore: vm.Restored, Image: vm.Image}
 	for _, p := range vm.Parts {
 		if vm.Restored && p.Standby && vm.CanGoBackTo(&p) {
 			m.Fallback = m.Fallback.Set(p.Part)
 		}
 		if !p.Gone && !p.Standby {
-			m.Members = append(m.Members, wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, VCPUs: slices.Clone(p.VCPUs)})
+			one := wire.WorkerMember{Part: p.Part, Server: p.Server, Name: p.ServerName, Addr: p.Addr, Level: p.Level, VCPUs: slices.Clone(p.VCPUs)}
+			if sv := c.rep.State().Server(p.Server); sv != nil {
+				one.Slots = sv.Slots
+			}
+			m.Members = append(m.Members, one)
 		}
 	}
 	return m

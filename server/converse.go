@@ -93,11 +93,14 @@ func (s *supervisor) exchange(ctx context.Context, w *worker, conn net.Conn) err
 	defer conn.Close()
 	w.post(func() { w.sent = sentMarks{} })
 	s.start(func() {
-		defer cancel()
 		for {
 			for _, m := range w.outgoing() {
 				_ = conn.SetWriteDeadline(time.Now().Add(writeGrace))
-				if wire.WriteJSON(conn, &m) != nil {
+				switch err := wire.WriteJSON(conn, &m); {
+				case errors.Is(err, unix.EPIPE): // the worker has closed: what it said before that is still to be read, and then ends this
+					return
+				case err != nil:
+					cancel()
 					return
 				}
 			}
@@ -185,6 +188,7 @@ func (w *worker) outgoing() []wire.ToWorker {
 func (s *supervisor) hear(w *worker, m *wire.FromWorker) {
 	switch {
 	case m.Ready != nil:
+		w.turns.Store(m.Ready.Turns)
 		s.report(monitor.WorkerReady{Incarnation: w.incarnation, Ready: *m.Ready})
 	case m.Ended != nil:
 		s.report(monitor.WorkerEnded{VM: w.vm, Ended: *m.Ended})

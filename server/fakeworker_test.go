@@ -24,6 +24,7 @@ import (
 //
 //	""       ready at once, runs until Stop
 //	deaf     never listens
+//	mute     listens and says nothing, the first time
 //	exit     ends the VM with status 7 when it gets its members
 //	crash    exits with status 3 and a last line in its log
 //	stubborn ignores Stop and SIGTERM
@@ -72,11 +73,16 @@ func fakeWorker(dir string) error {
 	if err != nil {
 		return err
 	}
+	_ = os.Remove(wire.WorkerCtlSocket)                // of one that did not come up
 	l, err := net.Listen("unix", wire.WorkerCtlSocket) // the working directory is dir
 	if err != nil {
 		return err
 	}
 	go endWith(dir)
+	if _, err := os.Stat(filepath.Join(dir, "mute")); spec.Args == "mute" && err != nil {
+		note(dir, "mute", "once\n")
+		select {}
+	}
 	var mu sync.Mutex
 	var members *wire.WorkerMembers
 	for {

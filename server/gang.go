@@ -46,13 +46,13 @@ type gangs struct {
 	peers *link.Peers // the loop's; set before run
 	dir   int         // descriptor of the workers' directory: paths of sockets are short through it
 	bell  int         // datagram socket: notes come in
-	out   int         // datagram socket for orders
+	lines orderLines
 
-	vmDir  func(ident.VMID) string // the worker's directory, "" if there is none
-	now    func() *snapshot
-	turns  sliceLog
-	failed uint64 // orders that could not be delivered
-	in     [wire.SliceDatagramLimit]byte
+	now        func() *snapshot
+	turnMicros func() uint64 // of a CPU, that all vCPUs here have used to go from turn to turn
+	turns      sliceLog
+	failed     uint64 // orders that could not be delivered
+	in         [wire.SliceDatagramLimit]byte
 }
 
 // gangStats are the counters of the core and the shell.
@@ -73,13 +73,14 @@ func startGangs(s *Server) (*gangs, error) {
 	g := &gangs{
 		core:  gang.New(gang.Config{Self: id, Start: bootMicros(), Host: s.cfg.Sched == config.SchedHost, Distance: slotDistances("/sys", slotCPUs(s.cfg))}),
 		inbox: make(chan gang.Event, gangInbox), query: make(chan chan gangStats, gangQueries), done: make(chan struct{}),
-		self: id, log: s.log, cpus: slotCPUs(s.cfg), dir: -1, bell: -1, out: -1, now: s.board.now,
+		self: id, log: s.log, cpus: slotCPUs(s.cfg), dir: -1, bell: -1, now: s.board.now,
 	}
-	g.vmDir = func(vm ident.VMID) string {
+	g.turnMicros = s.workers.turnMicros
+	g.lines.worker = func(vm ident.VMID) (dir string, turns bool) {
 		if w := s.workers.worker(vm); w != nil {
-			return filepath.Base(w.dir)
+			return filepath.Base(w.dir), w.turns.Load()
 		}
-		return ""
+		return "", false
 	}
 	err := g.listen(s.workers.dir)
 	if err == nil {
@@ -94,9 +95,6 @@ func startGangs(s *Server) (*gangs, error) {
 
 func (g *gangs) listen(dir string) (err error) {
 	if g.dir, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return err
-	}
-	if g.out, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return err
 	}
 	path := filepath.Join(dir, wire.WorkersBell)
@@ -201,6 +199,7 @@ func (g *gangs) take() {
 			g.core.Step(bootMicros(), ev)
 			continue
 		case q := <-g.query:
+			g.core.Step(bootMicros(), gang.Tick{}) // so that all slices up to now are counted
 			q <- gangStats{g.core.Counters(), g.failed, threadTime()}
 			continue
 		default:
@@ -227,17 +226,19 @@ func threadTime() time.Duration {
 
 // follow tells the core what has changed in the replicated state.
 func (g *gangs) follow(snap *snapshot) {
-	if snap == g.snap {
+	before := g.snap
+	if g.snap = snap; before != nil && before.state == snap.state && before.acting() == snap.acting() {
 		return
 	}
-	g.snap = snap
 	v := gangView(snap)
 	if !reflect.DeepEqual(v, g.view) {
 		g.view = v
 		g.core.Step(bootMicros(), v)
-		g.turns.follow(bootMicros(), func(vm ident.VMID) bool {
+		here := func(vm ident.VMID) bool {
 			return slices.ContainsFunc(v.VMs, func(x gang.VM) bool { return x.ID == vm })
-		})
+		}
+		g.turns.follow(bootMicros(), here)
+		g.lines.follow(here)
 	}
 }
 
@@ -291,28 +292,6 @@ func (g *gangs) flush() {
 	}
 }
 
-// give sends a worker its order. One that is lost is repeated with the next slice; the worker is free by itself if none comes.
-func (g *gangs) give(o gang.Order) {
-	dir := g.vmDir(o.VM)
-	if dir == "" {
-		return
-	}
-	order := o.SliceOrder
-	order.CPUs = nil
-	for _, slot := range o.CPUs {
-		if int(slot) < len(g.cpus) {
-			order.CPUs = append(order.CPUs, g.cpus[slot])
-		}
-	}
-	var buf [wire.SliceDatagramLimit]byte
-	to := unix.SockaddrUnix{Name: g.path(filepath.Join(dir, wire.WorkerRunSocket))}
-	if err := unix.Sendto(g.out, wire.AppendSliceOrder(buf[:0], &order), unix.MSG_DONTWAIT, &to); err != nil {
-		g.failed++
-		g.core.Step(bootMicros(), gang.Undelivered{VM: o.VM})
-		g.log.Debug().Err(err).Uint64("vm", uint64(o.VM)).Msg("an order about slices was not delivered")
-	}
-}
-
 // receive takes a message of another server.
 func (g *gangs) receive(e *wire.Envelope) error {
 	slice, report, err := wire.DecodeGang(e.Body)
@@ -354,6 +333,7 @@ func (g *gangs) addStats(out map[string]uint64) {
 	addCounters(out, "gang.", st.core)
 	out["gang.undelivered"] = st.failed
 	out["gang.busy_micros"] = uint64(st.busy.Microseconds())
+	out["gang.turn_micros"] = g.turnMicros()
 	out["gang.start_skew.count"] = st.core.StartSkew.Count
 	out["gang.start_skew.p50_us"] = uint64(st.core.StartSkew.Permille(500))
 	out["gang.start_skew.p99_us"] = uint64(st.core.StartSkew.Permille(990))
@@ -366,7 +346,8 @@ func (g *gangs) close() {
 	if g.rung != nil {
 		g.rung.Close()
 	}
-	for _, fd := range []int{g.bell, g.out, g.dir} {
+	g.lines.follow(func(ident.VMID) bool { return false })
+	for _, fd := range []int{g.bell, g.dir} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}

@@ -45,15 +45,18 @@ func groupLimits(spec *wire.WorkerSpec) jail.Limits {
 	}
 }
 
-// leaveGroup removes an ended worker's group, and says if the kernel ended it for its limit.
-func (s *supervisor) leaveGroup(w *worker, reason string) string {
+// lenderLimits are those of the process that lends the server's memory: no more than that can be lent.
+func lenderLimits(memory ident.Bytes) jail.Limits {
+	return jail.Limits{MemoryBytes: uint64(memory + groupMemoryExtra), Threads: groupThreads}
+}
+
+// leaveGroup removes the group of an ended process, and tells whether the kernel ended it for its limit.
+func (s *supervisor) leaveGroup(dir string) (outOfMemory bool) {
 	if s.groups == nil {
-		return reason
+		return false
 	}
-	name := filepath.Base(w.dir)
-	if s.groups.OutOfMemory(name) {
-		reason += ": it wanted more memory than its control group may have"
-	}
+	name := filepath.Base(dir)
+	outOfMemory = s.groups.OutOfMemory(name)
 	s.groups.Remove(name)
-	return reason
+	return outOfMemory
 }

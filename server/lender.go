@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,12 +85,12 @@ func (p *lenderProcess) adopt(inc ident.Incarnation) error {
 	return nil
 }
 
-// start starts a lender if none runs.
-func (p *lenderProcess) start(spec wire.WorkerSpec) error {
+// start starts a lender if none runs, for as much memory as its server has at most.
+func (p *lenderProcess) start(spec wire.WorkerSpec, memory ident.Bytes) error {
 	if p.alive() {
 		return nil
 	}
-	spec.Lends, spec.ListenHost = true, p.s.listenHost
+	spec.Lends, spec.ListenHost, spec.IdleSleep = true, p.s.listenHost, p.s.idleSleep
 	p.s.secure(&spec)
 	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("create the lender's directory: %w", err)
@@ -102,12 +101,15 @@ func (p *lenderProcess) start(spec wire.WorkerSpec) error {
 	if err := p.s.giveDir(p.dir); err != nil {
 		return err
 	}
-	cmd, proc, err := p.s.spawn("lender", p.dir, &syscall.SysProcAttr{})
+	cmd, proc, err := p.s.spawn("lender", p.dir, lenderLimits(memory))
 	if err != nil {
 		return err
 	}
 	p.proc = proc
-	go func() { _ = cmd.Wait() }()
+	go func() {
+		_ = cmd.Wait()
+		p.s.leaveGroup(p.dir)
+	}()
 	return nil
 }
 

@@ -252,7 +252,7 @@ func (l *lendings) send(to ident.ServerID, m *wire.LendMessage) {
 // order has the lender process hold what the ledger says.
 func (l *lendings) order(ctx context.Context, snap *snapshot) error {
 	id, self := l.s.store.Identity(), snap.self()
-	if err := l.process.start(wire.WorkerSpec{ClusterID: id.ClusterID, Server: id.Server, ServerName: self.Name, Cell: self.Cell, Incarnation: snap.status.Incarnation}); err != nil {
+	if err := l.process.start(wire.WorkerSpec{ClusterID: id.ClusterID, Server: id.Server, ServerName: self.Name, Cell: self.Cell, Incarnation: snap.status.Incarnation}, self.MemoryBytes); err != nil {
 		return err
 	}
 	m := wire.ToLender{UntilBootMicros: snap.status.LeaseUntil}

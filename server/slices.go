@@ -1,7 +1,9 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc/codes"
@@ -28,37 +30,57 @@ type turn struct {
 // sliceLog remembers who ran when on this server. The scheduler's loop writes it, calls of the API read it.
 type sliceLog struct {
 	mu    sync.Mutex
-	ring  [sliceLogTurns]turn           // protected by mu
-	next  int                           // protected by mu; counts the turns begun
-	open  map[ident.VMID]int            // protected by mu; the turn that runs, by its count
-	modes map[ident.VMID]wire.SliceMode // protected by mu
+	ring  [sliceLogTurns]turn             // protected by mu
+	next  int                             // protected by mu; counts the turns begun
+	open  map[ident.VMID]int              // protected by mu; the turn that runs, by its count
+	modes map[ident.VMID]wire.SliceMode   // protected by mu
+	ahead map[ident.VMID][]wire.SliceTurn // protected by mu; what a part was told for times to come
 }
 
-// order notes what a part was told.
+// order notes what a part was told: it takes the place of what it was told for the same time and later.
 func (l *sliceLog) order(now ident.Micros, o *gang.Order) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open == nil {
-		l.open, l.modes = map[ident.VMID]int{}, map[ident.VMID]wire.SliceMode{}
+		l.open, l.modes, l.ahead = map[ident.VMID]int{}, map[ident.VMID]wire.SliceMode{}, map[ident.VMID][]wire.SliceTurn{}
 	}
+	l.pass(now, o.VM)
 	at := max(now, o.At)
-	i, running := l.open[o.VM]
-	if running && (o.Mode != wire.SliceRun || i+sliceLogTurns <= l.next) {
-		l.finish(o.VM, i, at)
+	ahead := slices.DeleteFunc(l.ahead[o.VM], func(t wire.SliceTurn) bool { return t.At >= at })
+	ahead = append(ahead, wire.SliceTurn{Number: o.Number, Mode: o.Mode, At: at, CPUs: o.CPUs})
+	l.ahead[o.VM] = append(ahead, o.Next...)
+	l.pass(now, o.VM)
+}
+
+// pass notes what a part has been doing until now. It requires mu.
+func (l *sliceLog) pass(now ident.Micros, vm ident.VMID) {
+	ahead := l.ahead[vm]
+	for len(ahead) > 0 && ahead[0].At <= now {
+		l.turn(vm, &ahead[0])
+		ahead = ahead[1:]
+	}
+	l.ahead[vm] = ahead
+}
+
+// turn notes what a part does. It requires mu.
+func (l *sliceLog) turn(vm ident.VMID, t *wire.SliceTurn) {
+	i, running := l.open[vm]
+	if running && (t.Mode != wire.SliceRun || i+sliceLogTurns <= l.next) {
+		l.finish(vm, i, t.At)
 		running = false
 	}
-	l.modes[o.VM] = o.Mode
-	if o.Mode != wire.SliceRun {
+	l.modes[vm] = t.Mode
+	if t.Mode != wire.SliceRun {
 		return
 	}
-	if running && l.ring[i%sliceLogTurns].number == o.Number {
+	if running && l.ring[i%sliceLogTurns].number == t.Number {
 		return // said again
 	}
 	if running {
-		l.finish(o.VM, i, at)
+		l.finish(vm, i, t.At)
 	}
-	l.ring[l.next%sliceLogTurns] = turn{vm: o.VM, number: o.Number, begin: at, slots: o.CPUs}
-	l.open[o.VM] = l.next
+	l.ring[l.next%sliceLogTurns] = turn{vm: vm, number: t.Number, begin: t.At, slots: t.CPUs}
+	l.open[vm] = l.next
 	l.next++
 }
 
@@ -74,6 +96,11 @@ func (l *sliceLog) finish(vm ident.VMID, i int, at ident.Micros) {
 func (l *sliceLog) follow(now ident.Micros, here func(ident.VMID) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for vm := range l.ahead {
+		if l.pass(now, vm); !here(vm) {
+			delete(l.ahead, vm)
+		}
+	}
 	for vm, i := range l.open {
 		if !here(vm) {
 			l.finish(vm, i, now)
@@ -87,14 +114,18 @@ func (l *sliceLog) follow(now ident.Micros, here func(ident.VMID) bool) {
 }
 
 // since returns copies of the turns that had not ended before a time, in the order of their begin, and whether any part is under orders.
-func (l *sliceLog) since(at ident.Micros) (turns []turn, conducted bool) {
+func (l *sliceLog) since(now, at ident.Micros) (turns []turn, conducted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for vm := range l.ahead {
+		l.pass(now, vm)
+	}
 	for i := max(0, l.next-sliceLogTurns); i < l.next; i++ {
 		if t := l.ring[i%sliceLogTurns]; t.end == 0 || t.end >= at {
 			turns = append(turns, t)
 		}
 	}
+	slices.SortStableFunc(turns, func(a, b turn) int { return cmp.Compare(a.begin, b.begin) })
 	for _, m := range l.modes {
 		conducted = conducted || m != wire.SliceFree
 	}
@@ -115,7 +146,7 @@ func (v *service) Slices(ctx context.Context, req *api.SlicesRequest) (*api.Slic
 		}
 		return client.Slices(v.forward(ctx), req)
 	}
-	turns, conducted := v.s.gangs.turns.since(ident.Micros(req.GetSinceMicros()))
+	turns, conducted := v.s.gangs.turns.since(bootMicros(), ident.Micros(req.GetSinceMicros()))
 	out := &api.SlicesResponse{Server: string(sv.Name), NowMicros: uint64(bootMicros()), Slots: uint32(sv.Slots), Conducted: conducted}
 	for i := range turns {
 		out.Slices = append(out.Slices, sliceMessage(snap.state, sv.ID, &turns[i]))

@@ -58,6 +58,7 @@ type supervisor struct {
 	idleSleep  bool                                                                     // see wire.WorkerSpec
 	scrub      ident.Micros                                                             // see wire.WorkerSpec
 	slow       int                                                                      // workers may be silent for so many times longer than usual
+	comeUp     int                                                                      // ticks of silence until a worker has to have said something
 	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here
 	report     func(monitor.Event)                                                      // blocks until the loop takes it or has ended
 	log        zerolog.Logger
@@ -81,7 +82,7 @@ func newSupervisor(dir string, command []string, listenHost string, log zerolog.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create directory of workers: %w", err)
 	}
-	s := &supervisor{dir: dir, command: command, listenHost: listenHost, log: log, slow: 1, workers: make(map[ident.VMID]*worker)}
+	s := &supervisor{dir: dir, command: command, listenHost: listenHost, log: log, slow: 1, comeUp: comeUpTicks, workers: make(map[ident.VMID]*worker)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -366,7 +367,10 @@ func (s *supervisor) finish(w *worker, pid int, reason string) {
 	delete(s.workers, w.vm)
 	s.mu.Unlock()
 	s.counts.gone.Add(1)
-	reason = s.leaveGroup(w, w.endReason(reason))
+	reason = w.endReason(reason)
+	if s.leaveGroup(w.dir) {
+		reason += ": it wanted more memory than its control group may have"
+	}
 	w.cancel()
 	close(w.done)
 	s.log.Info().Uint64("vm", uint64(w.vm)).Int("pid", pid).Str("reason", reason).Msg("worker ended")

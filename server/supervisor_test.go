@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -179,6 +180,77 @@ func TestWordsOfAWorkerComeBeforeItsEnd(t *testing.T) {
 	if _, ok := first.(monitor.WorkerReady); !ok {
 		t.Errorf("first came %#v, then %#v", first, second)
 	}
+}
+
+// One that hangs before it has said anything is ended, its log tells what it did, and another one comes up in its place.
+func TestMuteWorkerIsStartedAgain(t *testing.T) {
+	s, w := testSupervisor(t, t.TempDir())
+	s.comeUp = 2
+	s.startWorker(monitor.StartWorker{Spec: spec(1, 1, "mute"), Created: 1})
+	expect[monitor.WorkerReady](w) // the second one's: the first says nothing
+	if !fileHas(filepath.Join(s.worker(1).dir, wire.WorkerLogFile), "goroutine ")() {
+		t.Error("its log does not tell what it did")
+	}
+	s.stopWorker(monitor.StopWorker{VM: 1})
+	expect[monitor.WorkerGone](w)
+}
+
+// closing says when a connection is closed by its owner.
+type closing struct {
+	net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *closing) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// What a worker said before it closed is heard, although it cannot be told anything any more.
+func TestLastWordsAreHeard(t *testing.T) {
+	s, w := testSupervisor(t, t.TempDir())
+	ours, theirs := socketPair(t)
+	conn := &closing{Conn: ours, closed: make(chan struct{})}
+	s.report = func(ev monitor.Event) {
+		select { // the first is taken in slowly, while the other direction fails
+		case <-conn.closed:
+		case <-time.After(100 * time.Millisecond):
+		}
+		w.events <- ev
+	}
+	for _, m := range []wire.FromWorker{{Hint: &wire.WorkerHint{}}, {Ended: &wire.WorkerEnded{ExitStatus: 7}}} {
+		if err := wire.WriteJSON(theirs, &m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	theirs.Close()
+	worker := &worker{vm: 1, wake: make(chan struct{}, 1), lease: &wire.WorkerLease{}}
+	if err := s.exchange(t.Context(), worker, conn); err == nil {
+		t.Error("the connection did not end")
+	}
+	expect[monitor.WorkerHint](w)
+	if e := expect[monitor.WorkerEnded](w); e.Ended.ExitStatus != 7 {
+		t.Errorf("heard %+v", e)
+	}
+}
+
+func socketPair(t *testing.T) (ours, theirs net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		if conns[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		t.Cleanup(func() { conns[i].Close() })
+	}
+	return conns[0], conns[1]
 }
 
 func TestStubbornWorkerIsKilled(t *testing.T) {

@@ -168,26 +168,29 @@ func TestSliceLog(t *testing.T) {
 	order(30, 2, 3, wire.SliceRun, 0)
 	l.follow(40, func(vm ident.VMID) bool { return vm == 1 })
 	order(50, 1, 4, wire.SliceRun, 1)
-	got, conducted := l.since(0)
+	ahead := gang.Order{VM: 1, SliceOrder: wire.SliceOrder{Number: 5, Mode: wire.SliceHold, At: 55, Next: []wire.SliceTurn{{Number: 6, Mode: wire.SliceRun, At: 58}}}}
+	l.order(51, &ahead)
+	l.order(52, &gang.Order{VM: 1, SliceOrder: wire.SliceOrder{Number: 4, Mode: wire.SliceRun, At: 54, CPUs: []uint16{1}}}) // taken back
+	got, conducted := l.since(1<<50, 0)
 	want := []turn{
 		{1, 1, 10, 20, []uint16{0, 1}}, {2, 2, 20, 30, []uint16{0}}, {2, 3, 30, 40, []uint16{0}}, {1, 4, 50, 0, []uint16{1}},
 	}
 	if !reflect.DeepEqual(got, want) || !conducted {
 		t.Errorf("%+v %v, want %+v", got, conducted, want)
 	}
-	if got, _ := l.since(35); len(got) != 2 {
+	if got, _ := l.since(1<<50, 35); len(got) != 2 {
 		t.Errorf("since 35: %+v", got)
 	}
 	for i := range 3 * sliceLogTurns {
 		order(ident.Micros(100+i), 3, uint64(10+i), wire.SliceRun, 0)
 	}
-	got, _ = l.since(0)
+	got, _ = l.since(1<<50, 0)
 	if len(got) != sliceLogTurns || got[0].end != got[1].begin || got[len(got)-1].end != 0 {
 		t.Errorf("%d turns, the first %+v", len(got), got[0])
 	}
 	order(1<<40, 3, 1<<30, wire.SliceFree)
 	order(1<<40, 1, 1<<30, wire.SliceFree)
-	if _, conducted := l.since(0); conducted {
+	if _, conducted := l.since(1<<50, 0); conducted {
 		t.Error("all run freely")
 	}
 }

@@ -12,12 +12,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/monitor"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -31,6 +33,7 @@ type worker struct {
 	ctx         context.Context // ends with the supervisor, or when the worker is to be killed
 	cancel      context.CancelFunc
 	wake        chan struct{}  // there is something to send
+	turns       atomic.Bool    // it can be told of slices to come
 	exited      chan struct{}  // closed when the process is gone; what it said before may still have to be heard
 	talks       sync.WaitGroup // its conversation, which ends soon after that
 	done        chan struct{}  // closed when that has been heard, too
@@ -57,6 +60,7 @@ type worker struct {
 	guest   ofGuest             // protected by mu
 	lenders *wire.WorkerLenders // protected by mu
 	killed  string              // protected by mu; why this server killed it, if it did
+	again   bool                // protected by mu; its first process did not come up
 }
 
 // killedFor notes why this server kills the worker: its exit status will only tell that somebody did.
@@ -138,6 +142,11 @@ func (s *supervisor) run(w *worker, a monitor.StartWorker) {
 		return
 	}
 	werr := cmd.Wait()
+	if s.startAgain(w, p.pid) {
+		w.talks.Wait() // which soon finds that it is gone
+		s.run(w, a)
+		return
+	}
 	s.finish(w, p.pid, exitReason(cmd.ProcessState, werr, w.dir))
 }
 
@@ -169,19 +178,10 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	if err := s.giveDir(w.dir); err != nil {
 		return nil, err
 	}
-	attr := &syscall.SysProcAttr{}
-	if s.groups != nil {
-		group, err := s.groups.Make(filepath.Base(w.dir), groupLimits(&spec))
-		if err != nil {
-			return nil, err
-		}
-		defer group.Close()
-		attr.UseCgroupFD, attr.CgroupFD = true, int(group.Fd())
-	}
 	if w.ctx.Err() != nil {
 		return nil, errors.New("stopped before its worker was started")
 	}
-	cmd, p, err := s.spawn("worker", w.dir, attr) // without the lock, which the loop wants, too: on a busy host this takes a while
+	cmd, p, err := s.spawn("worker", w.dir, groupLimits(&spec)) // without the lock, which the loop wants, too: on a busy host this takes a while
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +197,18 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	return cmd, nil
 }
 
-// spawn starts the process of a worker's directory, which is to outlive this one. what it is people are told if that fails.
-func (s *supervisor) spawn(what, dir string, attr *syscall.SysProcAttr) (*exec.Cmd, *process, error) {
+// spawn starts the process of a worker's directory, which is to outlive this one, in a control group if there are any. what it is people are told if that fails.
+func (s *supervisor) spawn(what, dir string, limits jail.Limits) (*exec.Cmd, *process, error) {
+	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if s.groups != nil {
+		group, err := s.groups.Make(filepath.Base(dir), limits)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer group.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(group.Fd())
+	}
 	log, err := os.OpenFile(filepath.Join(dir, wire.WorkerLogFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("create the %s's log: %w", what, err)
@@ -208,8 +218,6 @@ func (s *supervisor) spawn(what, dir string, attr *syscall.SysProcAttr) (*exec.C
 	cmd := exec.Command(s.command[0], args...)
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
-	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
-	attr.Setsid = true
 	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		return nil, nil, fmt.Errorf("start the %s: %w", what, err)
@@ -334,6 +342,7 @@ func (s *supervisor) adoptOne(p ownProcess) *adopted {
 	s.mu.Lock()
 	w := s.add(spec.VM, spec.Incarnation, p.dir)
 	w.proc, w.guest = p.process, ofGuest{bytes: spec.MemoryBytes, limit: spec.Memory}
+	w.turns.Store(ready != nil && ready.Turns)
 	s.mu.Unlock()
 	return &adopted{w: w, ready: ready, conn: conn}
 }

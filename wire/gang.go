@@ -19,13 +19,24 @@ const GangEntryLimit = 4096
 const (
 	gangSlice  = 1
 	gangReport = 2
+	gangPlan   = 3 // a slice and those that follow it
 )
 
-// GangSlice is the conductor's word to one server: these gangs run, from Start on; all others of the domain wait.
+// GangSlice is the conductor's word to one server: these gangs run, from Start on; all others of the domain wait. What was said for Start and later no
+// longer holds.
 type GangSlice struct {
 	Number uint64       // rises with each slice of a conductor, over its restarts too
 	Sent   ident.Micros // on the conductor's clock; the report echoes it
 	Start  ident.Micros // on the receiver's clock; in the past or zero: at once
+	Run    []ident.VMID // by rising number
+
+	Next []GangTurn // slices that follow, by their begin; only for who has said that it follows plans
+}
+
+// GangTurn is a slice that follows another one.
+type GangTurn struct {
+	Number uint64       // rises
+	Start  ident.Micros // on the receiver's clock
 	Run    []ident.VMID // by rising number
 }
 
@@ -37,7 +48,11 @@ type GangReport struct {
 	Sent     ident.Micros // on the sender's clock
 	Busy     []GangBusy   // every gang of the domain that has a part there, by rising VM
 	Started  []GangStart
+	Plans    bool // the sender understands GangSlice.Next
 }
+
+// plansEntry among Busy says that the sender follows plans. There is no such VM: versions that know nothing of plans pass it over.
+var plansEntry = GangBusy{VM: 0, VCPUs: 1}
 
 // GangBusy counts the vCPUs of a part that are not idle.
 type GangBusy struct {
@@ -54,11 +69,29 @@ type GangStart struct {
 
 // AppendGangSlice appends the encoding of m.
 func AppendGangSlice(b []byte, m *GangSlice) []byte {
-	b = append(b, GangVersion, gangSlice)
+	kind := byte(gangSlice)
+	if len(m.Next) > 0 {
+		kind = gangPlan
+	}
+	b = append(b, GangVersion, kind)
 	b = binary.AppendUvarint(b, m.Number)
 	b = appendMicros(b, m.Sent, m.Start)
-	b = binary.AppendUvarint(b, uint64(len(m.Run)))
-	for _, vm := range m.Run {
+	b = appendVMs(b, m.Run)
+	if kind == gangSlice {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(m.Next)))
+	for i := range m.Next {
+		b = binary.AppendUvarint(b, m.Next[i].Number)
+		b = appendMicros(b, m.Next[i].Start)
+		b = appendVMs(b, m.Next[i].Run)
+	}
+	return b
+}
+
+func appendVMs(b []byte, vms []ident.VMID) []byte {
+	b = binary.AppendUvarint(b, uint64(len(vms)))
+	for _, vm := range vms {
 		b = binary.AppendUvarint(b, uint64(vm))
 	}
 	return b
@@ -69,8 +102,12 @@ func AppendGangReport(b []byte, m *GangReport) []byte {
 	b = append(b, GangVersion, gangReport)
 	b = binary.AppendUvarint(b, m.Number)
 	b = appendMicros(b, m.EchoSent, m.Received, m.Sent)
-	b = binary.AppendUvarint(b, uint64(len(m.Busy)))
-	for _, x := range m.Busy {
+	busy := m.Busy
+	if m.Plans {
+		busy = append([]GangBusy{plansEntry}, busy...)
+	}
+	b = binary.AppendUvarint(b, uint64(len(busy)))
+	for _, x := range busy {
 		b = binary.AppendUvarint(b, uint64(x.VM))
 		b = binary.AppendUvarint(b, uint64(x.VCPUs))
 	}
@@ -97,8 +134,8 @@ func DecodeGang(b []byte) (*GangSlice, *GangReport, error) {
 	}
 	d := varints{rest: b[2:]}
 	switch b[1] {
-	case gangSlice:
-		m := d.gangSlice()
+	case gangSlice, gangPlan:
+		m := d.gangSlice(b[1] == gangPlan)
 		return m, nil, d.end("slice")
 	case gangReport:
 		m := d.gangReport()
@@ -107,18 +144,39 @@ func DecodeGang(b []byte) (*GangSlice, *GangReport, error) {
 	return nil, nil, fmt.Errorf("wire: message about slices of unknown kind %d: %w", b[1], ErrBadFrame)
 }
 
-func (d *varints) gangSlice() *GangSlice {
-	m := &GangSlice{Number: d.unsigned(), Sent: d.micros(), Start: d.micros()}
-	for range d.count(GangEntryLimit) {
-		m.Run = append(m.Run, ident.VMID(d.unsigned()))
+func (d *varints) gangSlice(plan bool) *GangSlice {
+	m := &GangSlice{Number: d.unsigned(), Sent: d.micros(), Start: d.micros(), Run: d.vms()}
+	if !plan {
+		return m
 	}
+	last, at := m.Number, m.Start
+	for range d.count(GangEntryLimit) {
+		t := GangTurn{Number: d.unsigned(), Start: d.micros(), Run: d.vms()}
+		d.bad = d.bad || t.Number <= last || t.Start < at
+		last, at = t.Number, t.Start
+		m.Next = append(m.Next, t)
+	}
+	d.bad = d.bad || len(m.Next) == 0
 	return m
+}
+
+func (d *varints) vms() (vms []ident.VMID) {
+	for range d.count(GangEntryLimit) {
+		vms = append(vms, ident.VMID(d.unsigned()))
+	}
+	return vms
 }
 
 func (d *varints) gangReport() *GangReport {
 	m := &GangReport{Number: d.unsigned(), EchoSent: d.micros(), Received: d.micros(), Sent: d.micros()}
 	for range d.count(GangEntryLimit) {
 		m.Busy = append(m.Busy, GangBusy{VM: ident.VMID(d.unsigned()), VCPUs: d.small()})
+	}
+	if len(m.Busy) > 0 && m.Busy[0] == plansEntry {
+		m.Plans, m.Busy = true, m.Busy[1:]
+	}
+	if len(m.Busy) == 0 {
+		m.Busy = nil
 	}
 	for range d.count(GangEntryLimit) {
 		m.Started = append(m.Started, GangStart{VM: ident.VMID(d.unsigned()), Number: d.unsigned(), First: d.micros(), Last: d.micros()})

@@ -33,14 +33,31 @@ const (
 	sliceModeEnd
 )
 
-// SliceOrder is what a part does from At on. After Until, without another order, it is free: nobody is left to wait for.
+// SliceOrder is what a part does from At on. It takes the place of all that was said for At and later. After Until, without another order, the part is free:
+// nobody is left to wait for.
 type SliceOrder struct {
 	Number uint64
 	Mode   SliceMode
 	At     ident.Micros // CLOCK_BOOTTIME; in the past: at once
 	Until  ident.Micros // CLOCK_BOOTTIME
 	CPUs   []uint16     // with SliceRun: the slots' CPUs, in the order of the vCPUs that have work; empty: any
+
+	Next []SliceTurn // what it does then, by time; only for workers that have said that they take turns
 }
+
+// SliceTurn is what a part does from At on.
+type SliceTurn struct {
+	Number uint64
+	Mode   SliceMode
+	At     ident.Micros
+	CPUs   []uint16
+}
+
+// SliceTurnLimit bounds the turns of an order, so that it fits into a datagram with as many CPUs for each as most machines have.
+const SliceTurnLimit = 64
+
+// Versions of an order: with Next it is of the second.
+const planVersion = 2
 
 // SliceNote says which of a part's vCPUs have work, and when they were let go in slice Number.
 type SliceNote struct {
@@ -52,11 +69,29 @@ type SliceNote struct {
 
 // AppendSliceOrder appends the encoding of o.
 func AppendSliceOrder(b []byte, o *SliceOrder) []byte {
-	b = append(b, GangVersion, byte(o.Mode))
+	version := byte(GangVersion)
+	if len(o.Next) > 0 {
+		version = planVersion
+	}
+	b = append(b, version, byte(o.Mode))
 	b = binary.AppendUvarint(b, o.Number)
 	b = appendMicros(b, o.At, o.Until)
-	b = binary.AppendUvarint(b, uint64(len(o.CPUs)))
-	for _, c := range o.CPUs {
+	b = appendCPUs(b, o.CPUs)
+	if version == GangVersion {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(o.Next)))
+	for i := range o.Next {
+		t := &o.Next[i]
+		b = binary.AppendUvarint(append(b, byte(t.Mode)), t.Number)
+		b = appendCPUs(appendMicros(b, t.At), t.CPUs)
+	}
+	return b
+}
+
+func appendCPUs(b []byte, cpus []uint16) []byte {
+	b = binary.AppendUvarint(b, uint64(len(cpus)))
+	for _, c := range cpus {
 		b = binary.AppendUvarint(b, uint64(c))
 	}
 	return b
@@ -64,15 +99,31 @@ func AppendSliceOrder(b []byte, o *SliceOrder) []byte {
 
 // DecodeSliceOrder decodes an order.
 func DecodeSliceOrder(b []byte) (SliceOrder, error) {
-	if len(b) < 2 || b[0] != GangVersion || b[1] >= byte(sliceModeEnd) {
+	if len(b) < 2 || b[0] != GangVersion && b[0] != planVersion || b[1] >= byte(sliceModeEnd) {
 		return SliceOrder{}, fmt.Errorf("wire: order of an unknown version or mode: %w", ErrBadFrame)
 	}
 	d := varints{rest: b[2:]}
-	o := SliceOrder{Mode: SliceMode(b[1]), Number: d.unsigned(), At: d.micros(), Until: d.micros()}
-	for range d.count(GangEntryLimit) {
-		o.CPUs = append(o.CPUs, uint16(d.small()))
+	o := SliceOrder{Mode: SliceMode(b[1]), Number: d.unsigned(), At: d.micros(), Until: d.micros(), CPUs: d.cpus()}
+	if b[0] == GangVersion {
+		return o, d.end("order")
 	}
+	at := o.At
+	for range d.count(SliceTurnLimit) {
+		mode := d.small()
+		t := SliceTurn{Mode: SliceMode(mode), Number: d.unsigned(), At: d.micros(), CPUs: d.cpus()}
+		d.bad = d.bad || mode >= int(sliceModeEnd) || t.At < at
+		at = t.At
+		o.Next = append(o.Next, t)
+	}
+	d.bad = d.bad || len(o.Next) == 0
 	return o, d.end("order")
+}
+
+func (d *varints) cpus() (cpus []uint16) {
+	for range d.count(GangEntryLimit) {
+		cpus = append(cpus, uint16(d.small()))
+	}
+	return cpus
 }
 
 // AppendSliceNote appends the encoding of n.

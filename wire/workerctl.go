@@ -113,6 +113,8 @@ type WorkerMember struct {
 	VCPUs  []ident.VCPU     `json:"vcpus,omitempty"`
 
 	ReplicaAddr string `json:"replica_addr,omitempty"` // replica plane, host:port
+	Level       Level  `json:"level,omitempty"`        // that it has announced
+	Slots       int    `json:"slots,omitempty"`        // of its server; 0: not known
 }
 
 // ToWorker is a message from serve to a worker.
@@ -147,11 +149,6 @@ type WorkerLinkFault struct {
 	DelayMillis  int            `json:"delay_millis,omitempty"`
 	JitterMillis int            `json:"jitter_millis,omitempty"`
 	LossPermille int            `json:"loss_permille,omitempty"`
-}
-
-// WorkerLease lets the worker run guests and answer page requests until the time on the host's CLOCK_BOOTTIME, in microseconds.
-type WorkerLease struct {
-	UntilBootMicros ident.Micros `json:"until_boot_micros"`
 }
 
 // WorkerMembers says who belongs to the VM in an epoch. The first one starts the VM; a later one, with a higher epoch, takes the place
@@ -265,6 +262,8 @@ type WorkerReady struct {
 	Replica   string      `json:"replica_addr,omitempty"` // replica plane
 	Epoch     ident.Epoch `json:"epoch"`
 	NetAddr   string      `json:"net_addr,omitempty"` // of its ports on the built-in switch
+	Level     Level       `json:"level,omitempty"`    // what it knows
+	Turns     bool        `json:"turns,omitempty"`    // it understands SliceOrder.Next
 }
 
 // WorkerEnded reports that the VM ended as seen from this part. It is repeated on each new connection until serve says Stop.
@@ -328,11 +327,6 @@ type WorkerStalled struct {
 	LimitBytes int64 `json:"limit_bytes"`
 }
 
-// WorkerFenced says that the worker stopped its vCPUs because its lease lapsed (On), or that it goes on under a renewed one.
-type WorkerFenced struct {
-	On bool `json:"on"`
-}
-
 // WorkerMapAsk asks which pages are held here, summed up by regions of so many pages.
 type WorkerMapAsk struct {
 	Token          uint64 `json:"token"` // comes back with the answer
@@ -391,6 +385,7 @@ type WorkerStats struct {
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
 	SlotMicros ident.Micros `json:"slot_micros,omitempty"` // that the gang was not held
+	TurnMicros ident.Micros `json:"turn_micros,omitempty"` // of a CPU, that its vCPUs' threads used to go from turn to turn
 	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up
 	At         ident.Micros `json:"at,omitempty"`          // when these figures were taken
 }

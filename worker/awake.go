@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"sync"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -13,29 +14,33 @@ const (
 	awakeBurst  = 8                      // page events,
 	awakeWindow = 10 * ident.Millisecond // within so long, keep CPUs awake
 	awakeCalm   = 100 * time.Millisecond // until so long passes with fewer
+	awakeLoan   = awakeBurst / 2         // events that a page from a lender counts as: a vCPU waits for four wake-ups, one after the other
 )
 
-// awake keeps CPUs awake while pages travel. All fields are protected by the plane's mu.
+// awake keeps CPUs awake while pages travel.
 //
 //	asleep --burst within window--> awake --calm--> asleep
 type awake struct {
+	mu      sync.Mutex       // protects all below; the last lock of all
 	latency *cpuidle.Latency // nil: not wanted here, or not allowed
 	since   ident.Micros
 	events  int
 	timer   *time.Timer
 }
 
-// note counts a page event.
-func (a *awake) note(now ident.Micros) {
+// note counts page events.
+func (a *awake) note(now ident.Micros, events int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.latency == nil {
 		return
 	}
-	a.events++
+	a.events += events
 	if a.latency.Held() {
 		return
 	}
 	if now-a.since > awakeWindow {
-		a.since, a.events = now, 1
+		a.since, a.events = now, events
 	}
 	if a.events >= awakeBurst {
 		a.events = 0
@@ -46,6 +51,8 @@ func (a *awake) note(now ident.Micros) {
 
 // calm runs every awakeCalm while CPUs are kept awake.
 func (a *awake) calm() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.events < awakeBurst {
 		a.latency.Release()
 	} else {
@@ -54,16 +61,17 @@ func (a *awake) calm() {
 	a.events = 0
 }
 
-// keepAwake begins to watch how busy the plane is.
-func (p *plane) keepAwake(latency *cpuidle.Latency) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.awake.latency = latency
-	p.awake.timer = time.AfterFunc(time.Hour, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if !p.closed {
-			p.awake.calm()
-		}
-	})
+// watch begins to watch how busy the planes are, unless the host's idle CPUs are to sleep, or nobody may keep them from it.
+func (a *awake) watch(sleep bool) {
+	if sleep {
+		return
+	}
+	latency, err := cpuidle.Open()
+	if err != nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.latency = latency
+	a.timer = time.AfterFunc(time.Hour, a.calm)
 }

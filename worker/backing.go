@@ -28,9 +28,13 @@ import (
 type backing struct {
 	plane *link.Pages // to lenders
 	fail  func(error) // pages are lost
+	awake awake
+
+	coming coming // the pager's, which asks for one page at a time
 
 	turn sync.Mutex // held by whoever puts frames somewhere: a lender refuses what it is told later than what followed it
 	seq  uint64     // protected by turn; of puts and cuts
+	body []byte     // protected by turn; of the last put
 
 	mu      sync.Mutex                       // protects all below
 	where   map[uint32]frame                 // by slot
@@ -58,7 +62,7 @@ const (
 	lendPut      = 500 * time.Millisecond // for some to be written
 	lendRest     = time.Second            // of a tier that failed
 	lendRetry    = 20 * time.Millisecond
-	lendLinger   = time.Millisecond
+	lendLinger   = 4 * time.Millisecond
 	maxLeaving   = 128 // pages that wait to be written: half a MiB, beside what the part may hold
 )
 
@@ -69,9 +73,32 @@ func newBacking(file *os.File, fail func(error)) *backing {
 	return b
 }
 
+// coming is a page that a lender was asked for before it is read.
+type coming struct {
+	slot     uint32
+	frame    frame
+	question *link.Question // nil: none is
+}
+
+// Expect implements ram.Store: what a lender has is on its way while the pager makes room.
+func (b *backing) Expect(slot uint32) {
+	b.mu.Lock()
+	f, here := b.where[slot], b.leaving[slot] != nil
+	b.mu.Unlock()
+	b.coming = coming{}
+	if !here && f.tier != nil && f.tier.file == nil {
+		b.coming = coming{slot: slot, frame: f, question: b.plane.Ask(f.tier.lender.As, lendEpoch, wire.DeviceGeneric, getFrame(f.no))}
+	}
+}
+
 // ReadAt implements ram.Store.
 func (b *backing) ReadAt(buf []byte, off int64) (int, error) {
 	slot := uint32(off >> ident.PageShift)
+	early := b.coming
+	b.coming = coming{}
+	if early.slot != slot {
+		early.question = nil
+	}
 	var last frame
 	for {
 		b.mu.Lock()
@@ -86,7 +113,11 @@ func (b *backing) ReadAt(buf []byte, off int64) (int, error) {
 		if f.tier == nil {
 			return 0, errors.New("nothing was written there")
 		}
-		err := b.read(f, buf)
+		if early.frame != f {
+			early.question = nil
+		}
+		err := b.read(f, buf, early.question)
+		early.question = nil
 		if err == nil || f == last {
 			return len(buf), err
 		}
@@ -257,10 +288,10 @@ func (b *backing) put(t *tier, pieces []piece) error {
 	return nil
 }
 
-// read reads a frame.
-func (b *backing) read(f frame, buf []byte) error {
+// read reads a frame, for which its lender may have been asked already.
+func (b *backing) read(f frame, buf []byte, early *link.Question) error {
 	if f.tier.file == nil {
-		return b.readLender(f, buf)
+		return b.readLender(f, buf, early)
 	}
 	_, err := f.tier.file.ReadAt(buf, int64(f.no)<<ident.PageShift)
 	if err == nil && xxh3.Hash(buf) != f.sum {

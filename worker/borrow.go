@@ -57,19 +57,32 @@ const maxFrames = 1 << 30
 
 // ask asks a lender.
 func (b *backing) ask(l *wire.WorkerLender, body []byte, within time.Duration) ([]byte, error) {
-	answer, status, err := b.plane.Request(l.As, lendEpoch, wire.DeviceGeneric, body, time.Now().Add(within))
+	return heed(b.plane.Request(l.As, lendEpoch, wire.DeviceGeneric, body, time.Now().Add(within)))
+}
+
+// heed looks at what a lender said.
+func heed(answer []byte, status wire.DeviceStatus, err error) ([]byte, error) {
 	if err == nil && status != wire.DeviceOK {
 		err = errLender
 	}
 	return answer, err
 }
 
-// readLender reads a lender's frame. A lender that is silent may be back in a moment.
-func (b *backing) readLender(f frame, buf []byte) error {
+// getFrame asks for a frame.
+func getFrame(no uint32) []byte { return binary.LittleEndian.AppendUint32([]byte{wire.LendGet}, no) }
+
+// readLender reads a lender's frame, for which it may have been asked already. A lender that is silent may be back in a moment.
+func (b *backing) readLender(f frame, buf []byte, early *link.Question) error {
+	b.awake.note(bootMicros(), awakeLoan)
 	var err error
 	for began := time.Now(); time.Since(began) < lendPatience; time.Sleep(lendRetry) {
 		var answer []byte
-		answer, err = b.ask(&f.tier.lender, binary.LittleEndian.AppendUint32([]byte{wire.LendGet}, f.no), lendPatience/2)
+		if early != nil {
+			answer, err = heed(early.Answer(began.Add(lendPatience / 2)))
+			early = nil
+		} else {
+			answer, err = b.ask(&f.tier.lender, getFrame(f.no), lendPatience/2)
+		}
 		if err == nil {
 			if copy(buf, answer) != len(buf) || xxh3.Hash(buf) != f.sum {
 				err = errLender
@@ -90,12 +103,11 @@ func (b *backing) putLender(t *tier, pieces []piece) error {
 	for len(pieces) > 0 {
 		n := min(len(pieces), wire.LendPutFrames)
 		b.seq++
-		body := make([]byte, 0, wire.LendPutHeader+n*wire.LendFrameBytes)
-		body = binary.LittleEndian.AppendUint64(append(body, wire.LendPut), b.seq)
+		b.body = binary.LittleEndian.AppendUint64(append(b.body[:0], wire.LendPut), b.seq)
 		for _, p := range pieces[:n] {
-			body = append(binary.LittleEndian.AppendUint32(body, p.to.no), p.page[:]...)
+			b.body = append(binary.LittleEndian.AppendUint32(b.body, p.to.no), p.page[:]...)
 		}
-		if _, err := b.ask(&t.lender, body, lendPut); err != nil {
+		if _, err := b.ask(&t.lender, b.body, lendPut); err != nil {
 			return fmt.Errorf("server %s does not take pages: %w", t.lender.Name, err)
 		}
 		b.mu.Lock()
@@ -232,7 +244,7 @@ func (b *backing) relocate(slots []uint32, from, to *tier) (moved int, err error
 	b.mu.Unlock()
 	for i := range pieces {
 		if err == nil {
-			err = b.read(old[i], pieces[i].page[:])
+			err = b.read(old[i], pieces[i].page[:], nil)
 		}
 	}
 	failed := false

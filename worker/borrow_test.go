@@ -226,12 +226,48 @@ func TestLostLenderLosesPages(t *testing.T) {
 func TestLatePutIsRefused(t *testing.T) {
 	o := &loan{terms: testTerms(ident.MiB), last: 7}
 	body := append(binary.LittleEndian.AppendUint64([]byte{wire.LendPut}, 7), make([]byte, wire.LendFrameBytes)...)
-	if status, _ := o.serve(body); status != wire.DeviceBad {
+	if status, _ := o.serve(body, new([ident.PageSize]byte)); status != wire.DeviceBad {
 		t.Error("an old put was heeded")
 	}
 	for _, bad := range [][]byte{nil, {wire.LendGet}, {9, 9, 9, 9, 9}, body[:20], append([]byte{wire.LendCut}, body[1:9]...), {wire.LendGet, 255, 255, 255, 255}} {
-		if status, _ := o.serve(bad); status != wire.DeviceBad {
+		if status, _ := o.serve(bad, new([ident.PageSize]byte)); status != wire.DeviceBad {
 			t.Errorf("%x was taken", bad)
 		}
+	}
+}
+
+// A page that was sent for before it is read is right whatever becomes of its frame meanwhile, and another one is not taken for it.
+func TestExpectedPagesAreRight(t *testing.T) {
+	const lent = 64
+	l := newTestLender(t)
+	b, _ := newTestBacking(t, lent)
+	terms := testTerms(lent << ident.PageShift)
+	if err := b.setLenders(order(t, l, 1, terms)); err != nil {
+		t.Fatal(err)
+	}
+	putSlots(t, b, 0, 40, 1)
+	drained(b)
+	for i := range uint32(40) {
+		b.Expect(i)
+		checkSlots(t, b, int(i), int(i)+1, 1)
+	}
+	b.Expect(3)
+	checkSlots(t, b, 4, 5, 1) // another one
+	checkSlots(t, b, 3, 4, 1)
+	b.Expect(5)
+	putSlots(t, b, 5, 6, 2) // written anew
+	checkSlots(t, b, 5, 6, 2)
+	b.Expect(39)
+	terms.Limit = 20 << ident.PageShift
+	if err := b.setLenders(order(t, l, 2, terms)); err != nil { // moved away, to the file
+		t.Fatal(err)
+	}
+	putSlots(t, b, 60, 64, 1)
+	drained(b)
+	checkSlots(t, b, 39, 40, 1)
+	checkSlots(t, b, 60, 64, 1)
+	b.Expect(200) // nothing was written there
+	if _, err := b.ReadAt(make([]byte, ident.PageSize), 200<<ident.PageShift); err == nil {
+		t.Error("there is a page that was never written")
 	}
 }

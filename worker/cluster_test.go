@@ -89,7 +89,7 @@ func startVMWith(t *testing.T, options map[string]string, builtin, args string, 
 	t.Cleanup(v.stop)
 	members := wire.WorkerMembers{Epoch: 1, Fresh: true}
 	for i, p := range v.parts {
-		members.Members = append(members.Members, wire.WorkerMember{Part: ident.Part(i), Server: ident.ServerID(i + 1), Addr: p.ready.PageAddr})
+		members.Members = append(members.Members, wire.WorkerMember{Part: ident.Part(i), Server: ident.ServerID(i + 1), Addr: p.ready.PageAddr, Level: p.ready.Level})
 	}
 	v.send(wire.ToWorker{Lease: &wire.WorkerLease{UntilBootMicros: bootMicros() + 600*ident.Second}})
 	v.send(wire.ToWorker{Members: &members})

@@ -217,5 +217,5 @@ func (w *Worker) announce() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr()}
+	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr(), Level: levelOf(w.spec), Turns: true}
 }

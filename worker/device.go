@@ -37,6 +37,7 @@ func (w *Worker) request(v *vcpu, r deviceRequest) (uint64, error) {
 	if h := w.home.Load(); h != nil {
 		return h.do(r)
 	}
+	v.alarm.set(0)
 	answer, err := w.askHome(v.life, r, &v.asking)
 	if err != nil {
 		return 0, err

@@ -63,6 +63,7 @@ type guard struct {
 // it is back.
 func newGuard(kick func(), threads func() []int, onFence func(bool)) *guard {
 	g := &guard{kick: kick, onFence: onFence, urger: urger{tids: threads}}
+	g.slot.due.Store(notDue)
 	g.timer = time.AfterFunc(time.Hour, g.checkLease)
 	return g
 }
@@ -132,20 +133,24 @@ func (g *guard) await(called *atomic.Bool, idle bool, in uint64, q *queue) (life
 	g.parked++
 	g.stops.ring()
 	defer func() { g.parked-- }()
-	waited = g.slot.off && !idle
-	for {
+	for first := true; ; first = false {
+		now := bootMicros()
+		g.slot.pass(now)
+		if first {
+			waited = g.slot.off && !idle
+		}
 		if g.stopped {
 			return 0, false, false
 		}
 		switch {
 		case called.Load() && g.held == 0 && !g.restarting.Load():
 			return g.life, false, true
-		case !g.mayRun() || !g.leased(), g.paused && in == g.life:
+		case !g.mayRun() || !g.mayActAt(now), g.paused && in == g.life:
 			g.slot.wait(&g.mu)
 		case g.slot.off && !idle:
 			waited = true
 			q.join()
-			g.slot.wait(&g.mu)
+			g.slot.waitTurn(&g.mu, now)
 		default:
 			return g.life, waited, true
 		}
@@ -228,13 +233,16 @@ func (g *guard) renew(until ident.Micros) {
 	if int64(until) <= g.leaseUntil.Load() {
 		return
 	}
+	lapsed := !g.leased()
 	g.leaseUntil.Store(int64(until))
 	g.timer.Reset(time.Duration(until-bootMicros()) * time.Microsecond)
 	if g.fenced && g.leased() {
 		g.fenced = false
 		go g.onFence(false)
 	}
-	g.slot.wake()
+	if lapsed { // nobody waits for a lease that is there, but who waits for a turn would be woken ten times a second
+		g.slot.wake()
+	}
 }
 
 // checkLease runs when the lease should have lapsed: it throws the vCPUs out of the guest, where enter then holds them.

@@ -199,6 +199,8 @@ func (w *Worker) cannotHandOver(id ident.VCPU) string {
 		return "the vCPUs of a Linux machine on one server move with it only: start it with --span to have them on several"
 	case w.linux != nil && id == bootVCPU:
 		return "the boot processor of a Linux machine stays at home, with the devices"
+	case w.linux != nil && w.members.Load().Level() < wire.LevelRehoming:
+		return "a part of the vm is of an older version of the program, which does not take over processors of a Linux machine: it is of the new one once the vm has been started again, or moved to a server that is"
 	case h == nil || !h.isLoaded():
 		return "the guest has not begun"
 	case frozen:

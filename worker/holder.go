@@ -355,6 +355,7 @@ func (g *guard) nudge() {
 
 // standAside waits until v is told what becomes of it, and returns false if it has left. A new life takes it along.
 func (g *guard) standAside(v *vcpu) bool {
+	v.alarm.set(0)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.parked++

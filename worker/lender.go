@@ -30,6 +30,7 @@ type lender struct {
 	spec     wire.WorkerSpec
 	log      zerolog.Logger
 	listener *net.UnixListener
+	awake    awake
 
 	mu    sync.Mutex // protects all below; of conversations, not of loans
 	desks []*desk
@@ -59,6 +60,7 @@ func runLender(dir string, spec wire.WorkerSpec, log zerolog.Logger) error {
 	if l.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: wire.WorkerCtlSocket, Net: "unix"}); err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
+	l.awake.watch(spec.IdleSleep)
 	for range maxDesks {
 		d, err := newDesk(dir, spec.ListenHost)
 		if err != nil {

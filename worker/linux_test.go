@@ -27,7 +27,7 @@ func startLinux(t *testing.T, kernel []byte, n int, options map[string]string) *
 		spec.LocalVCPUs, spec.Linux, spec.Options = []ident.VCPU{ident.VCPU(i)}, &wire.WorkerLinux{}, options
 		p := startPart(t, spec)
 		v.parts = append(v.parts, p)
-		members.Members = append(members.Members, wire.WorkerMember{Part: ident.Part(i), Server: ident.ServerID(i + 1), Addr: p.ready.PageAddr, VCPUs: spec.LocalVCPUs})
+		members.Members = append(members.Members, wire.WorkerMember{Part: ident.Part(i), Server: ident.ServerID(i + 1), Addr: p.ready.PageAddr, Level: p.ready.Level, VCPUs: spec.LocalVCPUs})
 	}
 	t.Cleanup(v.stop)
 	v.send(wire.ToWorker{Lease: &wire.WorkerLease{UntilBootMicros: bootMicros() + 600*ident.Second}})

@@ -53,7 +53,7 @@ func (l *lender) open(d *desk, terms wire.LenderLoan) (*loan, error) {
 		var again net.Listener
 		if again, err = net.FileListener(port); err == nil {
 			o.plane, err = link.ListenPages(link.PagesConfig{
-				ClusterID: l.spec.ClusterID, VM: terms.VM, Self: terms.As, Server: l.spec.Server, Secret: secret, Seal: l.spec.Seal, Listener: again, Handler: loanHandler{o: o},
+				ClusterID: l.spec.ClusterID, VM: terms.VM, Self: terms.As, Server: l.spec.Server, Secret: secret, Seal: l.spec.Seal, Listener: again, Handler: loanHandler{o: o, awake: &l.awake},
 				Logf: func(format string, args ...any) { l.log.Debug().Msgf(format, args...) },
 			})
 		}
@@ -155,8 +155,8 @@ func free(file *os.File, no, n int) {
 	_ = unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(no)<<ident.PageShift, int64(n)<<ident.PageShift)
 }
 
-// serve answers one request of the borrower.
-func (o *loan) serve(body []byte) (wire.DeviceStatus, []byte) {
+// serve answers one request of the borrower. A page that it gives is put into room.
+func (o *loan) serve(body []byte, room *[ident.PageSize]byte) (wire.DeviceStatus, []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(body) >= wire.LendPutHeader && (body[0] == wire.LendPut || body[0] == wire.LendCut) {
@@ -173,7 +173,7 @@ func (o *loan) serve(body []byte) (wire.DeviceStatus, []byte) {
 		}
 	}
 	if len(body) == 5 && body[0] == wire.LendGet {
-		return o.give(int(binary.LittleEndian.Uint32(body[1:])))
+		return o.give(int(binary.LittleEndian.Uint32(body[1:])), room)
 	}
 	return wire.DeviceBad, nil
 }
@@ -201,7 +201,7 @@ func (o *loan) takeFrames(b []byte) wire.DeviceStatus {
 }
 
 // give requires mu.
-func (o *loan) give(no int) (wire.DeviceStatus, []byte) {
+func (o *loan) give(no int, room *[ident.PageSize]byte) (wire.DeviceStatus, []byte) {
 	if no >= len(o.frames) || o.frames[no] == frameAbsent {
 		return wire.DeviceBad, nil
 	}
@@ -209,11 +209,10 @@ func (o *loan) give(no int) (wire.DeviceStatus, []byte) {
 	if o.frames[no] == frameOnDisk {
 		file = o.disk
 	}
-	page := make([]byte, ident.PageSize)
-	if _, err := file.ReadAt(page, int64(no)<<ident.PageShift); err != nil {
+	if _, err := file.ReadAt(room[:], int64(no)<<ident.PageShift); err != nil {
 		return wire.DeviceBad, nil
 	}
-	return wire.DeviceOK, page
+	return wire.DeviceOK, room[:]
 }
 
 // cut forgets all frames from one on. It requires mu.
@@ -232,10 +231,19 @@ func (o *loan) cut(from int) {
 // loanHandler is the lender's end of the plane.
 type loanHandler struct {
 	lenderHandler
-	o *loan
+	o     *loan
+	awake *awake
 }
+
+// lentRooms are where pages are read that go back.
+var lentRooms = sync.Pool{New: func() any { return new([ident.PageSize]byte) }}
 
 // HandleDevice implements link.Handler.
 func (h loanHandler) HandleDevice(_ ident.Part, _ ident.Epoch, req link.DeviceRequest) {
-	req.Reply(h.o.serve(req.Payload))
+	room := lentRooms.Get().(*[ident.PageSize]byte)
+	req.Reply(h.o.serve(req.Payload, room))
+	if len(req.Payload) > 0 && req.Payload[0] == wire.LendGet {
+		h.awake.note(bootMicros(), awakeLoan)
+	}
+	lentRooms.Put(room)
 }

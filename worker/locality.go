@@ -91,6 +91,9 @@ func (w *Worker) startObserving() {
 	if !observes(w.spec) || !w.spans() || len(w.members.Load().Members) < 2 {
 		return
 	}
+	w.wanderings.mu.Lock()
+	w.tellRooms()
+	w.wanderings.mu.Unlock()
 	w.wanderings.once.Do(func() {
 		p := w.plane
 		p.mu.Lock()
@@ -164,8 +167,19 @@ func (w *Worker) hearWaits(from ident.Part, b []byte) {
 	defer c.mu.Unlock()
 	if c.chooser == nil {
 		c.chooser = locality.NewChooser(localityOf(w.spec), w.spec.VCPUs, "")
+		w.tellRooms()
 	}
 	c.chooser.Take(bootMicros(), &r)
+}
+
+// tellRooms tells the chooser, if there is one, for how many vCPUs there are slots. It requires wanderings.mu.
+func (w *Worker) tellRooms() {
+	if w.wanderings.chooser == nil {
+		return
+	}
+	for _, m := range w.members.Load().Members {
+		w.wanderings.chooser.Room(m.Part, m.Slots)
+	}
 }
 
 // wander has serve move a vCPU if that pays.

@@ -40,6 +40,7 @@ func (w *Worker) openPaging(memory *ram.RAM) error {
 	}
 	w.backing = newBacking(file, w.fail)
 	w.backing.setFile(m.FileBytes)
+	w.backing.awake.watch(w.spec.IdleSleep)
 	if w.backing.plane, err = w.listenLenders(); err != nil {
 		return err
 	}
@@ -55,8 +56,9 @@ func (w *Worker) openPaging(memory *ram.RAM) error {
 // onlyFile is a paging file, where nobody lends memory.
 type onlyFile struct{ *os.File }
 
-// Free implements ram.Store.
-func (onlyFile) Free(uint32) {}
+// Free and Expect implement ram.Store.
+func (onlyFile) Free(uint32)   {}
+func (onlyFile) Expect(uint32) {}
 
 // limits carries out what serve says about memory, the newest word only: letting go of much takes a while.
 type limits struct {

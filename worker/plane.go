@@ -204,7 +204,7 @@ func (p *plane) serveFaults() {
 			continue
 		}
 		now := bootMicros()
-		p.awake.note(now)
+		p.awake.note(now, 1)
 		for _, f := range faults[:n] {
 			p.faulting = faulting{on: true, page: f.Page, write: f.Write, kind: f.Kind}
 			p.stalled.fault(f.TID, f.Page)
@@ -274,7 +274,7 @@ func (p *plane) HandlePages(_ ident.Part, _ ident.Epoch, items *wire.PageItems) 
 		return nil
 	}
 	defer p.settle()
-	p.awake.note(now)
+	p.awake.note(now, 1)
 	ev := mem.Event{Kind: mem.EventMessage}
 	for {
 		body, ok := items.Next(&ev.Msg)
@@ -302,7 +302,7 @@ func (p *plane) setMembers(m wire.WorkerMembers) error {
 		return nil
 	}
 	p.epoch = m.Epoch
-	p.step(bootMicros(), mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh || m.Restore}, nil)
+	p.step(bootMicros(), mem.Event{Kind: mem.EventMembers, Epoch: m.Epoch, Members: set, Fresh: m.Fresh || m.Restore, Older: m.Level() < wire.LevelRehoming}, nil)
 	p.settle()
 	return nil
 }

@@ -37,7 +37,7 @@ func (v *testVM) lease() {
 }
 
 func (v *testVM) member(i int) wire.WorkerMember {
-	return wire.WorkerMember{Part: ident.Part(i), VCPUs: v.parts[i].vcpus, Server: ident.ServerID(i + 1), Addr: v.parts[i].ready.PageAddr, ReplicaAddr: v.parts[i].ready.Replica}
+	return wire.WorkerMember{Part: ident.Part(i), VCPUs: v.parts[i].vcpus, Server: ident.ServerID(i + 1), Addr: v.parts[i].ready.PageAddr, ReplicaAddr: v.parts[i].ready.Replica, Level: v.parts[i].ready.Level}
 }
 
 func (v *testVM) protect(seq uint64, standbys ident.PartSet) { v.protectFrom(seq, standbys, 0) }

@@ -220,7 +220,7 @@ func (p *plane) watch() error {
 // memConfig is how this part's page protocol is set up.
 func (w *Worker) memConfig() mem.Config {
 	c := mem.Config{Self: w.spec.Part, Pages: w.plane.ram.Pages(), Window: windowOf(w.spec), Stint: stintOf(w.spec), ReadAhead: readAheadOf(w.spec), Observe: observes(w.spec),
-		Rehome: observes(w.spec) && localityOf(w.spec).Rehomes(), Company: companyOf(w.spec)}
+		Rehome: observes(w.spec) && localityOf(w.spec).Rehomes() && levelOf(w.spec) >= wire.LevelRehoming, Company: companyOf(w.spec)}
 	return withPatience(c, patienceOf(w.spec))
 }
 

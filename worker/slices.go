@@ -27,14 +27,19 @@ const (
 	remindAnyway = 500 * ident.Millisecond // what was
 	noteAttempts = 100
 	notePause    = time.Millisecond
+	owedMost     = 64 // notes on past turns
 )
 
-// holdLag is how much later than it is told a part of a VM on several servers lets go of its slots: the threads that do so would otherwise be in the way of
-// those that let the next gang take them, at the moment when that counts.
-const holdLag = 150 * ident.Micros(1)
+// holdEarly is how much earlier than it is told a part of a VM on several servers lets go of its slots, so that its vCPUs have left them, and who else has waited for
+// the CPU has had it for a moment, when those of the next gang begin.
+const holdEarly = 150 * ident.Micros(1)
+
+// netLag is after how long the slicer's thread does what a vCPU's would have done, had one looked.
+const netLag = 20 * ident.Millisecond
 
 // slicer carries out serve's orders: it lets this part's vCPUs run, on the CPUs of their slots, or holds them, to the microsecond as far as the
-// kernel's timers and scheduler allow. It has a thread of its own, ahead of all vCPUs.
+// kernel's timers and scheduler allow. It has a thread of its own, ahead of all vCPUs, that takes orders in and does what is to be done at once; what is to be
+// done later the vCPUs' threads do when the time has come (see turn).
 //
 //	free --order--> run <--order--> hold
 //	     <--order, end of the last order, serve gone-- run, hold
@@ -45,16 +50,19 @@ type slicer struct {
 	idle atomic.Int32  // vCPUs that have left the gang
 	mode atomic.Uint32 // wire.SliceMode; written by the thread
 
+	turnNanos atomic.Int64 // of CPU time that the vCPUs' threads used to go from turn to turn: to leave the guest, wait, and be back
+
 	slotSum  atomic.Int64 // microseconds that the gang was not held, until slotFrom
 	slotFrom atomic.Int64 // when it was let go, 0 if it is held
 
 	paused atomic.Bool // the VM is paused: no vCPU is in the gang
 
-	order   wire.SliceOrder   // carried out; the thread's
-	pending []wire.SliceOrder // for times to come, by time; the thread's
-	remind  ident.Micros      // when to say again that there is work; the thread's
-	owed    *wire.SliceNote   // when the vCPUs of the last turn began, which serve is told when it gives the next order; the thread's
-	refused atomic.Bool       // serve's socket has not taken the last note
+	order   wire.SliceOrder  // carried out, and until when it holds; protected by the guard's mu
+	pending []wire.SliceTurn // for times to come, by time; protected by the guard's mu
+	remind  ident.Micros     // when to say again that there is work; the thread's
+	owed    []wire.SliceNote // when the vCPUs of past turns began, which serve is told when it gives the next order; protected by the guard's mu
+	minded  atomic.Bool      // there are no alarms: the thread carries out all that is due
+	refused atomic.Bool      // serve's socket has not taken the last note
 	in      [wire.SliceDatagramLimit]byte
 }
 
@@ -65,6 +73,7 @@ func newSlicer(w *Worker) (*slicer, error) {
 		return nil, fmt.Errorf("socket for slices: %w", err)
 	}
 	s.slotFrom.Store(int64(bootMicros()))
+	w.guard.slot.carryOut = s.passTurns
 	var err error
 	if s.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return nil, fmt.Errorf("socket for slices: %w", err)
@@ -82,25 +91,54 @@ func (s *slicer) run() {
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	for {
 		s.receive()
-		for len(s.pending) > 0 && bootMicros() >= s.pending[0].At {
-			o := s.pending[0]
-			s.pending = s.pending[1:]
-			s.carryOut(o)
-		}
-		if s.order.Mode != wire.SliceFree && bootMicros() >= s.order.Until {
-			s.w.log.Warn().Msg("no word about slices any more: running without")
-			s.pending = nil
-			s.carryOut(wire.SliceOrder{})
-		}
+		s.lapse()
 		s.remindServe()
 		s.sleep()
+	}
+}
+
+// passTurns carries out what is due. It requires the guard's mu.
+func (s *slicer) passTurns(now ident.Micros) {
+	for len(s.pending) > 0 && now >= s.pending[0].At {
+		t := s.pending[0]
+		s.pending = s.pending[1:]
+		s.carryOut(t)
+	}
+	s.setDue()
+}
+
+// setDue says when the next is due. It requires the guard's mu.
+func (s *slicer) setDue() (changed bool) {
+	due := int64(notDue)
+	if len(s.pending) > 0 {
+		due = int64(s.pending[0].At)
+	}
+	return s.w.guard.slot.due.Swap(due) != due
+}
+
+// lapse ends the orders whose time is over.
+func (s *slicer) lapse() {
+	g := s.w.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := len(s.pending); n > 0 && (s.minded.Load() || bootMicros() >= s.pending[n-1].At+netLag) {
+		g.slot.pass(bootMicros())
+	}
+	if s.order.Mode != wire.SliceFree && bootMicros() >= s.order.Until {
+		s.w.log.Warn().Msg("no word about slices any more: running without")
+		s.pending = nil
+		s.carryOut(wire.SliceTurn{})
+		s.setDue()
 	}
 }
 
 // remindServe says again that this part is held although it has work.
 func (s *slicer) remindServe() {
 	now := bootMicros()
-	if s.order.Mode != wire.SliceHold || now < s.remind {
+	s.w.guard.mu.Lock()
+	mode, known := s.order.Mode, len(s.pending)
+	s.w.guard.mu.Unlock()
+	if mode != wire.SliceHold || known > 0 || now < s.remind { // who has been told of its turn need not ask for one
 		return
 	}
 	if busy := s.busy(); busy > 0 {
@@ -112,24 +150,38 @@ func (s *slicer) remindServe() {
 	}
 }
 
-// sleep waits for an order, for the time of the pending one, or for the end of the present one.
+// sleep waits for an order, for the end of the present one, or until something should have been carried out long ago.
 func (s *slicer) sleep() {
 	var timeout *unix.Timespec
-	until := ident.Micros(0)
-	if s.order.Mode != wire.SliceFree {
-		until = s.order.Until
-	}
-	if len(s.pending) > 0 && (until == 0 || s.pending[0].At < until) {
-		until = max(1, s.pending[0].At)
-	}
-	if s.order.Mode == wire.SliceHold && s.busy() > 0 {
-		until = min(until, s.remind)
-	}
+	until := s.wakeAt()
 	if until != 0 {
 		ts := unix.NsecToTimespec(max(0, int64(until-bootMicros())*1000))
 		timeout = &ts
 	}
 	_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, timeout, nil) // whatever it returns, look at everything
+}
+
+// wakeAt is until when there is nothing to do for the thread, 0: for ever.
+func (s *slicer) wakeAt() (until ident.Micros) {
+	g := s.w.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s.order.Mode != wire.SliceFree {
+		until = s.order.Until
+	}
+	if n := len(s.pending); n > 0 {
+		at := s.pending[n-1].At + netLag
+		if s.minded.Load() {
+			at = s.pending[0].At
+		}
+		if until == 0 || at < until {
+			until = max(1, at)
+		}
+	}
+	if s.order.Mode == wire.SliceHold && len(s.pending) == 0 && s.busy() > 0 {
+		until = min(until, s.remind)
+	}
+	return until
 }
 
 // receive takes all orders that are there. One for a time to come leaves those for earlier times in force, and takes the place of those for later ones.
@@ -144,22 +196,48 @@ func (s *slicer) receive() {
 			s.w.log.Warn().Err(err).Msg("an order about slices is malformed")
 			continue
 		}
-		s.settle()
-		s.order.Until = max(s.order.Until, o.Until)
-		for len(s.pending) > 0 && s.pending[len(s.pending)-1].At >= o.At {
-			s.pending = s.pending[:len(s.pending)-1]
-		}
-		if o.Mode == wire.SliceHold && !s.w.alone() {
-			o.At += holdLag
-		}
-		s.pending = append(s.pending, o)
+		s.obey(&o)
 	}
 }
 
-// carryOut makes the order the present one.
-func (s *slicer) carryOut(o wire.SliceOrder) {
+// obey takes an order in.
+func (s *slicer) obey(o *wire.SliceOrder) {
+	g := s.w.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.slot.pass(bootMicros())
+	s.settle()
+	s.order.Until = o.Until
+	due := g.slot.due.Load()
+	for len(s.pending) > 0 && s.pending[len(s.pending)-1].At >= o.At {
+		s.pending = s.pending[:len(s.pending)-1]
+	}
+	s.append(wire.SliceTurn{Number: o.Number, Mode: o.Mode, At: o.At, CPUs: o.CPUs})
+	for _, t := range o.Next {
+		s.append(t)
+	}
+	s.passTurns(bootMicros())
+	if g.slot.due.Load() == due {
+		return
+	}
+	g.slot.wake() // who sleeps or runs until another time looks again
+	if g.open.Load() {
+		s.w.kickGuests()
+	}
+}
+
+// append adds what is to be done at a time after all that is known. It requires the guard's mu.
+func (s *slicer) append(t wire.SliceTurn) {
+	if t.Mode == wire.SliceHold && !s.w.alone() {
+		t.At = max(0, t.At-holdEarly)
+	}
+	s.pending = append(s.pending, t)
+}
+
+// carryOut makes the order the present one. It requires the guard's mu.
+func (s *slicer) carryOut(o wire.SliceTurn) {
 	before := s.order
-	s.order = o
+	s.order.Number, s.order.Mode = o.Number, o.Mode
 	s.mode.Store(uint32(o.Mode))
 	s.countSlots(o.Mode == wire.SliceHold)
 	note := wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}
@@ -178,19 +256,23 @@ func (s *slicer) carryOut(o wire.SliceOrder) {
 	}
 	if before.Mode == wire.SliceRun && note.First != 0 && !s.w.alone() { // when the vCPUs of a server began is of interest beside others only
 		note.Number = before.Number
-		s.owed = &note // later: at this moment it would only wake serve's thread, which has priority over the vCPUs that begin
+		if len(s.owed) < owedMost {
+			s.owed = append(s.owed, note)
+		} // later: at this moment it would only wake serve's thread, which has priority over the vCPUs that begin
 	}
 	if before.Mode == wire.SliceFree && !s.send(note) {
 		s.remind = min(s.remind, bootMicros()+remindAfter)
 	}
 }
 
-// settle sends the note that is owed.
+// settle sends the notes that are owed, as many as serve's socket takes.
 func (s *slicer) settle() {
-	if s.owed != nil {
-		s.owed.Busy = s.busy()
-		s.send(*s.owed)
-		s.owed = nil
+	for len(s.owed) > 0 {
+		n := s.owed[0]
+		if n.Busy = s.busy(); !s.send(n) {
+			return
+		}
+		s.owed = s.owed[1:]
 	}
 }
 
@@ -208,47 +290,12 @@ func (s *slicer) countSlots(held bool) {
 
 // slotTime is for how long the gang was not held.
 func (s *slicer) slotTime(now ident.Micros) ident.Micros {
+	s.w.guard.pass()
 	sum := ident.Micros(s.slotSum.Load())
 	if from := ident.Micros(s.slotFrom.Load()); from != 0 {
 		sum += max(0, now-from)
 	}
 	return sum
-}
-
-// pin binds the threads of the vCPUs that have work to one CPU each, the others to the same CPUs in turn; no CPUs: to none.
-func (s *slicer) pin(cpus []uint16) {
-	s.w.vcpuMu.Lock()
-	defer s.w.vcpuMu.Unlock()
-	next := 0
-	for _, idle := range []bool{false, true} {
-		for _, v := range s.w.vcpus {
-			if v.idle.Load() != idle {
-				continue
-			}
-			want := 0
-			if len(cpus) > 0 {
-				want = int(cpus[next%len(cpus)]) + 1
-				next++
-			}
-			s.bind(v, want)
-		}
-	}
-}
-
-func (s *slicer) bind(v *vcpu, want int) {
-	tid := int(v.cpu.TID())
-	if v.pinned == want || tid == 0 {
-		return
-	}
-	var set unix.CPUSet
-	if want > 0 {
-		set.Set(want - 1)
-	} else if unix.SchedGetaffinity(os.Getpid(), &set) != nil { // the main thread is never bound
-		return
-	}
-	if unix.SchedSetaffinity(tid, &set) == nil {
-		v.pinned = want
-	}
 }
 
 // busy counts the vCPUs that are in the gang.
@@ -316,7 +363,10 @@ func (s *slicer) letGo() {
 func (w *Worker) kickGuests() {
 	w.vcpuMu.Lock()
 	defer w.vcpuMu.Unlock()
+	self := uint32(unix.Gettid())
 	for _, v := range w.vcpus {
-		v.cpu.Kick()
+		if v.cpu.TID() != self { // who is here is not there
+			v.cpu.Kick()
+		}
 	}
 }

@@ -122,6 +122,7 @@ func (w *Worker) rest(v *vcpu) {
 		case <-v.wake:
 		case <-left:
 			left = nil
+			v.alarm.set(0)
 			w.slices.idles(v, true)
 			defer w.slices.idles(v, false)
 		}

@@ -50,7 +50,7 @@ func (w *Worker) stats() *wire.WorkerStats {
 		s.RunMicros += ident.Micros(v.runMicros.Load())
 		s.IdleMicros += v.idled(s.At)
 	}
-	s.SlotMicros = w.slices.slotTime(s.At)
+	s.SlotMicros, s.TurnMicros = w.slices.slotTime(s.At), ident.Micros(w.slices.turnNanos.Load()/1000)
 	if w.plane == nil {
 		return s
 	}

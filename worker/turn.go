@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,10 +16,15 @@ import (
 // turn is whether the gang may use its slots. Its vCPU threads wait for it on a futex, not on a condition variable: they are locked to their
 // threads, and the wake-up of a goroutine is handed from thread to thread before it gets there. All fields but word are protected by
 // the guard's mu.
+//
+// What a part does when is known ahead of time. Who waits for a turn sleeps until it begins, and who has one sets an alarm for its end: whoever looks first when
+// the time has come carries it out for all. So a turn that was announced costs no thread besides those of the vCPUs, and begins on each server when its clock says so.
 type turn struct {
 	off         bool
-	bell        bell         // rings when something may have changed for who waits
-	first, last ident.Micros // when the first and the last vCPU took their turn, 0 if none has
+	carryOut    func(now ident.Micros) // does what is due; requires mu. nil: nothing ever is
+	due         atomic.Int64           // when the next of it is; notDue: nothing is planned
+	bell        bell                   // rings when something may have changed for who waits
+	first, last ident.Micros           // when the first and the last vCPU took their turn, 0 if none has
 }
 
 // queue is how a vCPU's thread waits for its turn: ahead of all ordinary threads, so that it runs at the moment that it is woken, even if the vCPU which had
@@ -27,10 +33,18 @@ type turn struct {
 type queue struct{ raised int } // the thread, 0: none
 
 func (q *queue) join() {
-	if tid := unix.Gettid(); q.raised == 0 && priority.Raise(tid) {
+	if q.raised != 0 || notRaised.Load() {
+		return
+	}
+	if tid := unix.Gettid(); priority.Raise(tid) {
 		q.raised = tid
+	} else {
+		notRaised.Store(true)
 	}
 }
+
+// notRaised is set once the process was refused to: its limits do not change any more.
+var notRaised atomic.Bool
 
 func (q *queue) leave() {
 	if q.raised != 0 {
@@ -42,11 +56,16 @@ func (q *queue) leave() {
 const bellSleep = time.Second
 
 // bell is a condition variable on a futex: who waits is woken by the kernel, whatever else the process is doing.
-type bell struct{ word atomic.Uint32 }
+type bell struct {
+	word    atomic.Uint32
+	waiting atomic.Int32 // who sleeps, or is about to
+}
 
 // wait sleeps until the next ring. mu is held before and after; it may return for no reason.
 func (b *bell) wait(mu sync.Locker, atMost time.Duration) {
 	seen := b.word.Load()
+	b.waiting.Add(1)
+	defer b.waiting.Add(-1)
 	mu.Unlock()
 	futex.Wait(&b.word, seen, min(atMost, bellSleep))
 	mu.Lock()
@@ -55,7 +74,28 @@ func (b *bell) wait(mu sync.Locker, atMost time.Duration) {
 // ring lets all that wait look again.
 func (b *bell) ring() {
 	b.word.Add(1)
-	futex.WakeAll(&b.word)
+	if b.waiting.Load() > 0 { // who comes later sees the word
+		futex.WakeAll(&b.word)
+	}
+}
+
+// notDue is a time that does not come.
+const notDue = math.MaxInt64
+
+// pass does what is due. It requires mu.
+func (t *turn) pass(now ident.Micros) {
+	if int64(now) >= t.due.Load() && t.carryOut != nil {
+		t.carryOut(now)
+	}
+}
+
+// waitTurn is wait for who is to wake when something is due.
+func (t *turn) waitTurn(mu sync.Locker, now ident.Micros) {
+	atMost := bellSleep
+	if due := t.due.Load(); due != notDue {
+		atMost = min(atMost, max(0, time.Duration(due-int64(now))*time.Microsecond))
+	}
+	t.bell.wait(mu, atMost)
 }
 
 // wait sleeps until the next wake. mu is held before and after; it may return for no reason.
@@ -72,18 +112,65 @@ func (t *turn) taken(now ident.Micros) {
 	t.last = now
 }
 
-// setTurn lets the vCPUs onto their slots or takes them off, without waiting for them. It returns when those that had waited for the turn that
-// ends took it.
-func (g *guard) setTurn(on bool, kick func()) (first, last ident.Micros) {
+// pass does what is due.
+func (g *guard) pass() {
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.slot.pass(bootMicros())
+}
+
+// setTurn lets the vCPUs onto their slots or takes them off, without waiting for them. It returns when those that had waited for the turn that
+// ends took it. It requires mu.
+func (g *guard) setTurn(on bool, kick func()) (first, last ident.Micros) {
 	first, last = g.slot.first, g.slot.last
 	g.slot.off, g.slot.first, g.slot.last = !on, 0, 0
 	g.open.Store(g.mayRun() && !g.paused && on)
-	g.mu.Unlock()
 	if on {
 		g.slot.wake()
 	} else {
 		kick()
 	}
 	return first, last
+}
+
+// endTurn does what is due if the vCPU's alarm was set for that, and stops the alarm of one that has to wait.
+func (w *Worker) endTurn(v *vcpu) {
+	if v.alarm.at == 0 {
+		return
+	}
+	if ago := bootMicros() - v.alarm.at; ago >= 0 {
+		w.slices.turnNanos.Add(int64(min(ago, leaveMost)) * 1000)
+		v.ended = threadNanos()
+		w.guard.pass()
+	}
+	if !w.guard.open.Load() {
+		v.alarm.set(0)
+	}
+}
+
+// leaveMost bounds what leaving the guest at an alarm is taken to cost: if it takes longer, somebody else had the CPU. (The CPU time up to the alarm is not known.)
+const leaveMost = 10 * ident.Micros(1)
+
+// threadNanos is the CPU time of the calling thread.
+func threadNanos() int64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return ts.Nano()
+}
+
+// setAlarm has the vCPU, which is about to enter the guest, leave it when something is due. It counts what going from turn to turn has cost.
+func (w *Worker) setAlarm(v *vcpu) {
+	due := ident.Micros(w.guard.slot.due.Load())
+	if due == notDue {
+		due = 0
+	}
+	if v.alarm.at != due && !v.alarm.set(due) {
+		w.slices.minded.Store(true) // its thread does it
+	}
+	if v.ended != 0 {
+		w.slices.turnNanos.Add(threadNanos() - v.ended)
+		v.ended = 0
+	}
 }

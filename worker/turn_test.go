@@ -27,6 +27,12 @@ func openGuard() *guard {
 	return g
 }
 
+func setTurn(g *guard, on bool, kick func()) (first, last ident.Micros) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.setTurn(on, kick)
+}
+
 func soon(t *testing.T, c <-chan struct{}, what string) {
 	t.Helper()
 	select {
@@ -39,7 +45,7 @@ func soon(t *testing.T, c <-chan struct{}, what string) {
 // A vCPU waits for its turn and takes it; one that idles does not wait; the time of the turn is known.
 func TestTurn(t *testing.T) {
 	g := openGuard()
-	g.setTurn(false, func() {})
+	setTurn(g, false, func() {})
 	waiting := enters(g)
 	if !g.hold(time.Minute) { // it returns when the thread has parked
 		t.Fatal("a vCPU that waits for its turn does not count as stopped")
@@ -53,9 +59,9 @@ func TestTurn(t *testing.T) {
 	if _, ok := g.enterIdle(0, new(atomic.Bool)); !ok {
 		t.Fatal("an idle vCPU has to wait for its turn")
 	}
-	g.setTurn(true, nil)
+	setTurn(g, true, nil)
 	soon(t, waiting, "a vCPU does not take its turn")
-	if first, last := g.setTurn(false, func() {}); first == 0 || last < first {
+	if first, last := setTurn(g, false, func() {}); first == 0 || last < first {
 		t.Errorf("the turn was taken from %d to %d", first, last)
 	}
 }
@@ -63,7 +69,7 @@ func TestTurn(t *testing.T) {
 // The end of the VM ends the wait for a turn.
 func TestTurnEnds(t *testing.T) {
 	g := openGuard()
-	g.setTurn(false, func() {})
+	setTurn(g, false, func() {})
 	waiting := enters(g)
 	g.stop()
 	soon(t, waiting, "a vCPU waits for its turn in a VM that has ended")
@@ -72,12 +78,12 @@ func TestTurnEnds(t *testing.T) {
 // While the part is held for a checkpoint, a turn that begins lets nobody run.
 func TestHoldOutlivesTurn(t *testing.T) {
 	g := openGuard()
-	g.setTurn(false, func() {})
+	setTurn(g, false, func() {})
 	waiting := enters(g)
 	if !g.hold(time.Minute) {
 		t.Fatal("cannot hold")
 	}
-	g.setTurn(true, nil)
+	setTurn(g, true, nil)
 	if !g.hold(time.Minute) {
 		t.Fatal("a turn has let a vCPU out of a hold")
 	}

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/machine"
@@ -40,7 +42,9 @@ type vcpu struct {
 	reset     *kvm.VCPUState // before its first instruction; its thread's
 	standing  bool           // counted as idle because the VM is paused; protected by the worker's vcpuMu
 	handing
-	pinned int // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
+	alarm  alarm // for the next that is due of the gang's turns; its thread's
+	ended  int64 // CPU time of its thread when it left its last turn, in nanoseconds, 0: that has been counted; its thread's
+	pinned int   // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
 }
 
 // errNewLife ends what a vCPU is doing because the VM goes back to a checkpoint.
@@ -61,12 +65,15 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 	v.cpu.Bind()
 	defer v.cpu.Unbind()
 	lowerPriority()
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // turns begin to the microsecond
+	defer v.alarm.drop()
 	if arriving {
 		w.arrive(v)
 	}
 	defer w.running.Done()
 	defer w.guard.leave()
 	for {
+		w.endTurn(v)
 		life, ok := w.guard.enter(v.life, &v.called)
 		if !ok || v.retired.Load() {
 			return
@@ -84,7 +91,11 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 		case !v.idleTill.IsZero():
 			w.idle(v, time.Until(v.idleTill))
 		default:
+			w.setAlarm(v)
 			err = w.runOnce(v)
+		}
+		if err != nil {
+			v.alarm.set(0)
 		}
 		switch {
 		case err == nil, errors.Is(err, errNewLife):
@@ -176,6 +187,7 @@ func (w *Worker) idle(v *vcpu, d time.Duration) {
 	until, paused := time.Now().Add(d), w.guard.pausedFor()
 	v.idleTill = time.Time{}
 	if d >= leavesGang {
+		v.alarm.set(0)
 		w.slices.idles(v, true)
 		defer w.slices.idles(v, false)
 	}

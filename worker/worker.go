@@ -20,7 +20,6 @@ import (
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/mem"
-	"github.com/cellvisor/cellvisor/vmm/cpuidle"
 	"github.com/cellvisor/cellvisor/vmm/kvm"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 	"github.com/cellvisor/cellvisor/vmm/uffd"
@@ -236,9 +235,7 @@ func (w *Worker) setUpPlane(memory *ram.RAM) error {
 	}
 	p.outbox = p.pages.NewOutbox()
 	p.timer = time.AfterFunc(time.Hour, p.tick)
-	if latency, err := cpuidle.Open(); err == nil && !w.spec.IdleSleep { // else remote faults are as slow as CPUs wake up
-		p.keepAwake(latency)
-	}
+	p.awake.watch(w.spec.IdleSleep)
 	if !w.spec.Standby && (len(w.spec.LocalVCPUs) < w.spec.VCPUs || w.pager != nil || w.spec.Options["watch"] == "always") { // always: to measure a local fault
 		if err := p.watch(); err != nil {
 			return err

@@ -14,24 +14,25 @@
 //	   +------------------------------- out, backed
 //	       dropped by the page protocol
 //
-// An active page is mapped in the guest; nobody knows whether it is used. When room is needed a hand goes round over the active pages and takes the
-// mapping from some: they become inactive, last in a queue. A page that is used then faults, which costs no I/O, and is active again. What has reached
-// the head of the queue untouched leaves: that is its second chance. A page that holds zeros only leaves nothing behind; one that equals a known
-// disk block is dropped, since the disk has it (backed); any other is written to a slot of the paging file (out).
+// An active page is mapped in the guest; nobody knows whether it is used. When room is needed the mapping is taken from some: they become
+// inactive, last in a queue. A page that is used then faults, which costs no I/O, and is active again. What has reached the head of the queue
+// untouched leaves: that is its second chance. A page that holds zeros only leaves nothing behind; one that equals a known disk block is
+// dropped, since the disk has it (backed); any other is written to a slot of the paging file (out).
+//
+// Whose mapping is taken? A page that took its second chance has proven that it is used more than once; one that came in and was never asked has
+// not. Those that have not go first, in the order in which they came. So pages that are touched once and never again pass through, and what is used
+// all the time keeps its place and its mapping meanwhile (as in 2Q: Johnson and Shasha, VLDB 1994). Of the proven ones a hand takes one for every
+// provenShare others, or their use would never be asked about again, and more when there are no others.
 //
 // # Invariants
 //
 //   - No two pages have the same slot; a page has a slot if and only if it is out.
 //   - Contents are in memory, in a slot or on the disk, never nowhere, unless they are zeros.
 //   - A page that was touched since it became inactive does not leave before one that was not.
+//   - Each active page is proven, or in the queue of those that are not.
 package paging
 
-import (
-	"fmt"
-	"slices"
-
-	"github.com/cellvisor/cellvisor/ident"
-)
+import "github.com/cellvisor/cellvisor/ident"
 
 // Where tells where a page's contents are.
 type Where uint8
@@ -51,14 +52,18 @@ var whereNames = [...]string{"absent", "inactive", "active", "out", "backed"}
 func (w Where) String() string { return whereNames[w] }
 
 // Canaries lists the bugs that New can plant, for proving that the tests find them.
-var Canaries = []string{"slot-given-twice", "second-chance-forgotten"}
+var Canaries = []string{"slot-given-twice", "second-chance-forgotten", "newcomer-forgotten"}
 
 const regionPages = 512 // entries are allocated by regions of so many pages, on first touch
 
+// provenShare is how many mappings are taken from pages that have not proven anything for one that is taken from a page that has.
+const provenShare = 32
+
 type entry struct {
 	slot  uint32
-	seq   uint32 // in the queue; low bits
+	seq   uint32 // its number in the queue that it is in
 	where Where
+	asked bool // it was active, and inactive since: proven if it is active
 }
 
 // Table knows the places of a part's pages. It belongs to one goroutine.
@@ -71,10 +76,12 @@ type Table struct {
 	slots  int
 	chunks [][]entry
 	count  [5]int // by place
+	proven int    // active pages
 
-	queue      []ident.PageNo // a ring, its length a power of two: inactive pages, and entries that are over
-	head, tail uint32
-	hand       ident.PageNo
+	queue     ring // of inactive pages
+	newcomers ring // of active pages that have not proven anything
+	spared    int  // mappings that were taken from them since one was from a page that has
+	hand      ident.PageNo
 
 	free []uint32 // slots below next that nobody has
 	next uint32
@@ -101,9 +108,20 @@ func (t *Table) entry(page ident.PageNo) *entry {
 }
 
 func (t *Table) move(e *entry, to Where) {
+	if e.where == Active && e.asked {
+		t.proven--
+	}
 	t.count[e.where]--
 	t.count[to]++
 	e.where = to
+	switch to {
+	case Absent, Out, Backed:
+		e.asked = false
+	case Active:
+		if e.asked {
+			t.proven++
+		}
+	}
 }
 
 // SetLimit changes how many pages may be in memory, and in the paging file.
@@ -140,14 +158,36 @@ func (t *Table) Enter(page ident.PageNo) {
 	}
 	t.release(e)
 	t.move(e, Inactive)
-	t.push(page, e)
+	t.deactivated(page, e)
 }
+
+// deactivated puts a page that became inactive into the queue.
+func (t *Table) deactivated(page ident.PageNo, e *entry) {
+	e.seq = t.queue.push(page, t.waits, t.number)
+}
+
+// waits tells whether the queue's entry number seq still stands for its page, and isNew the same of the newcomers'.
+func (t *Table) waits(page ident.PageNo, seq uint32) bool {
+	e := t.entry(page)
+	return e.where == Inactive && e.seq == seq
+}
+
+func (t *Table) isNew(page ident.PageNo, seq uint32) bool {
+	e := t.entry(page)
+	return e.where == Active && !e.asked && e.seq == seq
+}
+
+func (t *Table) number(page ident.PageNo, seq uint32) { t.entry(page).seq = seq }
 
 // Map says that the guest touched a page in memory, which is mapped from now on.
 func (t *Table) Map(page ident.PageNo) {
 	e := t.entry(page)
-	if e.where == Inactive && t.canary != "second-chance-forgotten" {
-		t.move(e, Active)
+	if e.where != Inactive || t.canary == "second-chance-forgotten" {
+		return
+	}
+	t.move(e, Active)
+	if !e.asked && t.canary != "newcomer-forgotten" {
+		e.seq = t.newcomers.push(page, t.isNew, t.number)
 	}
 }
 
@@ -156,7 +196,7 @@ func (t *Table) Unmap(page ident.PageNo, n uint64) {
 	t.each(page, n, func(p ident.PageNo, e *entry) {
 		if e.where == Active {
 			t.move(e, Inactive)
-			t.push(p, e)
+			t.deactivated(p, e)
 		}
 	})
 }
@@ -195,45 +235,33 @@ func (t *Table) release(e *entry) {
 	}
 }
 
-// push adds an inactive page to the queue's end.
-func (t *Table) push(page ident.PageNo, e *entry) {
-	if t.tail-t.head == uint32(len(t.queue)) {
-		t.makeRoom()
-	}
-	t.queue[t.tail&uint32(len(t.queue)-1)] = page
-	e.seq = t.tail
-	t.tail++
-}
-
-// makeRoom drops what is over from a full queue, and lengthens it if much is left.
-func (t *Table) makeRoom() {
-	var kept []ident.PageNo
-	for i := t.head; i != t.tail; i++ {
-		if page := t.queue[i&uint32(len(t.queue)-1)]; t.queued(page, i) {
-			kept = append(kept, page)
-		}
-	}
-	size := max(64, len(t.queue))
-	for size < 2*len(kept) {
-		size *= 2
-	}
-	t.queue = append(make([]ident.PageNo, 0, size), kept...)[:size]
-	t.head, t.tail = 0, uint32(len(kept))
-	for i, page := range kept {
-		t.entry(page).seq = uint32(i)
-	}
-}
-
-// queued tells whether the queue's entry number seq still stands for its page.
-func (t *Table) queued(page ident.PageNo, seq uint32) bool {
-	e := t.entry(page)
-	return e.where == Inactive && e.seq == seq
-}
-
-// Age moves the hand on until n active pages became inactive, or none is left, and returns them: their mappings are to be taken away before anything
-// else happens. They rise, but for one turn of the hand.
+// Age has n active pages become inactive, or all if there are fewer, and returns them: their mappings are to be taken away before anything else
+// happens.
 func (t *Table) Age(n int, pages []ident.PageNo) []ident.PageNo {
-	for n = min(n, t.count[Active]); n > 0; {
+	for n = min(n, t.count[Active]); n > 0; n-- {
+		page, ok := ident.PageNo(0), false
+		if t.spared < provenShare || t.proven == 0 {
+			page, ok = t.newcomers.pop(t.isNew)
+			t.spared++
+		}
+		if !ok {
+			if page, ok = t.turn(); !ok {
+				return pages
+			}
+			t.spared = 0
+		}
+		e := t.entry(page)
+		t.move(e, Inactive)
+		e.asked = true
+		t.deactivated(page, e)
+		pages = append(pages, page)
+	}
+	return pages
+}
+
+// turn moves the hand on to the next proven page; false if there is none.
+func (t *Table) turn() (ident.PageNo, bool) {
+	for t.proven > 0 {
 		if uint64(t.hand) >= t.pages {
 			t.hand = 0
 		}
@@ -242,35 +270,30 @@ func (t *Table) Age(n int, pages []ident.PageNo) []ident.PageNo {
 			t.hand = (t.hand/regionPages + 1) * regionPages
 			continue
 		}
-		if e := &c[t.hand%regionPages]; e.where == Active {
-			t.move(e, Inactive)
-			t.push(t.hand, e)
-			pages = append(pages, t.hand)
-			n--
-		}
 		t.hand++
-	}
-	return pages
-}
-
-// Wanting is how many active pages should become inactive before n pages leave: a quarter of what is in memory is in the queue, so that a page that
-// is used has time to say so.
-func (t *Table) Wanting(n int) int {
-	return max(0, min(t.count[Active], max(n, t.Resident()/4)-t.count[Inactive]))
-}
-
-// Victim takes the page that leaves next from the queue; false if there is none. The caller says what becomes of it by Leave, Back or Stay.
-func (t *Table) Victim() (ident.PageNo, bool) {
-	for t.head != t.tail {
-		page := t.queue[t.head&uint32(len(t.queue)-1)]
-		here := t.queued(page, t.head)
-		t.head++
-		if here {
-			return page, true
+		if e := &c[(t.hand-1)%regionPages]; e.where == Active && e.asked {
+			return t.hand - 1, true
 		}
 	}
 	return 0, false
 }
+
+// ageBatch is how many pages become inactive at a time, at least: each time that mappings are taken away processors forget others, too, and it costs no
+// more to have them forget for many.
+const ageBatch = 32
+
+// Wanting is how many active pages should become inactive before n pages leave: a quarter of what is in memory is in the queue, so that a page that
+// is used has time to say so.
+func (t *Table) Wanting(n int) int {
+	want := max(n, t.Resident()/4) - t.count[Inactive]
+	if want <= 0 {
+		return 0
+	}
+	return min(t.count[Active], max(want, min(ageBatch, t.Resident()/16)))
+}
+
+// Victim takes the page that leaves next from the queue; false if there is none. The caller says what becomes of it by Leave, Back or Stay.
+func (t *Table) Victim() (ident.PageNo, bool) { return t.queue.pop(t.waits) }
 
 // Slot returns a free slot; false if the paging file is as large as it may be.
 func (t *Table) Slot() (uint32, bool) {
@@ -308,7 +331,7 @@ func (t *Table) Back(page ident.PageNo) {
 // Stay puts a victim back to the end of the queue.
 func (t *Table) Stay(page ident.PageNo) {
 	if e := t.entry(page); e.where == Inactive {
-		t.push(page, e)
+		t.deactivated(page, e)
 	}
 }
 
@@ -350,31 +373,4 @@ func (t *Table) Reset() {
 	}
 	*t = *New(t.pages, t.limit, t.slots, t.canary)
 	t.OnFree = told
-}
-
-// Check returns an error if the table breaks an invariant.
-func (t *Table) Check() error {
-	var count [5]int
-	used := map[uint32]ident.PageNo{}
-	var err error
-	t.each(0, t.pages, func(page ident.PageNo, e *entry) {
-		if e.where != Absent {
-			count[e.where]++
-		}
-		if e.where == Inactive && (e.seq-t.head >= t.tail-t.head || t.queue[e.seq&uint32(len(t.queue)-1)] != page) {
-			err = fmt.Errorf("paging: inactive page 0x%x is not in the queue", page)
-		}
-		if e.where != Out {
-			return
-		}
-		if other, twice := used[e.slot]; twice || e.slot >= t.next || slices.Contains(t.free, e.slot) {
-			err = fmt.Errorf("paging: slot %d of page 0x%x is page 0x%x's, or free", e.slot, page, other)
-		}
-		used[e.slot] = page
-	})
-	count[Absent] = t.count[Absent]
-	if count != t.count {
-		err = fmt.Errorf("paging: %v pages by place, counted %v", count, t.count)
-	}
-	return err
 }

@@ -64,6 +64,7 @@ type world struct {
 	servers []*server
 	vms     []*vm
 	fair    bool         // no idling, no faults, equal sizes: shares must be right
+	old     bool         // a server knows nothing of slices ahead of time
 	steady  bool         // no idling: every gang that runs must have slots for all its vCPUs
 	calm    ident.Micros // no fault is felt any more from then on
 }
@@ -90,17 +91,12 @@ type worker struct {
 	busy     int
 	mode     wire.SliceMode
 	slots    []uint16
-	until    ident.Micros // server's clock
-	pending  []pending    // orders for times to come
-	orders   int          // how many came; an older one's time-out means nothing
-	arrival  ident.Micros // of the last order
-	overlaps ident.Micros // since when another part uses one of its slots, -1: none
-}
-
-// pending is an order for a time to come, by its number.
-type pending struct {
-	at    ident.Micros
-	order int
+	until    ident.Micros     // server's clock
+	pending  []wire.SliceTurn // what was ordered for times to come
+	timers   int              // set so far; an older one means nothing
+	orders   int              // how many came; an older one's time-out means nothing
+	arrival  ident.Micros     // of the last order
+	overlaps ident.Micros     // since when another part uses one of its slots, -1: none
 }
 
 type vm struct {
@@ -116,6 +112,7 @@ func build(k *kernel.World, canary string) *world {
 	r := k.Rand()
 	w.fair = r.IntN(4) == 0
 	w.steady = w.fair || r.IntN(3) == 0
+	w.old = r.IntN(4) == 0
 	servers := 1 + r.IntN(4)
 	for i := range servers {
 		s := &server{w: w, id: ident.ServerID(i + 1), slots: 1 + r.IntN(4), workers: map[ident.VMID]*worker{}}

@@ -49,7 +49,9 @@ func (s *server) Receive(_ ident.Micros, _ kernel.NodeID, msg any) {
 		if m.message.Slice != nil {
 			s.step(gang.Slice{From: m.from, Epoch: m.epoch, GangSlice: *m.message.Slice})
 		} else {
-			s.step(gang.Report{From: m.from, Epoch: m.epoch, GangReport: *m.message.Report})
+			r := *m.message.Report
+			r.Plans = r.Plans && !s.w.old
+			s.step(gang.Report{From: m.from, Epoch: m.epoch, GangReport: r})
 		}
 	case wire.SliceNote:
 		s.step(gang.Note{SliceNote: m})
@@ -72,7 +74,7 @@ func (s *server) step(ev gang.Event) {
 			continue
 		}
 		if w.Tracing {
-			w.Tracef("server %d orders VM %d: mode %d on %v at %d, %d vCPUs have work", s.id, o.VM, o.Mode, o.CPUs, o.At, k.busy)
+			w.Tracef("server %d orders VM %d: mode %d on %v at %d, then %v, %d vCPUs have work", s.id, o.VM, o.Mode, o.CPUs, o.At, o.Next, k.busy)
 		}
 		k.arrival = max(k.arrival, w.Now()+w.Between(10, controlLag)) // datagrams of a socket stay in order
 		w.At(k.arrival, func() { s.obey(k, o.SliceOrder) })
@@ -96,32 +98,38 @@ func (s *server) obey(k *worker, o wire.SliceOrder) {
 	k.orders++
 	mine := k.orders
 	k.until = o.Until
-	at := o.At
-	for len(k.pending) > 0 && k.pending[len(k.pending)-1].at >= at {
+	for len(k.pending) > 0 && k.pending[len(k.pending)-1].At >= o.At {
 		k.pending = k.pending[:len(k.pending)-1]
 	}
-	k.pending = append(k.pending, pending{at, mine})
-	apply := func() {
-		if s.dead || len(k.pending) == 0 || k.pending[0].order != mine {
-			return
-		}
-		k.pending = k.pending[1:]
-		before := k.mode
-		k.mode, k.slots = o.Mode, o.CPUs
-		if before == wire.SliceFree && k.mode != wire.SliceFree {
-			s.note(k)
-		}
-	}
-	if ahead := o.At - w.Clock(s.node); ahead > 0 {
-		w.At(w.Now()+ahead, apply)
-	} else {
-		apply()
-	}
+	k.pending = append(k.pending, wire.SliceTurn{Number: o.Number, Mode: o.Mode, At: o.At, CPUs: o.CPUs})
+	k.pending = append(k.pending, o.Next...)
+	s.carryOut(k)
 	w.At(w.Now()+max(0, o.Until-w.Clock(s.node)), func() {
 		if mine == k.orders {
 			k.free()
 		}
 	})
+}
+
+// carryOut does what is due, and comes back for the rest.
+func (s *server) carryOut(k *worker) {
+	for !s.dead && len(k.pending) > 0 && k.pending[0].At <= s.w.Clock(s.node) {
+		t := k.pending[0]
+		k.pending = k.pending[1:]
+		before := k.mode
+		k.mode, k.slots = t.Mode, t.CPUs
+		if before == wire.SliceFree && k.mode != wire.SliceFree {
+			s.note(k)
+		}
+	}
+	k.timers++
+	if mine := k.timers; !s.dead && len(k.pending) > 0 {
+		s.w.At(s.w.Now()+max(1, k.pending[0].At-s.w.Clock(s.node)), func() {
+			if mine == k.timers {
+				s.carryOut(k)
+			}
+		})
+	}
 }
 
 func (k *worker) free() {

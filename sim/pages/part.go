@@ -74,7 +74,9 @@ func (p *part) members(epoch ident.Epoch, members ident.PartSet, fresh bool) {
 		return
 	}
 	p.w.Tracef("p%d members %b in epoch %d", p.self, members, epoch)
-	p.step(p.w.Clock(p.id), mem.Event{Kind: mem.EventMembers, Epoch: epoch, Members: members, Fresh: fresh}, nil)
+	// Where the registry does not know what a part has announced, other parts are told that it is an older one.
+	older := members&p.w.older != 0 || p.self == p.w.misled
+	p.step(p.w.Clock(p.id), mem.Event{Kind: mem.EventMembers, Epoch: epoch, Members: members, Fresh: fresh, Older: older}, nil)
 }
 
 // step steps the core and executes its effects. Between any two of them a vCPU of this part may run, as they do on other threads.

@@ -8,7 +8,7 @@
 //   - every core's Check passes: among others, no transaction outlives its epoch;
 //   - a page is lost only if a part that died had asked for it, or had been its directory.
 //
-// In some worlds the directories of regions go from part to part all the time.
+// In some worlds the directories of regions go from part to part all the time, as long as all parts are of a version that knows of it, and each has been told so.
 //
 // At the end faults stop, the network heals, and every operation must end: no part may wait for ever. The history of each page is then
 // checked for linearizability by porcupine as well, which knows nothing of the checks above.
@@ -35,7 +35,7 @@ func init() {
 		Name:     "pages",
 		Doc:      "coherent memory over 2 to 5 parts; messages lost, repeated, reordered, cut; parts paused",
 		Run:      func(seed uint64, canary string) error { return Run(seed, canary, false) },
-		Canaries: []string{"lost-inval", "early-grant", "stale-serial", "read-before-revoke", "pin-ignored", "done-once", "no-downgrade", "home-busy", "home-twice", "home-serial"},
+		Canaries: []string{"lost-inval", "early-grant", "stale-serial", "read-before-revoke", "pin-ignored", "done-once", "no-downgrade", "home-busy", "home-twice", "home-serial", "home-unknown"},
 	})
 	sim.Register(sim.Scenario{
 		Name:     "pages-crash",
@@ -61,6 +61,8 @@ type world struct {
 	dead    ident.PartSet
 	touched []ident.PartSet // by page: parts that asked for it or were its directory
 	open    int             // operations not over yet
+	older   ident.PartSet   // parts of an older version
+	misled  ident.Part      // that is told so of all; ident.MaxParts: none
 	image   uint64          // what all pages hold at the start
 	around  uint16          // pages of the block that faults for reading ask for, too
 
@@ -75,6 +77,8 @@ type settings struct {
 	canary            string
 	core              mem.Config
 	faultsEnd         ident.Micros
+	misled            ident.Part
+	older             ident.PartSet // parts that do not know how directories go from part to part
 }
 
 // Run runs the world of a seed. If it fails, it runs it again to tell the end of its story.
@@ -181,16 +185,26 @@ func (w *world) draw(canary string, of kind) settings {
 		w.image = 1 << 32
 	}
 	s.faultsEnd = ident.Micros(s.ops) * w.Between(20, 200)
+	if s.core.Rehome && r.IntN(5) == 0 {
+		s.older = s.older.Set(ident.Part(r.IntN(s.parts)))
+	}
+	if s.misled = ident.MaxParts; r.IntN(5) == 0 {
+		s.misled = ident.Part(r.IntN(s.parts))
+	}
 	return s
 }
 
 func (w *world) build(s settings) {
+	w.older, w.misled = s.older, s.misled
 	w.latest = make([]uint64, s.pages)
 	w.lives = [][]uint64{w.latest}
 	w.touched = make([]ident.PartSet, s.pages)
 	for i := range s.parts {
 		cfg := s.core
 		cfg.Self = ident.Part(i)
+		if s.older.Has(cfg.Self) {
+			cfg.Rehome = false
+		}
 		p := &part{w: w, self: cfg.Self, core: mem.New(cfg), cfg: cfg, memfd: make([]uint64, s.pages), guest: make([]access, s.pages)}
 		p.id = w.Add(p)
 		w.SetClock(p.id, w.Between(0, ident.Second), int64(w.Rand().IntN(201)-100))

@@ -44,6 +44,8 @@ type Pager struct {
 type Store interface {
 	io.ReaderAt
 	io.WriterAt
+	// Expect says that a slot is read next: what has to come from afar may be sent for. It does not wait.
+	Expect(slot uint32)
 	// Free says that a slot is not needed any more.
 	Free(slot uint32)
 }
@@ -234,7 +236,10 @@ func (p *Pager) OnlyOnDisk(f func(ident.PageNo)) {
 // bringIn makes a page that is out or backed resident. It requires mu.
 func (p *Pager) bringIn(page ident.PageNo) error {
 	began := time.Now()
-	p.makeRoom(1)
+	if where, slot := p.table.Where(page); where == paging.Out {
+		p.store.Expect(slot)
+	}
+	p.makeRoom(1) // while it comes, and while the vCPU that wants it is out of the guest: taking mappings away need not interrupt that one
 	if err := p.fetch(page, p.page[:]); err != nil {
 		return err
 	}

@@ -25,7 +25,8 @@ func (m *memStore) ReadAt(b []byte, off int64) (int, error) {
 	return copy(b, m.b[off:]), nil
 }
 
-func (m *memStore) Free(uint32) {}
+func (m *memStore) Free(uint32)   {}
+func (m *memStore) Expect(uint32) {}
 
 func (m *memStore) WriteAt(b []byte, off int64) (int, error) {
 	if m.fail != nil {

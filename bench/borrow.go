@@ -45,7 +45,8 @@ type BorrowReport struct {
 	Figures         []BorrowFigure `json:"figures"`          // by share of rows that are drawn from all of the table, without commits and with them
 	TimeRatio       float64        `json:"time_ratio"`       // of committed transactions with borrowHeadline cold rows
 	BorrowedPercent float64        `json:"borrowed_percent"` // of the table; the least of all rounds
-	FetchUs         float64        `json:"fetch_us"`         // what a borrowed page takes to come, median
+	FetchUs         float64        `json:"fetch_us"`         // what a borrowed page takes to come, with making room for it, median
+	RoundTripUs     float64        `json:"round_trip_us"`    // what a request and a page for an answer take between two processes here, with no protocol, median: the floor
 }
 
 // BorrowFigure is one share's.
@@ -96,6 +97,9 @@ func Borrow(ctx context.Context, exe string, set BorrowSettings, say func(string
 		}
 	}
 	rep = BorrowReport{Benchmark: "borrow", Host: ThisHost(), Settings: set}
+	if rep.RoundTripUs, err = roundTrip(ctx, exe); err != nil {
+		return rep, err
+	}
 	say("starting two clusters")
 	memory := ident.Bytes(set.MemoryMiB) * ident.MiB
 	near, err := startShapeIn(ctx, exe, quickDir(), local.Shape{Cells: borrowCells, PerCell: 1, Slots: slots, Memory: memory, Overcommit: borrowPromises, Lend: true})
@@ -124,6 +128,24 @@ func Borrow(ctx context.Context, exe string, set BorrowSettings, say func(string
 		}
 	}
 	return rep, rep.compare(nearRuns, farRuns)
+}
+
+// borrowTrips is how many raw round trips are timed.
+const borrowTrips = 2000
+
+// roundTrip is the median of raw round trips, one right after the other: no CPU sleeps meanwhile.
+func roundTrip(ctx context.Context, exe string) (float64, error) {
+	e, err := startEcho(exe)
+	if err != nil {
+		return 0, err
+	}
+	defer e.stop()
+	ns, err := e.measure(ctx, borrowTrips)
+	if err != nil {
+		return 0, err
+	}
+	slices.Sort(ns)
+	return micros(float64(quantile(ns, 0.5))), nil
 }
 
 // quickDir is where disks cost next to nothing, so that they do not hide what memory costs; "" if there is no such place.

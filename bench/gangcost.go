@@ -22,7 +22,7 @@ const (
 	crowdVMs     = 100
 	crowdBusy    = 20
 	crowdIdle    = "60000000" // microseconds at a time
-	crowdSeconds = 5
+	crowdSeconds = 10
 	crowdSlice   = 10 * ident.Millisecond // what the cost of a slice is put in relation to
 )
 
@@ -31,7 +31,7 @@ type CrowdCost struct {
 	VMs            int     `json:"vms"`
 	Busy           int     `json:"busy"` // of them; the others idle
 	Slices         uint64  `json:"slices"`
-	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve and in all workers: to decide, to tell, and to let go and hold
+	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve and in all workers: to decide, to tell, to let go and hold, and of vCPUs to leave and begin
 	CostPercent    float64 `json:"cost_percent"`     // of a CPU, if a slice takes 10 ms
 }
 
@@ -84,13 +84,13 @@ type schedulingSum struct {
 	micros uint64
 }
 
-// scheduling sums up what the scheduler's thread in serve has used, and those in the workers that let vCPUs go and hold them.
+// scheduling sums up what the scheduler's thread in serve has used, those in the workers that take its orders, and those of vCPUs to go from turn to turn.
 func (g *gangBench) scheduling(ctx context.Context, c *cluster, pids []uint32) (s schedulingSum, err error) {
 	n, err := c.counters(ctx)
 	if err != nil {
 		return s, err
 	}
-	s = schedulingSum{slices: n["gang.slices"], micros: n["gang.busy_micros"]}
+	s = schedulingSum{slices: n["gang.slices"], micros: n["gang.busy_micros"] + n["gang.turn_micros"]}
 	for _, pid := range pids {
 		micros, err := realTimeMicros(pid)
 		if err != nil {
@@ -101,7 +101,8 @@ func (g *gangBench) scheduling(ctx context.Context, c *cluster, pids []uint32) (
 	return s, nil
 }
 
-// realTimeMicros is the CPU time of a process's real-time threads: in a worker, of that which carries out orders, and of that which does checkpoints.
+// realTimeMicros is the CPU time of a process's threads that are real-time ones for life: in a worker, of that which carries out orders, and of that which does
+// checkpoints. Those of vCPUs may be for moments.
 func realTimeMicros(pid uint32) (sum uint64, err error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil || len(tasks) == 0 {
@@ -113,7 +114,7 @@ func realTimeMicros(pid uint32) (sum uint64, err error) {
 			return 0, err
 		}
 		a, err := unix.SchedGetAttr(tid, 0)
-		if errors.Is(err, unix.ESRCH) || err == nil && a.Policy != unix.SCHED_FIFO {
+		if errors.Is(err, unix.ESRCH) || err == nil && (a.Policy != unix.SCHED_FIFO || a.Flags&unix.SCHED_FLAG_RESET_ON_FORK == 0) {
 			continue
 		}
 		text, rerr := os.ReadFile(filepath.Join(task, "schedstat"))

@@ -2965,7 +2965,9 @@ type WorkerCounters struct {
 	// For how long the part's gang had its slots here, or needed none of its own because all vCPUs had some.
 	SlotMicros uint64 `protobuf:"varint,19,opt,name=slot_micros,json=slotMicros,proto3" json:"slot_micros,omitempty"`
 	// Absent while the VM has one part only.
-	Locality      *LocalityCounters `protobuf:"bytes,20,opt,name=locality,proto3" json:"locality,omitempty"`
+	Locality *LocalityCounters `protobuf:"bytes,20,opt,name=locality,proto3" json:"locality,omitempty"`
+	// CPU time of the threads of the vCPUs that run here, in the guest and outside: what they really had, whoever else wanted the CPU meanwhile.
+	CpuMicros     uint64 `protobuf:"varint,21,opt,name=cpu_micros,json=cpuMicros,proto3" json:"cpu_micros,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3138,6 +3140,13 @@ func (x *WorkerCounters) GetLocality() *LocalityCounters {
 		return x.Locality
 	}
 	return nil
+}
+
+func (x *WorkerCounters) GetCpuMicros() uint64 {
+	if x != nil {
+		return x.CpuMicros
+	}
+	return 0
 }
 
 // LocalityCounters tell what the vCPUs of a part wait for pages of other parts, and what was done about it.
@@ -8304,7 +8313,7 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x04lost\x18\n" +
 	" \x01(\bR\x04lost\x12\x18\n" +
 	"\astandby\x18\v \x01(\bR\astandby\x12\x16\n" +
-	"\x06mirror\x18\f \x01(\bR\x06mirror\"\xc3\x06\n" +
+	"\x06mirror\x18\f \x01(\bR\x06mirror\"\xe2\x06\n" +
 	"\x0eWorkerCounters\x12!\n" +
 	"\fremote_reads\x18\x01 \x01(\x04R\vremoteReads\x12#\n" +
 	"\rremote_writes\x18\x02 \x01(\x04R\fremoteWrites\x12!\n" +
@@ -8331,7 +8340,9 @@ const file_api_cellvisor_proto_rawDesc = "" +
 	"\x05scrub\x18\x12 \x01(\v2\x1b.cellvisor.v1.ScrubCountersR\x05scrub\x12\x1f\n" +
 	"\vslot_micros\x18\x13 \x01(\x04R\n" +
 	"slotMicros\x12:\n" +
-	"\blocality\x18\x14 \x01(\v2\x1e.cellvisor.v1.LocalityCountersR\blocality\"\x97\x01\n" +
+	"\blocality\x18\x14 \x01(\v2\x1e.cellvisor.v1.LocalityCountersR\blocality\x12\x1d\n" +
+	"\n" +
+	"cpu_micros\x18\x15 \x01(\x04R\tcpuMicros\"\x97\x01\n" +
 	"\x10LocalityCounters\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x14\n" +
 	"\x05ahead\x18\x02 \x01(\x04R\x05ahead\x12\x14\n" +

@@ -123,7 +123,7 @@ func vmMessages(st *cells.State) []*api.VM {
 func workerCounters(s *wire.WorkerStats) *api.WorkerCounters {
 	return &api.WorkerCounters{
 		RemoteReads: s.RemoteReads, RemoteWrites: s.RemoteWrites, LocalFaults: s.LocalFaults, PagesIn: s.PagesIn, PagesOut: s.PagesOut,
-		ResidentBytes: uint64(s.ResidentBytes), VcpuExits: s.VCPUExits, RunMicros: uint64(s.RunMicros), SlotMicros: uint64(s.SlotMicros),
+		ResidentBytes: uint64(s.ResidentBytes), VcpuExits: s.VCPUExits, RunMicros: uint64(s.RunMicros), SlotMicros: uint64(s.SlotMicros), CpuMicros: uint64(s.CPUMicros),
 		Checkpoints: s.Checkpoints, CheckpointPauseMicros: uint64(s.CutMicros), CheckpointEveryMicros: uint64(s.EveryMicros),
 		CheckpointLagMicros: uint64(s.LagMicros), HeldBytes: s.HeldBytes, DirtyPages: s.DirtyPages, SyncPermille: uint32(s.SyncPermille),
 		Shares: checkpointMessage(s), Paging: pagingMessage(s.Paging), Scrub: scrubMessage(s.Scrub),

@@ -385,6 +385,7 @@ type WorkerStats struct {
 
 	RunMicros  ident.Micros `json:"run_micros"`            // summed over vCPUs
 	SlotMicros ident.Micros `json:"slot_micros,omitempty"` // that the gang was not held
+	CPUMicros  ident.Micros `json:"cpu_micros,omitempty"`  // CPU time of the vCPUs' threads
 	TurnMicros ident.Micros `json:"turn_micros,omitempty"` // of a CPU, that its vCPUs' threads used to go from turn to turn
 	IdleMicros ident.Micros `json:"idle_micros,omitempty"` // that the vCPUs were out of their gang, summed up
 	At         ident.Micros `json:"at,omitempty"`          // when these figures were taken

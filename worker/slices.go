@@ -127,7 +127,7 @@ func (s *slicer) lapse() {
 	if s.order.Mode != wire.SliceFree && bootMicros() >= s.order.Until {
 		s.w.log.Warn().Msg("no word about slices any more: running without")
 		s.pending = nil
-		s.carryOut(wire.SliceTurn{})
+		s.carryOut(wire.SliceTurn{At: bootMicros()})
 		s.setDue()
 	}
 }
@@ -231,6 +231,7 @@ func (s *slicer) append(t wire.SliceTurn) {
 	if t.Mode == wire.SliceHold && !s.w.alone() {
 		t.At = max(0, t.At-holdEarly)
 	}
+	t.At = max(t.At, bootMicros())
 	s.pending = append(s.pending, t)
 }
 
@@ -239,7 +240,7 @@ func (s *slicer) carryOut(o wire.SliceTurn) {
 	before := s.order
 	s.order.Number, s.order.Mode = o.Number, o.Mode
 	s.mode.Store(uint32(o.Mode))
-	s.countSlots(o.Mode == wire.SliceHold)
+	s.countSlots(o.At, o.Mode == wire.SliceHold)
 	note := wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}
 	switch {
 	case o.Mode == wire.SliceHold:
@@ -276,15 +277,15 @@ func (s *slicer) settle() {
 	}
 }
 
-// countSlots notes that the gang is held from now on, or not.
-func (s *slicer) countSlots(held bool) {
-	now := int64(bootMicros())
+// countSlots notes that the gang is held from a time on, or not. That is the time of the turn, not the time at which a vCPU noticed: its thread may have been
+// put off the CPU by the next gang's, and be back only when that one waits for something.
+func (s *slicer) countSlots(at ident.Micros, held bool) {
 	switch from := s.slotFrom.Load(); {
 	case held && from != 0:
 		s.slotFrom.Store(0)
-		s.slotSum.Add(now - from)
+		s.slotSum.Add(max(0, int64(at)-from))
 	case !held && from == 0:
-		s.slotFrom.Store(now)
+		s.slotFrom.Store(int64(at))
 	}
 }
 

@@ -213,6 +213,7 @@ type Counters struct {
 	VCPUExits    uint64 `json:"vcpu_exits"`
 	RunMicros    uint64 `json:"run_micros"`
 	SlotMicros   uint64 `json:"slot_micros"`
+	CPUMicros    uint64 `json:"cpu_micros"`
 
 	Paging *Paging `json:"paging,omitempty"`
 	Scrub  *Scrub  `json:"scrub,omitempty"`
@@ -262,7 +263,7 @@ func ofWorker(w *api.Worker) Worker {
 		out.Counters = &Counters{
 			RemoteReads: c.GetRemoteReads(), RemoteWrites: c.GetRemoteWrites(), LocalFaults: c.GetLocalFaults(),
 			PagesIn: c.GetPagesIn(), PagesOut: c.GetPagesOut(), Resident: c.GetResidentBytes(),
-			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(), SlotMicros: c.GetSlotMicros(), Paging: ofPaging(c.GetPaging()), Scrub: ofScrub(c.GetScrub()),
+			VCPUExits: c.GetVcpuExits(), RunMicros: c.GetRunMicros(), SlotMicros: c.GetSlotMicros(), CPUMicros: c.GetCpuMicros(), Paging: ofPaging(c.GetPaging()), Scrub: ofScrub(c.GetScrub()),
 			Locality: ofLocality(c.GetLocality()),
 		}
 	}

@@ -87,10 +87,10 @@ campaign: build ## All proofs of survival one after the other, ROUNDS=100 of eac
 demo: build ## See a cell die and what that does to whom
 	$(BIN) demo
 
-bench: build ## Measure remote page faults against their floor, what borrowed memory costs, and what the console costs
-	$(BIN) bench fault
-	$(BIN) bench borrow
-	$(BIN) bench console
+BENCH ?= fault gang migrate locality borrow balance checkpoint failover reboot console
+bench: build ## Measure what everything costs, each beside an alternative; BENCH="gang borrow": only these
+	@failed=; for b in $(BENCH); do echo "== bench $$b"; $(BIN) bench $$b || failed="$$failed $$b"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SHARES_SECONDS=600 $(GO) test -count=1 -v -timeout 30m -run TestShares ./tests

@@ -1,6 +1,7 @@
 package paging
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -195,6 +196,42 @@ func bringIn(table *Table, page ident.PageNo) {
 		table.Leave(v, slot)
 	}
 	table.Enter(page)
+}
+
+// Pages that are used are asked whether they are less often than pages come in, also where those that are used all the time are much of what has room.
+func TestAskingCostsLessThanComingIn(t *testing.T) {
+	const pages, limit, hot = 2048, 1024, 614
+	table := New(pages, limit, pages, "")
+	rng := rand.New(rand.NewPCG(1, 2))
+	came, asked := 0, 0
+	touch := func(p ident.PageNo) {
+		switch where, _ := table.Where(p); where {
+		case Active:
+			return
+		case Inactive:
+			asked++
+		default:
+			bringIn(table, p)
+			came++
+		}
+		table.Map(p)
+	}
+	for p := range ident.PageNo(pages) {
+		touch(p)
+	}
+	for i := range 400 * pages {
+		if i == 200*pages {
+			came, asked = 0, 0
+		}
+		if rng.IntN(100) == 0 {
+			touch(ident.PageNo(rng.IntN(pages)))
+		} else {
+			touch(ident.PageNo(rng.IntN(hot)))
+		}
+	}
+	if most := came * 3 / 4; asked > most || came > 200*pages/100*6/10 {
+		t.Errorf("%d pages were asked while %d came in, of %d that were drawn from all; want at most %d", asked, came, 200*pages/100, most)
+	}
 }
 
 // What was used all the time, and is not any more, makes room for what is.

@@ -6,19 +6,18 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
-	"github.com/cellvisor/cellvisor/api"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
+	"github.com/cellvisor/cellvisor/vmm/cpuidle"
 )
 
 // BorrowSettings say how the borrow benchmark runs.
 type BorrowSettings struct {
-	Rounds     int `json:"rounds"`      // in each of which both run once; the best of each figure counts: what else the machine does only makes them worse
+	Rounds     int `json:"rounds"`      // in each of which both are started once
 	MemoryMiB  int `json:"memory_mib"`  // of the VM
 	HotPercent int `json:"hot_percent"` // of the table
-	Seconds    int `json:"seconds"`     // that each share of cold rows is measured
+	Seconds    int `json:"seconds"`     // that each share of cold rows is measured, of both, in each round
 }
 
 // Check tells what is wrong with the settings.
@@ -42,20 +41,26 @@ type BorrowReport struct {
 	Host      Host           `json:"host"`
 	Settings  BorrowSettings `json:"settings"`
 
-	Figures         []BorrowFigure `json:"figures"`          // by share of rows that are drawn from all of the table, without commits and with them
-	TimeRatio       float64        `json:"time_ratio"`       // of committed transactions with borrowHeadline cold rows
+	Figures         []BorrowFigure `json:"figures"`    // by share of rows that are drawn from all of the table, without commits and with them
+	TimeRatio       float64        `json:"time_ratio"` // of committed transactions with borrowHeadline cold rows
+	TimeRatioLow    float64        `json:"time_ratio_low"`
+	TimeRatioHigh   float64        `json:"time_ratio_high"`
 	BorrowedPercent float64        `json:"borrowed_percent"` // of the table; the least of all rounds
 	FetchUs         float64        `json:"fetch_us"`         // what a borrowed page takes to come, with making room for it, median
 	RoundTripUs     float64        `json:"round_trip_us"`    // what a request and a page for an answer take between two processes here, with no protocol, median: the floor
 }
 
-// BorrowFigure is one share's.
+// BorrowFigure is one share's. The two take turns of a tenth of a second, local first and borrowed first by turns, so that what the machine does besides, which goes on
+// for seconds, meets both alike: each ratio is of two neighbours.
 type BorrowFigure struct {
 	ColdIn10000     int     `json:"cold_in_10000"` // rows
 	Commits         bool    `json:"commits"`       // each transaction writes to a log on a disk, and flushes it
-	LocalPerSecond  float64 `json:"local_per_second"`
+	Pairs           int     `json:"pairs"`
+	LocalPerSecond  float64 `json:"local_per_second"` // medians
 	BorrowPerSecond float64 `json:"borrow_per_second"`
-	TimeRatio       float64 `json:"time_ratio"` // of a transaction, borrowed over local
+	TimeRatio       float64 `json:"time_ratio"`     // of a transaction, borrowed over local: the median of all pairs
+	TimeRatioLow    float64 `json:"time_ratio_low"` // between these two the median lies, with 95% confidence
+	TimeRatioHigh   float64 `json:"time_ratio_high"`
 }
 
 // borrowCold is what the payload does, in its order.
@@ -72,19 +77,11 @@ const (
 	borrowPace     = 10            // MiB a second, that surely move from the paging file to lenders
 	borrowLeast    = 45            // percent of the table that have to be borrowed
 	borrowLog      = 4 * ident.MiB // the disk
+	borrowSlices   = 10            // a second: long beside what pausing takes, short beside what else the machine does
 )
 
-// borrowRates is how many figures the payload tells: each share without commits and with them.
-const (
-	borrowRates = 8
-)
-
-// borrowRun is what one run came to.
-type borrowRun struct {
-	rates    []float64
-	borrowed ident.Bytes // the most at any time that was looked
-	fetchUs  float64
-}
+// borrowRates is how many figures there are: each share without commits and with them.
+const borrowRates = 8
 
 // Borrow compares on this machine.
 func Borrow(ctx context.Context, exe string, set BorrowSettings, say func(string)) (rep BorrowReport, err error) {
@@ -112,22 +109,23 @@ func Borrow(ctx context.Context, exe string, set BorrowSettings, say func(string
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, far.stop()) }()
-	var nearRuns, farRuns []borrowRun
-	for round := range set.Rounds {
-		for _, side := range []struct {
-			name string
-			c    *cluster
-			runs *[]borrowRun
-		}{{"memory of its own", near, &nearRuns}, {"half of it borrowed", far, &farRuns}} {
-			say(fmt.Sprintf("round %d of %d: %s", round+1, set.Rounds, side.name))
-			r, err := side.c.runRows(ctx, set)
-			if err != nil {
-				return rep, fmt.Errorf("%s: %w", side.name, err)
-			}
-			*side.runs = append(*side.runs, r)
-		}
+	// While pages come from lenders CPUs are kept awake, which makes commits faster, too. Both sides have that, or the one that borrows would gain from it.
+	if awake, err := cpuidle.Open(); err == nil {
+		awake.Hold()
+		defer awake.Close()
 	}
-	return rep, rep.compare(nearRuns, farRuns)
+	var fetch []float64
+	pairs := make([][]borrowPair, borrowRates)
+	for round := range set.Rounds {
+		say(fmt.Sprintf("round %d of %d", round+1, set.Rounds))
+		us, err := rep.round(ctx, near, far, pairs)
+		if err != nil {
+			return rep, err
+		}
+		fetch = append(fetch, us)
+	}
+	rep.FetchUs = middle(fetch)
+	return rep, rep.compare(pairs)
 }
 
 // borrowTrips is how many raw round trips are timed.
@@ -157,77 +155,18 @@ func quickDir() string {
 	return dir
 }
 
-// runRows runs the payload once. When the table is full it waits until what has no room had time to get to lenders; both sides wait as long.
-func (c *cluster) runRows(ctx context.Context, set BorrowSettings) (r borrowRun, err error) {
-	ctx, cancel := context.WithTimeout(ctx, runPatience)
-	defer cancel()
-	wait := 3 + set.MemoryMiB/2/borrowPace
-	memory := ident.Bytes(set.MemoryMiB) * ident.MiB
-	spec := &api.VMSpec{Name: "rows", Payload: &api.VMSpec_Builtin{Builtin: "rows"}, Vcpus: 1, MemoryBytes: uint64(memory), Span: []string{"a"},
-		Disks: []*api.Disk{{Name: "log", SizeBytes: uint64(borrowLog)}},
-		Args:  fmt.Sprintf("%d %d %d %d commit", (memory-borrowProgram)/ident.MiB, set.HotPercent, wait, set.Seconds)}
-	v, err := c.start(ctx, spec)
-	for err == nil && !v.GetState().Ended() {
-		select {
-		case <-ctx.Done():
-			return r, ctx.Err()
-		case <-time.After(500 * time.Millisecond):
+// compare sums up all pairs.
+func (rep *BorrowReport) compare(pairs [][]borrowPair) error {
+	for i, all := range pairs {
+		f := BorrowFigure{ColdIn10000: borrowCold[i/2], Commits: i%2 == 1, Pairs: len(all)}
+		var local, borrowed, ratios []float64
+		for _, p := range all {
+			local, borrowed, ratios = append(local, p.local), append(borrowed, p.borrowed), append(ratios, quotient(p.local, p.borrowed))
 		}
-		err = c.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
-			got, err := svc.GetVM(ctx, &api.GetVMRequest{Name: spec.GetName()})
-			v = got.GetVm()
-			return err
-		})
-		r.look(v)
-	}
-	switch {
-	case err != nil:
-		return r, err
-	case v.GetState() != api.VMState_VM_STATE_EXITED || v.GetExitStatus() != 0:
-		return r, fmt.Errorf("VM %s is %s, status %d: %s\n%s", v.GetName(), v.GetState().Word(), v.GetExitStatus(), v.GetReason(), c.console(ctx, v))
-	}
-	err = c.client.Output(ctx, v.GetName(), 0, false, func(_ uint64, n uint32) error { r.rates = append(r.rates, float64(n)); return nil })
-	if err == nil && len(r.rates) != borrowRates {
-		err = fmt.Errorf("the guest tells of %d rates, want %d", len(r.rates), borrowRates)
-	}
-	return r, errors.Join(err, c.remove(ctx, v.GetName()))
-}
-
-// look takes in what the VM has borrowed.
-func (r *borrowRun) look(v *api.VM) {
-	for _, w := range v.GetWorkers() {
-		held := ident.Bytes(0)
-		for _, l := range w.GetCounters().GetPaging().GetLoans() {
-			held += ident.Bytes(l.GetHeldBytes())
-		}
-		r.borrowed = max(r.borrowed, held)
-		if us := w.GetCounters().GetPaging().GetInMicros(); us != 0 {
-			r.fetchUs = float64(us)
-		}
-	}
-}
-
-// compare sets the two beside each other, round by round.
-func (rep *BorrowReport) compare(near, far []borrowRun) error {
-	table := ident.Bytes(rep.Settings.MemoryMiB)*ident.MiB - borrowProgram
-	var fetch []float64
-	least := far[0].borrowed
-	for _, r := range far {
-		least, fetch = min(least, r.borrowed), append(fetch, r.fetchUs)
-	}
-	rep.BorrowedPercent, rep.FetchUs = round3(100*float64(least)/float64(table)), middle(fetch)
-	of := func(runs []borrowRun, i int) float64 {
-		var all []float64
-		for _, r := range runs {
-			all = append(all, r.rates[i])
-		}
-		return slices.Max(all)
-	}
-	for i := range borrowRates {
-		f := BorrowFigure{ColdIn10000: borrowCold[i/2], Commits: i%2 == 1, LocalPerSecond: of(near, i), BorrowPerSecond: of(far, i)}
-		f.TimeRatio = quotient(f.LocalPerSecond, f.BorrowPerSecond)
+		f.LocalPerSecond, f.BorrowPerSecond, f.TimeRatio = middle(local), middle(borrowed), middle(ratios)
+		f.TimeRatioLow, f.TimeRatioHigh = medianLies(ratios)
 		if f.Commits && f.ColdIn10000 == borrowHeadline {
-			rep.TimeRatio = f.TimeRatio
+			rep.TimeRatio, rep.TimeRatioLow, rep.TimeRatioHigh = f.TimeRatio, f.TimeRatioLow, f.TimeRatioHigh
 		}
 		rep.Figures = append(rep.Figures, f)
 	}

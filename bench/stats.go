@@ -69,3 +69,16 @@ func quotient(a, b float64) float64 {
 	}
 	return round3(a / b)
 }
+
+// medianLies returns between which two samples the median of what they were drawn from lies with 95% confidence, whatever its distribution: how many of n samples lie
+// below it is binomial, so its rank is n/2 give or take 1.96 standard deviations of half the root of n.
+func medianLies(all []float64) (low, high float64) {
+	if len(all) == 0 {
+		return 0, 0
+	}
+	sorted := slices.Clone(all)
+	slices.Sort(sorted)
+	n := float64(len(sorted))
+	i := max(0, int(n/2-1.96*math.Sqrt(n)/2))
+	return sorted[i], sorted[len(sorted)-1-i]
+}

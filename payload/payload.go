@@ -42,8 +42,8 @@ var list = []Info{
 		"ROUNDS of all four phases (default 6), SCALE of each phase's work (default 10); it idles for LINGER_MS before it ends (default 0)"},
 	{"phoenix", "crashes itself again and again, and checks after every boot that no byte of its disk is read wrong; needs a disk", "[CRASHES] [BLOCKS] [MODE]",
 		"CRASHES before it ends (default 100; run with --crash-limit 0), BLOCKS of 4 KiB (default 64); MODE crash (the default), or read: only read and verify at each boot"},
-	{"rows", "reads and changes rows of a table, as a database does; emits the transactions a second with ever more of them outside its hot set", "[MIB] [HOT_PERCENT] [WAIT_S] [SECONDS] [commit]",
-		"MIB of table (default all memory), HOT_PERCENT of it hot (default 10); it idles for WAIT_S when the table is full (default 0), and measures for SECONDS (default 1) at 0, 1, 10 and 100 cold rows in 10000; commit: the same again with commits to a log on its disk"},
+	{"rows", "reads and changes rows of a table, as a database does; emits the transactions a second with ever more of them outside its hot set", "[MIB] [HOT_PERCENT] [WAIT_S] [SECONDS] [commit|-] [SLICES]",
+		"MIB of table (default all memory), HOT_PERCENT of it hot (default 10); it idles for WAIT_S when the table is full (default 0), and measures for SECONDS (default 1) at 0, 1, 10 and 100 cold rows in 10000; commit: the same again with commits to a log on its disk; SLICES: so many rates for each share, after a 0 when it begins, instead of their median"},
 	{"walk", "fills memory with a pattern, reads it from other vCPUs, checks it", "[MIB] [PASSES]",
 		"MIB of memory (default and at most all above 4 MiB), PASSES times (default 2)"},
 }

@@ -187,4 +187,8 @@ func TestRows(t *testing.T) {
 	if len(r.Records) != 4 {
 		t.Errorf("records %v, want one for each share of cold rows", r.Records)
 	}
+	r = run(t, "rows", "8 10 0 1 - 20", 1, 16*ident.MiB)
+	if len(r.Records) != 1+4*20 || r.Records[0] != 0 || slices.Min(r.Records[1:]) == 0 {
+		t.Errorf("records %v, want a 0, and 20 rates for each share of cold rows", r.Records)
+	}
 }

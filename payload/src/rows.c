@@ -1,8 +1,9 @@
-// rows [MIB] [HOT_PERCENT] [WAIT_S] [SECONDS] [commit]: a table of rows of one page each, as a database keeps it. It is filled, then read and changed: a transaction
+// rows [MIB] [HOT_PERCENT] [WAIT_S] [SECONDS] [commit|-] [SLICES]: a table of rows of one page each, as a database keeps it. It is filled, then read and changed: a transaction
 // reads READS rows, checks all of each, and writes one again. A committed one also writes a record to a log on the first disk, and flushes
 // that. Rows are drawn from the first HOT_PERCENT of the table, but for some in ten thousand, which are drawn from all of it: 0, 1, 10 and 100 in turn,
 // for SECONDS each, without commits and, if they are wanted, with them. Emits, for each, the transactions a second, the median of WINDOWS equal spans.
-// Before the first it idles for WAIT_S, so that memory can move. Exit 0, or 1 if a row was wrong. One vCPU works.
+// Before the first it idles for WAIT_S, so that memory can move. With SLICES it emits a 0 when it has idled, and then the rate of each of so many equal spans rather
+// than a median: whoever sets two beside each other pauses one while the other has its turn. Exit 0, or 1 if a row was wrong. One vCPU works.
 #include "payload.h"
 #include "virtio_blk.h"
 
@@ -58,14 +59,13 @@ static void transact(row *table, u64 rows, u64 hot, u32 share, int commits) {
 static u32 rate(row *table, u64 rows, u64 hot, u32 share, int commits, u32 ms) {
     u32 begun = clock_ms(), now = begun;
     u64 done = 0;
-    while ((now = clock_ms()) - begun < ms)
+    while ((now = clock_ms()) - begun < ms || now == begun)
         for (u32 n = 0; n < (commits ? 1 : 100); n++, done++) transact(table, rows, hot, share, commits);
     return (u32)(done * 1000 / (now - begun));
 }
 
 static u32 measure(row *table, u64 rows, u64 hot, u32 share, int commits, u32 ms) {
     u32 rates[WINDOWS];
-    rate(table, rows, hot, share, commits, ms / WINDOWS); // what is hot comes near
     for (u32 n = 0; n < WINDOWS; n++) {
         u32 r = rate(table, rows, hot, share, commits, ms / WINDOWS), at = n;
         for (; at && rates[at - 1] > r; at--) rates[at] = rates[at - 1];
@@ -81,15 +81,19 @@ void guest_main(u64 cpu, u64 cpus, u64 ram, const char *args) {
     u64 most = (ram - (u64)table) / PAGE, rows = arg_u64(args, 0, 0) << 8;
     if (!rows || rows > most) rows = most;
     u64 hot = rows * arg_u64(args, 1, 10) / 100, wait = arg_u64(args, 2, 0);
-    u32 ms = (u32)arg_u64(args, 3, 1) * 1000;
+    u32 ms = (u32)arg_u64(args, 3, 1) * 1000, slices = (u32)arg_u64(args, 5, 0);
     if (!hot) hot = 1;
     for (u64 n = 0; n < rows; n++) write_row(&table[n], n, 0);
     int commits = arg_is(args, 4, "commit");
     if (commits && !disk_open(&disk, 0)) fail(S("there is no disk for the log: run with --disk"));
     say(S("rows: "), U(rows), S(" rows, "), U(hot), S(" of them hot"));
     for (u64 n = 0; n < wait; n++) idle_us(1000000);
+    if (slices) emit(0);
     for (u32 i = 0; i < sizeof cold / sizeof *cold; i++)
         for (int with = 0; with <= commits; with++) {
+            rate(table, rows, hot, cold[i], with, ms / WINDOWS); // what is hot comes near
+            for (u32 n = 0; n < slices; n++) emit(rate(table, rows, hot, cold[i], with, ms / slices));
+            if (slices) continue;
             u32 n = measure(table, rows, hot, cold[i], with, ms);
             say(S("rows: "), U(cold[i]), S(" in 10000 cold: "), U(n), S(" transactions a second"), S(with ? ", committed" : ""));
             emit(n);

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellvisor/cellvisor/ident"
 )
 
 // Device rings are read and written by guest and host at the same time, one 16-bit index after the other. pread and pwrite copy byte by byte on
@@ -27,54 +29,49 @@ func (r *RAM) aliasMapping() (uintptr, error) {
 	return r.alias, r.aliasErr
 }
 
-// word checks the access and returns the 32-bit word that holds the aligned 16-bit one, and the shift to it.
-func (r *RAM) word(op string, off int64) (*uint32, uint, error) {
+// atWord checks an access to an aligned 16-bit word and has f do it, on the 32-bit word that holds it, shifted; the page has its contents meanwhile.
+func (r *RAM) atWord(op string, off int64, f func(word *uint32, shift uint)) error {
 	if err := r.checkRange(op, off, 2); err != nil {
-		return nil, 0, err
+		return err
 	}
 	if off%2 != 0 {
-		return nil, 0, fmt.Errorf("%s 16-bit word of guest memory at 0x%x: not aligned", op, off)
+		return fmt.Errorf("%s 16-bit word of guest memory at 0x%x: not aligned", op, off)
 	}
 	base, err := r.aliasMapping()
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
-	// The mapping is not the Go heap's and never moves, so an address computed from a number is one of a live object.
-	addr := base + uintptr(off&^3)
-	return *(**uint32)(unsafe.Pointer(&addr)), uint(off&2) * 8, nil
+	access := func() {
+		// The mapping is not the Go heap's and never moves, so an address computed from a number is one of a live object.
+		addr := base + uintptr(off&^3)
+		f(*(**uint32)(unsafe.Pointer(&addr)), uint(off&2)*8)
+	}
+	if r.pager != nil {
+		return r.pager.atWord(off, access)
+	}
+	s := &r.shared
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if _, in := s.at(ident.PageNo(off >> ident.PageShift)); in {
+		base = r.addr
+	}
+	access()
+	return nil
 }
 
 // Load16 reads an aligned little-endian 16-bit word as one access.
-func (r *RAM) Load16(off int64) (uint16, error) {
-	p, shift, err := r.word("read", off)
-	if err != nil {
-		return 0, err
-	}
-	var value uint16
-	err = r.atWord(off, func() { value = uint16(atomic.LoadUint32(p) >> shift) })
+func (r *RAM) Load16(off int64) (value uint16, err error) {
+	err = r.atWord("read", off, func(word *uint32, shift uint) { value = uint16(atomic.LoadUint32(word) >> shift) })
 	return value, err
-}
-
-// atWord has f access the word at off, whose page has its contents meanwhile.
-func (r *RAM) atWord(off int64, f func()) error {
-	if r.pager != nil {
-		return r.pager.atWord(off, f)
-	}
-	f()
-	return nil
 }
 
 // Store16 writes an aligned little-endian 16-bit word as one access, after all writes before it. The other half of its 32-bit word is kept
 // even if the guest writes it at the same time.
 func (r *RAM) Store16(off int64, value uint16) error {
-	p, shift, err := r.word("write", off)
-	if err != nil {
-		return err
-	}
-	return r.atWord(off, func() {
+	return r.atWord("write", off, func(word *uint32, shift uint) {
 		for {
-			old := atomic.LoadUint32(p)
-			if atomic.CompareAndSwapUint32(p, old, old&^(0xffff<<shift)|uint32(value)<<shift) {
+			old := atomic.LoadUint32(word)
+			if atomic.CompareAndSwapUint32(word, old, old&^(0xffff<<shift)|uint32(value)<<shift) {
 				return
 			}
 		}

@@ -20,20 +20,31 @@ func (r *RAM) CopyPages(dst []byte, pages []ident.PageNo) error {
 		}
 		return nil
 	}
-	base, err := r.aliasMapping()
+	alias, err := r.aliasMapping()
 	if err != nil {
 		return err
 	}
+	s := &r.shared
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	for i, page := range pages {
 		if err := r.checkPages("copy", page, 1); err != nil {
 			return err
 		}
-		// The mapping is not the Go heap's and never moves, so an address computed from a number is one of a live object.
-		addr := base + uintptr(page)<<ident.PageShift
-		copy(dst[i<<ident.PageShift:(i+1)<<ident.PageShift], unsafe.Slice(*(**byte)(unsafe.Pointer(&addr)), ident.PageSize))
+		base := alias
+		if _, in := s.at(page); in {
+			base = r.addr
+		}
+		copy(dst[i<<ident.PageShift:(i+1)<<ident.PageShift], bytesAt(base+uintptr(page)<<ident.PageShift, ident.PageSize))
 	}
 	return nil
 }
+
+// guestBytes is a piece of the guest mapping. It requires shared.mu, and that the piece is in a run: see shared.go.
+func (r *RAM) guestBytes(off int64, n int) []byte { return bytesAt(r.addr+uintptr(off), n) }
+
+// bytesAt is n bytes at an address. The mappings are not the Go heap's and never move, so an address computed from a number is one of a live object.
+func bytesAt(addr uintptr, n int) []byte { return unsafe.Slice(*(**byte)(unsafe.Pointer(&addr)), n) }
 
 // Scratch returns n bytes of memory outside the Go heap whose pages are all there: who writes them first does not wait for the kernel to clear
 // them. It is never given back, so it is for buffers that are used again and again.

@@ -16,7 +16,8 @@ type Kept struct {
 }
 
 // Renew makes guest memory zero by putting a new memfd in the place of the old one, under the same mappings and addresses: nothing is cleared,
-// whatever its size. The old memory comes back, with all its contents. No vCPU may run, no device may work on guest memory, and a userfaultfd
+// whatever its size. The old memory comes back, with all its contents but
+// those that were an image's. No vCPU may run, no device may work on guest memory, and a userfaultfd
 // on the guest mapping must be registered again, since the mapping is a new one.
 func (r *RAM) Renew() (*Kept, error) {
 	old, err := unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0)
@@ -41,6 +42,9 @@ func (r *RAM) Renew() (*Kept, error) {
 	if r.pager != nil {
 		r.pager.reset()
 	}
+	r.shared.mu.Lock()
+	defer r.shared.mu.Unlock()
+	r.shared.forget()
 	for _, at := range []uintptr{r.addr, r.alias} {
 		if at == 0 {
 			continue
@@ -55,13 +59,17 @@ func (r *RAM) Renew() (*Kept, error) {
 
 // mapOver maps the memfd at an address where an older one is mapped.
 func (r *RAM) mapOver(at uintptr) error {
-	_, _, errno := unix.Syscall6(unix.SYS_MMAP, at, uintptr(r.size), unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_SHARED|unix.MAP_NORESERVE|unix.MAP_FIXED, uintptr(r.fd), 0)
+	return r.mapAt(at, uintptr(r.size), unix.MAP_SHARED, r.fd, 0)
+}
+
+// mapAt puts another mapping of a file in the place of one of guest memory. Whoever touches it meanwhile finds the old or the new one.
+func (r *RAM) mapAt(at, length uintptr, how int, fd int, off int64) error {
+	_, _, errno := unix.Syscall6(unix.SYS_MMAP, at, length, unix.PROT_READ|unix.PROT_WRITE, uintptr(how|unix.MAP_NORESERVE|unix.MAP_FIXED), uintptr(fd), uintptr(off))
 	if errno != 0 {
 		return describe("map guest memory again", r.size, errno)
 	}
 	for _, advice := range mappingAdvice {
-		_, _, errno := unix.Syscall(unix.SYS_MADVISE, at, uintptr(r.size), uintptr(advice))
+		_, _, errno := unix.Syscall(unix.SYS_MADVISE, at, length, uintptr(advice))
 		if errno != 0 && errno != unix.EINVAL {
 			return describe("advise on guest memory", r.size, errno)
 		}

@@ -16,6 +16,9 @@
 // table says; Revoke takes it away (and with it KVM's own tables, through the MMU notifier) before it returns, and vmm/uffd gives it back.
 // A page with contents and no access faults as MINOR, a page without contents (a hole) as MISSING.
 //
+// Guests that nobody watches may have pages of a sealed image in the place of the memfd's (shared.go). Who uses RAM does not notice. Such pages are the
+// exception to the rule above: the kernel alone serves their faults, so this package reaches them through the guest mapping.
+//
 // Invariants: the guest mapping's address and size never change; every access is inside [0, Size) or refused.
 package ram
 
@@ -47,7 +50,8 @@ type RAM struct {
 	alias     uintptr
 	aliasErr  error
 
-	pager *Pager // nil: all contents are in the memfd; set before there are any
+	pager  *Pager // nil: all contents are in the memfd or shared; set before there are any
+	shared shared // contents that are not in the memfd, but an image's
 }
 
 // New makes guest memory of size bytes, a multiple of the page size and at most 1 TiB. No page is allocated yet: the memory is all holes, and
@@ -92,7 +96,7 @@ func (r *RAM) Size() ident.Bytes { return r.size }
 // Pages is the memory's size in pages.
 func (r *RAM) Pages() uint64 { return r.size.Pages() }
 
-// GuestAddr is where the guest mapping lies in this process: for the KVM memory slot and for userfaultfd, never to be dereferenced.
+// GuestAddr is where the guest mapping lies in this process: for the KVM memory slot, never to be dereferenced. Who wants to be told of faults asks Watchable.
 func (r *RAM) GuestAddr() uintptr { return r.addr }
 
 // ReadPage reads the contents of a page through the alias; buf is ident.PageSize long. A hole reads as zeros and stays a hole.
@@ -121,6 +125,9 @@ func (r *RAM) ReadAt(b []byte, off int64) (int, error) {
 	}
 	if r.pager != nil {
 		return r.pager.readAt(b, off)
+	}
+	if r.shared.some.Load() {
+		return r.readShared(b, off)
 	}
 	return r.get(b, off)
 }
@@ -152,6 +159,9 @@ func (r *RAM) WriteAt(b []byte, off int64) (int, error) {
 	}
 	if r.pager != nil {
 		return r.pager.writeAt(b, off)
+	}
+	if r.shared.some.Load() {
+		return r.writeShared(b, off)
 	}
 	if err := r.put(b, off); err != nil {
 		return 0, err
@@ -185,6 +195,9 @@ func (r *RAM) Zero(page ident.PageNo, n uint64) error {
 	if r.pager != nil {
 		return r.pager.dropped(page, n, func() error { return r.punch(page, n) })
 	}
+	if err := r.zeroShared(span{page, n}); err != nil {
+		return fmt.Errorf("zero %d guest pages at page 0x%x: %w", n, page, err)
+	}
 	return r.punch(page, n)
 }
 
@@ -204,7 +217,8 @@ func (r *RAM) punch(page ident.PageNo, n uint64) error {
 }
 
 // Revoke takes n pages from page on away from the guest: when it returns, no vCPU of this part reads or writes them any more, and the next
-// touch faults (MINOR if the page has contents). The contents stay, and are final, in the memfd.
+// touch faults (MINOR if the page has contents). The contents stay, and are final, in the memfd. In memory that is not watched a touch brings a page back
+// unseen, so nobody can rest on it; there, pages that are shared are left alone.
 func (r *RAM) Revoke(page ident.PageNo, n uint64) error {
 	if err := r.checkPages("revoke", page, n); err != nil || n == 0 {
 		return err
@@ -212,7 +226,15 @@ func (r *RAM) Revoke(page ident.PageNo, n uint64) error {
 	if r.pager != nil {
 		return r.pager.revoked(page, n, func() error { return r.unmap(page, n) })
 	}
-	return r.unmap(page, n)
+	s := &r.shared
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, part := range s.outside(span{page, n}) { // MADV_DONTNEED would take what the guest has written to a run
+		if err := r.unmap(part.page, part.n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unmap takes n pages out of the guest mapping.
@@ -223,13 +245,14 @@ func (r *RAM) unmap(page ident.PageNo, n uint64) error {
 	return nil
 }
 
-// Resident is how much memory the contents take on this host now.
+// Resident is how much memory the contents take on this host now. Pages that are shared count at every guest that has them, as if it had them alone: the
+// sum over guests is what they can come to take, and what they take is less.
 func (r *RAM) Resident() (ident.Bytes, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(r.fd, &st); err != nil {
 		return 0, fmt.Errorf("stat guest memory: %w", err)
 	}
-	return ident.Bytes(st.Blocks) * 512, nil
+	return ident.Bytes(st.Blocks)*512 + r.Shared(), nil
 }
 
 // Close unmaps and frees the memory. Every vCPU must have left KVM_RUN for good, and no other method may run or be called later.
@@ -292,36 +315,4 @@ func describe(op string, size ident.Bytes, err error) error {
 		return fmt.Errorf("%s (guest of %s): %w: %w", op, size, ErrNoMemory, err)
 	}
 	return fmt.Errorf("%s (guest of %s): %w", op, size, err)
-}
-
-// NextData returns the first page from page on that has contents, or Pages if there is none.
-func (r *RAM) NextData(page ident.PageNo) (ident.PageNo, error) {
-	if r.pager != nil {
-		return r.pager.nextPage(page, true), nil
-	}
-	const seekData = 3 // SEEK_DATA
-	off, err := unix.Seek(r.fd, int64(page)<<ident.PageShift, seekData)
-	if errors.Is(err, unix.ENXIO) {
-		return ident.PageNo(r.Pages()), nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("find contents of guest memory from page 0x%x on: %w", page, err)
-	}
-	return ident.PageNo(off >> ident.PageShift), nil
-}
-
-// NextHole returns the first page from page on that has no contents, or Pages if there is none.
-func (r *RAM) NextHole(page ident.PageNo) (ident.PageNo, error) {
-	if r.pager != nil {
-		return r.pager.nextPage(page, false), nil
-	}
-	const seekHole = 4 // SEEK_HOLE
-	off, err := unix.Seek(r.fd, int64(page)<<ident.PageShift, seekHole)
-	if errors.Is(err, unix.ENXIO) {
-		return ident.PageNo(r.Pages()), nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("find a hole in guest memory from page 0x%x on: %w", page, err)
-	}
-	return ident.PageNo(off >> ident.PageShift), nil
 }

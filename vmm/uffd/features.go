@@ -32,6 +32,12 @@ func missingError(have uint64) error {
 	return fmt.Errorf("%w: %s; Linux %s or newer is needed", ErrUnsupported, strings.Join(names, ", "), OldestKernel)
 }
 
+// onePage is a page of memory at an address.
+type onePage uintptr
+
+// Watchable implements Memory.
+func (p onePage) Watchable() (uintptr, ident.Bytes, error) { return uintptr(p), ident.PageSize, nil }
+
 // Check tells whether this host's userfaultfd has everything that Open and Map need, by trying it on one page. CONTINUE with write
 // protection has no feature bit of its own, so only the trial can tell.
 func Check() error {
@@ -55,7 +61,7 @@ func Check() error {
 		return fmt.Errorf("map one page of a memfd: %w", errno)
 	}
 	defer func() { _, _, _ = unix.Syscall(unix.SYS_MUNMAP, addr, ident.PageSize, 0) }()
-	f, err := Open(addr, ident.PageSize)
+	f, err := Open(onePage(addr))
 	if err != nil {
 		return err
 	}

@@ -93,14 +93,28 @@ type FD struct {
 	closed atomic.Bool
 }
 
+// Memory is guest memory whose faults can be told of: Watchable brings all its contents to where that is so, and returns its mapping, a whole number of pages of
+// a shared memfd.
+type Memory interface {
+	Watchable() (addr uintptr, size ident.Bytes, err error)
+}
+
 // Open is Reserve and Watch in one.
-func Open(addr uintptr, size ident.Bytes) (*FD, error) {
-	return openMode(addr, size, registerMissing|registerMinor|registerWP)
+func Open(m Memory) (*FD, error) {
+	r, err := Reserve()
+	if err != nil {
+		return nil, err
+	}
+	return r.Watch(m)
 }
 
 // OpenProtect is Open for write-protect faults only: pages come and go as if nobody watched, but for those that Protect was told to protect.
 func OpenProtect(addr uintptr, size ident.Bytes) (*FD, error) {
-	return openMode(addr, size, registerWP)
+	r, err := Reserve()
+	if err != nil {
+		return nil, err
+	}
+	return r.WatchProtect(addr, size)
 }
 
 // Register registers the mapping again, after another was put in its place.
@@ -109,14 +123,6 @@ func (f *FD) Register() error {
 		return fmt.Errorf("register guest memory of %d pages with userfaultfd again: %w", f.pages, err)
 	}
 	return nil
-}
-
-func openMode(addr uintptr, size ident.Bytes, mode uint64) (*FD, error) {
-	r, err := Reserve()
-	if err != nil {
-		return nil, err
-	}
-	return r.watch(addr, size, mode)
 }
 
 // Reserved is a userfaultfd that watches nothing yet. A process may open one while it has the right to, and use it when it has not any more.
@@ -138,13 +144,18 @@ func Reserve() (*Reserved, error) {
 	return &Reserved{fd: fd, stop: stop}, nil
 }
 
-// Watch registers the mapping of size bytes at addr for missing, minor and write-protect faults. The mapping must be a whole number of pages of
-// a shared memfd. What was reserved is used up, whether Watch fails or not.
-func (r *Reserved) Watch(addr uintptr, size ident.Bytes) (*FD, error) {
+// Watch registers memory for missing, minor and write-protect faults. What was reserved is used up, whether Watch fails or not.
+func (r *Reserved) Watch(m Memory) (*FD, error) {
+	addr, size, err := m.Watchable()
+	if err != nil {
+		unix.Close(r.fd)
+		unix.Close(r.stop)
+		return nil, err
+	}
 	return r.watch(addr, size, registerMissing|registerMinor|registerWP)
 }
 
-// WatchProtect is Watch for write-protect faults only.
+// WatchProtect is Watch of the mapping of size bytes at addr for write-protect faults only.
 func (r *Reserved) WatchProtect(addr uintptr, size ident.Bytes) (*FD, error) {
 	return r.watch(addr, size, registerWP)
 }

@@ -23,7 +23,7 @@ func newWatched(t testing.TB) (*ram.RAM, *uffd.FD) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := uffd.Open(r.GuestAddr(), r.Size())
+	f, err := uffd.Open(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func faults(b *testing.B, nice int) {
 		b.Fatal(err)
 	}
 	h := vmmtest.NewHost(b, vmmtest.RequireKVM(b), image, boot.Config{Memory: 16 * ident.MiB, VCPUs: 1})
-	fd, err := uffd.Open(h.RAM.GuestAddr(), h.RAM.Size())
+	fd, err := uffd.Open(h.RAM)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -113,9 +113,15 @@ func (h *Host) Wait(t testing.TB, deadline time.Duration) Result {
 		t.Fatalf("guest still running after %v; console:\n%s%s", deadline, h.console.String(), dumps)
 	}
 	took := time.Since(h.start)
-	h.Stop()
-	r := Result{Exited: h.exited, Status: h.status, Console: h.console.String(), Records: h.records, Failure: h.failure, Took: took}
+	r := h.Stopped()
+	r.Took = took
 	return r
+}
+
+// Stopped stops the guest, wherever it is, and returns how far it came.
+func (h *Host) Stopped() Result {
+	h.Stop()
+	return Result{Exited: h.exited, Status: h.status, Console: h.console.String(), Records: h.records, Failure: h.failure, Took: time.Since(h.start)}
 }
 
 // Stop makes all vCPUs leave the guest, and waits for that.
@@ -133,6 +139,16 @@ func (h *Host) Records() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.records)
+}
+
+// Ended tells whether the guest has ended by itself or failed.
+func (h *Host) Ended() bool {
+	select {
+	case <-h.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // Changed gets a token when records, console or the end have changed.

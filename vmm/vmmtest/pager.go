@@ -22,7 +22,7 @@ type Pager struct {
 func (h *Host) Watch(t testing.TB) *Pager {
 	t.Helper()
 	RequireUserfaultfd(t)
-	fd, err := uffd.Open(h.RAM.GuestAddr(), h.RAM.Size())
+	fd, err := uffd.Open(h.RAM)
 	if err != nil {
 		t.Fatal(err)
 	}

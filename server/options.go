@@ -36,6 +36,9 @@ func checkOptions(spec *cells.VMSpec) error {
 			return status.Errorf(codes.InvalidArgument, "vm %s: option patience=%.32s: a whole number from 1 to %d is allowed", spec.Name, text, maxOptionPatience)
 		}
 	}
+	if text, given := spec.Options[optionImage]; given && text != imageOwn {
+		return status.Errorf(codes.InvalidArgument, "vm %s: option %s=%.32s: only %s is allowed", spec.Name, optionImage, text, imageOwn)
+	}
 	if text, given := spec.Options[wire.OptionLogMax]; given {
 		if n, err := config.ParseSize(text); err != nil || n < wire.LogMaxLeast || n > wire.LogMaxMost {
 			return status.Errorf(codes.InvalidArgument, "vm %s: logs of at most %.32s: a size from %s to %s is allowed, as 64MiB", spec.Name, text, ident.Bytes(wire.LogMaxLeast), ident.Bytes(wire.LogMaxMost))

@@ -72,6 +72,8 @@ type supervisor struct {
 	workers map[ident.VMID]*worker // protected by mu
 	lease   monitor.Lease          // protected by mu
 	rule    memoryRule             // set before the first worker
+
+	images images
 }
 
 type supervisorCounts struct {

@@ -123,7 +123,8 @@ func (w *worker) counters() *wire.WorkerStats {
 
 // run prepares, starts and accompanies one worker until its process is gone.
 func (s *supervisor) run(w *worker, a monitor.StartWorker) {
-	cmd, err := s.launch(w, a)
+	cmd, release, err := s.prepareAndLaunch(w, a)
+	defer release()
 	if err != nil {
 		s.counts.failedStarts.Add(1)
 		if s.ctx.Err() == nil {
@@ -150,12 +151,8 @@ func (s *supervisor) run(w *worker, a monitor.StartWorker) {
 	s.finish(w, p.pid, exitReason(cmd.ProcessState, werr, w.dir))
 }
 
-// launch brings the payload here, writes the spec and starts the process.
-func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error) {
-	files, err := s.prepare(w.ctx, a)
-	if err != nil {
-		return nil, err
-	}
+// launch writes the spec and starts the process, which inherits the shared files.
+func (s *supervisor) launch(w *worker, a monitor.StartWorker, files guestFiles, shared []*os.File) (*exec.Cmd, error) {
 	spec := a.Spec
 	spec.ListenHost, spec.IdleSleep, spec.DiskDir, spec.ScrubMicros = s.listenHost, s.idleSleep, s.diskDir(), s.scrub
 	spec.Memory = s.firstMemory(w, spec.MemoryBytes)
@@ -181,7 +178,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 	if w.ctx.Err() != nil {
 		return nil, errors.New("stopped before its worker was started")
 	}
-	cmd, p, err := s.spawn("worker", w.dir, groupLimits(&spec)) // without the lock, which the loop wants, too: on a busy host this takes a while
+	cmd, p, err := s.spawn("worker", w.dir, groupLimits(&spec), shared...) // without the lock, which the loop wants, too: on a busy host this takes a while
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +195,7 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker) (*exec.Cmd, error)
 }
 
 // spawn starts the process of a worker's directory, which is to outlive this one, in a control group if there are any. what it is people are told if that fails.
-func (s *supervisor) spawn(what, dir string, limits jail.Limits) (*exec.Cmd, *process, error) {
+func (s *supervisor) spawn(what, dir string, limits jail.Limits, inherits ...*os.File) (*exec.Cmd, *process, error) {
 	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
 	attr := &syscall.SysProcAttr{Setsid: true}
 	if s.groups != nil {
@@ -217,7 +214,7 @@ func (s *supervisor) spawn(what, dir string, limits jail.Limits) (*exec.Cmd, *pr
 	args := append(append(append([]string{}, s.command[1:]...), workerCommand...), dir)
 	cmd := exec.Command(s.command[0], args...)
 	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, inherits
 	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		return nil, nil, fmt.Errorf("start the %s: %w", what, err)

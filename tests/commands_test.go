@@ -33,6 +33,7 @@ import (
 //	noprocess                no process of the script's cluster is left
 //	occupy DIR SERVER        take the server's peer port until the script ends
 //	foreign FILE             give a server's configuration another cluster's ID
+//	imagepayload FILE PAGES, imageshared PROCESSES KIB   see image_test.go
 //	counts VM LEAST          the VM's output is exactly 0, 1, 2, …, and has at least that many records, now or a little later
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"exits":      cmdExits,
@@ -49,6 +50,9 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"occupy":     cmdOccupy,
 	"foreign":    cmdForeign,
 	"tinykernel": cmdTinyKernel,
+
+	"imagepayload": cmdImagePayload,
+	"imageshared":  cmdImageShared,
 }
 
 // run runs a command in the script's environment and returns its output and exit code.

@@ -83,6 +83,8 @@ func (c *blockCache) equal(since srt.Mark, b srt.Block, page ident.PageNo, data 
 		return nil
 	}
 	switch {
+	case p.ram.Apart(page): // the page of an image, which is not protected
+		return nil
 	case p.fd == nil:
 		if err := c.watch(); err != nil {
 			return err

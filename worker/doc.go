@@ -38,7 +38,7 @@
 // # Invariants
 //
 //   - No guest instruction runs, no peer is answered and no output leaves while the server's lease has lapsed.
-//   - Go code never touches the guest mapping (see vmm/ram).
+//   - Go code never touches the guest mapping (see vmm/ram, which does where the kernel alone serves faults).
 //   - Contents of a page are read for sending only after the effect that took the guest's write access away.
 //
 // # Jail

@@ -33,7 +33,7 @@ func TestKickDuringTheWaitForAPageIsNotLost(t *testing.T) {
 	if err := layout.Write(memory); err != nil {
 		t.Fatal(err)
 	}
-	watch, err := uffd.Open(memory.GuestAddr(), memory.Size())
+	watch, err := uffd.Open(memory)
 	if err != nil {
 		t.Fatal(err)
 	}

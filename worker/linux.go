@@ -182,13 +182,15 @@ func (w *Worker) linuxEvent(e platform.Event) {
 // writeKernel writes the kernel into fresh memory and puts the boot vCPU, which is not in the guest, at its entry. All other vCPUs wait, in
 // KVM, for the guest to start them.
 func (w *Worker) writeKernel() error {
+	from := &loader{deviceMemory: deviceMemory{w}}
+	defer from.close()
 	c := linux.Config{Memory: w.spec.MemoryBytes, VCPUs: w.spec.VCPUs, Cmdline: w.spec.Linux.Cmdline}
 	var err error
-	if c.Kernel, err = w.files.read(w.spec.PayloadPath); err != nil {
+	if c.Kernel, err = from.read(w.spec.PayloadPath); err != nil {
 		return err
 	}
 	if path := w.spec.Linux.InitrdPath; path != "" {
-		if c.Initrd, err = w.files.read(path); err != nil {
+		if c.Initrd, err = from.read(path); err != nil {
 			return err
 		}
 	}
@@ -200,7 +202,7 @@ func (w *Worker) writeKernel() error {
 	if err != nil {
 		return err
 	}
-	if err := machine.WriteImage(image, deviceMemory{w}, w.spec.MemoryBytes); err != nil {
+	if err := machine.WriteImage(image, from, w.spec.MemoryBytes); err != nil {
 		return err
 	}
 	return machine.Enter(boot, image.Entry)

@@ -24,9 +24,11 @@ func (w *Worker) load() {
 		}
 		return
 	}
-	layout, err := w.layout()
+	from := &loader{deviceMemory: deviceMemory{w}}
+	defer from.close()
+	layout, err := w.layout(from)
 	if err == nil {
-		err = layout.Write(deviceMemory{w})
+		err = layout.Write(from)
 	}
 	if err == nil {
 		err = w.addDevices(w.home.Load())
@@ -45,13 +47,14 @@ func (w *Worker) load() {
 	w.home.Load().setLoaded(origins)
 }
 
-func (w *Worker) layout() (*boot.Layout, error) {
+// layout places the payload, whose bytes are the loader's.
+func (w *Worker) layout(from *loader) (*boot.Layout, error) {
 	var image []byte
 	var err error
 	if w.spec.Builtin != "" {
 		image, err = payload.Open(w.spec.Builtin)
 	} else {
-		image, err = w.files.read(w.spec.PayloadPath)
+		image, err = from.read(w.spec.PayloadPath)
 	}
 	if err != nil {
 		return nil, err

@@ -208,7 +208,7 @@ func (p *plane) watch() error {
 	if err != nil {
 		return err
 	}
-	fd, err := spare.Watch(p.ram.GuestAddr(), p.ram.Size())
+	fd, err := spare.Watch(p.ram)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ FUZZTIME   ?= 30s
 ROUNDS     ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: borrow joins serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures campaign clean
+.PHONY: soak borrow joins serves drains shares bench-balance help build test test-pure test-race test-plain e2e chaos failover journal netcut demo bench sim drills drills-sim fuzz lint fmt generate payloads install man deb pictures campaign clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,10 @@ bench: build ## Measure what everything costs, each beside an alternative; BENCH
 
 shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SHARES_SECONDS=600 $(GO) test -count=1 -v -timeout 30m -run TestShares ./tests
+
+soak: build ## Whatever an operator may do to VMs, several things at once, for ten minutes: first without kills, then with
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) SOAK_SECONDS=200 SOAK_KILLS=0 $(GO) test -count=1 -v -timeout 15m -run TestSoak ./tests
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) SOAK_SECONDS=400 $(GO) test -count=1 -v -timeout 20m -run TestSoak ./tests
 
 borrow: build ## A VM that borrows memory from another cell: gives back on demand, is lost with its lender; others never notice
 	BORROW_SCRIPT=1 CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -run 'TestScripts/borrow' ./tests

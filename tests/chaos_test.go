@@ -93,6 +93,11 @@ func needKVM(t *testing.T) {
 }
 
 func (c *chaos) start() {
+	c.startWith(local.Shape{Cells: cmp.Or(c.cells, 3), PerCell: 1, Slots: max(8, c.slots), Memory: 512 * ident.MiB, Lease: c.lease, LogLevel: serverLogLevel()})
+}
+
+// startWith starts a cluster, of which nothing is left after the test.
+func (c *chaos) startWith(shape local.Shape) {
 	t := c.t
 	dir, err := os.MkdirTemp(setting.Dir(), "cvx-")
 	if err != nil {
@@ -102,7 +107,7 @@ func (c *chaos) start() {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.finish)
-	if c.session, err = local.Start(local.Options{Dir: c.dir, Exe: program, Shape: local.Shape{Cells: cmp.Or(c.cells, 3), PerCell: 1, Slots: max(8, c.slots), Memory: 512 * ident.MiB, Lease: c.lease, LogLevel: serverLogLevel()}}); err != nil {
+	if c.session, err = local.Start(local.Options{Dir: c.dir, Exe: program, Shape: shape}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -25,7 +25,7 @@ func TestGreedyGuests(t *testing.T) {
 	}
 	needKVM(t)
 	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(1, 9))}, weights: map[string]int{}}
-	s.begin(local.Shape{Cells: 1, PerCell: 1, Slots: 1, Memory: 256 * ident.MiB, Lease: 10 * time.Second})
+	s.startWith(local.Shape{Cells: 1, PerCell: 1, Slots: 1, Memory: 256 * ident.MiB, Lease: 10 * time.Second})
 	s.create("usual", 1, 100, "dirty", "10 1000 0")
 	s.create("honest", 1, 100, "lock", fmt.Sprint(sharesRounds, " spin"))
 	s.create("never", 1, 100, "dirty", sharesForever)

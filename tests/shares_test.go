@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,7 +14,6 @@ import (
 	"github.com/cellvisor/cellvisor/gang"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
-	"github.com/cellvisor/cellvisor/tests/setting"
 )
 
 // Twenty VMs of mixed sizes and weights on two slots, one on each of two servers: twelve stay for the whole time, on one of the servers or over both, up to
@@ -58,7 +56,7 @@ func TestShares(t *testing.T) {
 	seconds, seed := envNumber(t, "SHARES_SECONDS", sharesSeconds), envNumber(t, "SHARES_SEED", uint64(time.Now().UnixNano()))
 	t.Logf("replay: SHARES_SEED=%d SHARES_SECONDS=%d go test -run TestShares ./tests", seed, seconds)
 	s := &shares{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 9))}, weights: map[string]int{}, killed: map[string]bool{}, names: map[ident.VMID]string{}, due: map[string]float64{}}
-	s.begin(local.Shape{Cells: 2, PerCell: 1, Slots: 1, Memory: ident.GiB, Lease: 10 * time.Second})
+	s.startWith(local.Shape{Cells: 2, PerCell: 1, Slots: 1, Memory: ident.GiB, Lease: 10 * time.Second})
 	s.servers = []gang.Server{{ID: 1, Slots: 1}, {ID: 2, Slots: 1}}
 	for i := range sharesSteady {
 		weight := []int{50, 100, 200, 100}[i%4]
@@ -92,30 +90,6 @@ func TestShares(t *testing.T) {
 	}
 	s.judge(before, s.ran(t.Context()), seconds >= sharesStrict)
 	t.Logf("%d VMs passed by, %d of them ended by themselves with right sums, %d moves were begun", s.made-sharesSteady, s.ended, s.moved)
-}
-
-// begin starts a cluster, of which nothing is left after the test.
-func (s *shares) begin(shape local.Shape) {
-	t := s.t
-	dir, err := os.MkdirTemp(setting.Dir(), "cvx-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.dir, err = local.Abs(dir); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.finish)
-	if s.session, err = local.Start(local.Options{Dir: s.dir, Exe: program, Shape: shape}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := s.session.WaitLive(ctx, func(int, int) {}); err != nil {
-		t.Fatal(err)
-	}
-	if s.client, err = api.Dial(ctx, s.session.Cluster.Addrs()); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (s *shares) create(name string, vcpus, weight int, payload, args string, span ...string) {

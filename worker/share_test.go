@@ -13,11 +13,12 @@ import (
 
 // chunksOf encodes a share as it travels.
 func chunksOf(s *share) [][]byte {
-	var out [][]byte
-	for i := range s.chunks {
-		out = append(out, s.encode(nil, i, i == len(s.chunks)-1))
+	all := *s
+	all.encodeAll()
+	for i := range all.encoded {
+		all.encoded[i] = all.encoded[i][1:]
 	}
-	return out
+	return all.encoded
 }
 
 func testShare(number uint64, part ident.Part, members ident.PartSet) *share {
@@ -65,6 +66,21 @@ func TestShareRoundTrip(t *testing.T) {
 	}
 	if pages != 40 || zeros != 1 || output != 100_000 {
 		t.Errorf("%d pages, %d zero pages, %d bytes of output", pages, zeros, output)
+	}
+}
+
+// A part that runs no vCPU and has written nothing adds nothing to a checkpoint, but says so.
+func TestEmptyShareIsAShare(t *testing.T) {
+	s, _ := testStandby(t)
+	s.mustTake(t, base(0, 0b11, 3, 'a'))
+	s.mustTake(t, base(1, 0b11, 4, 'b'))
+	s.mustTake(t, testShare(5, 0, 0b11))
+	if done, err := s.commit(5); done || err != nil {
+		t.Fatalf("committed half a checkpoint: %v, %v", done, err)
+	}
+	s.mustTake(t, testShare(5, 1, 0b11))
+	if done, err := s.commit(5); !done || err != nil {
+		t.Errorf("a whole checkpoint was not committed: %v", err)
 	}
 }
 

@@ -1,0 +1,370 @@
+package tests
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/local"
+)
+
+// A soak: VMs of all kinds on three cells of two servers that lend each other memory and promise more than they have, and whatever an operator may do to them,
+// several things at once, in any order: moves, spreads, pauses, protection, resets, cordons, drains, balancing. Then the same with kills. Every command
+// ends, with success or with a reason; every guest that ends by itself has counted right; a VM is lost or fails only after a process was killed, and says so; and once
+// all is undone nothing is in between any more: no VM waits, no operation goes on, no process and no loan is left over. SOAK_SECONDS, SOAK_SEED and SOAK_KILLS choose.
+
+const (
+	soakSeconds = 6 // by default; `make soak` takes ten minutes
+	soakKills   = 5 // of a hundred acts
+	soakVMs     = 12
+	soakAtOnce  = 4
+	soakSettle  = 2 * time.Minute
+	soakLinger  = 15 * time.Second // for guests that have nearly ended
+)
+
+type soak struct {
+	chaos
+	made, ended, commands int
+
+	mu     sync.Mutex
+	ending map[string]bool // by command, or by what was killed: it need not end by itself
+	kills  int
+	done   map[string]int // commands by verb that succeeded
+	asked  map[string]int // and that were given
+}
+
+func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	needKVM(t)
+	seconds, seed := envNumber(t, "SOAK_SECONDS", soakSeconds), envNumber(t, "SOAK_SEED", uint64(time.Now().UnixNano()))
+	kills := envNumber(t, "SOAK_KILLS", soakKills)
+	t.Logf("replay: SOAK_SEED=%d SOAK_SECONDS=%d SOAK_KILLS=%d go test -run TestSoak ./tests", seed, seconds, kills)
+	s := &soak{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 21))}, ending: map[string]bool{}, done: map[string]int{}, asked: map[string]int{}}
+	s.startWith(local.Shape{Cells: 3, PerCell: 2, Slots: 2, Memory: 192 * ident.MiB, Lend: true, Overcommit: 2, LogLevel: serverLogLevel()})
+	s.command("balance", "mode", "auto")
+	var wg sync.WaitGroup
+	free := make(chan struct{}, soakAtOnce)
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end) && !t.Failed(); {
+		free <- struct{}{}
+		act := s.pick(int(kills))
+		wg.Go(func() { act(); <-free })
+		time.Sleep(time.Duration(s.rng.IntN(200)) * time.Millisecond)
+		s.look()
+	}
+	wg.Wait()
+	s.settle()
+	var verbs []string
+	for v := range s.asked {
+		verbs = append(verbs, fmt.Sprintf("%s %d of %d", v, s.done[v], s.asked[v]))
+	}
+	slices.Sort(verbs)
+	t.Logf("%d VMs, %d of them ended by themselves with right sums; %d kills; done of what was asked: %s", s.made, s.ended, s.kills, strings.Join(verbs, ", "))
+}
+
+// pick chooses what to do next. All chance is drawn here, so that a seed repeats as much as can be repeated.
+func (s *soak) pick(kills int) func() {
+	server := fmt.Sprintf("%c-%d", 'a'+s.rng.IntN(3), 1+s.rng.IntN(2))
+	cell, other, vcpu := string(rune('a'+s.rng.IntN(3))), string(rune('a'+s.rng.IntN(3))), fmt.Sprint(s.rng.IntN(2))
+	n, pause := s.rng.IntN(1000), time.Duration(s.rng.IntN(1500))*time.Millisecond
+	if s.rng.IntN(100) < kills {
+		return func() { s.kill(server, n) }
+	}
+	vms := s.running()
+	if len(vms) < soakVMs && s.rng.IntN(3) == 0 || len(vms) == 0 {
+		return s.create()
+	}
+	vm := vms[s.rng.IntN(len(vms))]
+	acts := []func(){
+		func() { s.command("vm", "migrate", vm, "--to", server) },
+		func() { s.command("vm", "migrate", vm, "--to", cell) },
+		func() { s.command("vm", "migrate", vm, "--vcpu", vcpu, "--to", server) },
+		func() { s.command("vm", "spread", vm) },
+		func() { s.command("vm", "spread", vm, "--over", cell+","+other) },
+		func() { s.command("vm", "gather", vm, "--to", cell) },
+		func() { s.command("vm", "protect", vm, []string{"none", "replica", "replica"}[n%3]) },
+		func() { s.command("vm", "pause", vm); time.Sleep(pause); s.command("vm", "resume", vm) },
+		func() { s.command("vm", "reset", vm) },
+		func() { s.expect(vm); s.command("vm", "stop", vm) },
+		func() {
+			s.command("server", "cordon", server)
+			time.Sleep(pause)
+			s.command("server", "uncordon", server)
+		},
+		func() {
+			s.command("cell", "drain", cell, "--yes", "--deadline", "20s")
+			s.command("cell", "restore", cell)
+		},
+		func() { s.command("balance", "apply", "--yes") },
+		func() { s.command("balance", "mode", []string{"off", "suggest", "auto"}[n%3]) },
+		func() { s.command("vm", "show", vm) },
+	}
+	return acts[n%len(acts)]
+}
+
+// create makes a VM of some kind, all of which end by themselves some time.
+func (s *soak) create() func() {
+	name := fmt.Sprintf("vm-%d", s.made)
+	s.made++
+	args := []string{"vm", "run", name}
+	memory := []string{"16MiB", "48MiB"}[s.rng.IntN(2)]
+	switch s.rng.IntN(5) {
+	case 0:
+		args = append(args, "--payload", "count", "--args", fmt.Sprint(100+s.rng.IntN(1500), " 100"), "--vcpus", "1")
+	case 1:
+		args = append(args, "--payload", "lock", "--args", fmt.Sprint(1+s.rng.IntN(400)), "--vcpus", "2", "--span", "a,b")
+	case 2:
+		args = append(args, "--payload", "lock", "--args", fmt.Sprint(1+s.rng.IntN(1_000_000), " spin"), "--vcpus", "2")
+	case 3:
+		args = append(args, "--payload", "dirty", "--args", fmt.Sprint("90 ", 1000+s.rng.IntN(20000), " ", 1+s.rng.IntN(12)), "--vcpus", fmt.Sprint(1+s.rng.IntN(2)))
+	default:
+		args = append(args, "--payload", "count", "--args", fmt.Sprint(100+s.rng.IntN(1500), " 100"), "--vcpus", "1", "--protect", "replica")
+	}
+	args = append(args, "--memory", memory, "--weight", fmt.Sprint([]int{50, 100, 200}[s.rng.IntN(3)]))
+	return func() {
+		if !s.command(args...) {
+			s.expect(name) // there may be no room
+		}
+	}
+}
+
+// expect notes that a VM may end otherwise than by itself.
+func (s *soak) expect(vm string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ending[vm] = true
+}
+
+// command runs the program. It need not succeed, but must end.
+func (s *soak) command(args ...string) bool {
+	ctx, cancel := context.WithTimeout(s.t.Context(), soakSettle)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, append(args, "--addr", s.session.Cluster.Addrs())...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
+	cmd.WaitDelay = 10 * time.Second
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	verb := strings.Join(args[:2], " ")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[verb]++
+	if err == nil {
+		s.done[verb]++
+	}
+	switch text := out.String(); {
+	case ctx.Err() != nil && s.t.Context().Err() == nil:
+		s.t.Errorf("%s has not ended within %v:\n%s", strings.Join(args, " "), soakSettle, text)
+	case err != nil && strings.TrimSpace(text) == "":
+		s.t.Errorf("%s: %v, and not a word why", strings.Join(args, " "), err)
+	case strings.Contains(text, "panic:") || strings.Contains(text, "internal error"):
+		s.t.Errorf("%s: %s", strings.Join(args, " "), text)
+	}
+	return err == nil
+}
+
+// kill ends processes of a server: one worker, all of them, its serve process, or everything; and starts it again.
+func (s *soak) kill(server string, n int) {
+	members, err := local.Find(s.dir)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	members = slices.DeleteFunc(members, func(m local.Member) bool {
+		return m.Server != server || n%4 < 2 && m.Kind != local.KindWorker || n%4 == 2 && m.Kind != local.KindServe
+	})
+	if n%4 == 0 && len(members) > 1 {
+		members = members[:1]
+	}
+	s.mu.Lock()
+	s.kills++
+	s.mu.Unlock()
+	for _, m := range members {
+		_ = syscall.Kill(m.PID, syscall.SIGKILL)
+	}
+	if n%4 < 2 {
+		return
+	}
+	time.Sleep(time.Duration(n) * time.Millisecond)
+	if _, err := local.StartServer(s.dir, server, program); err != nil && !strings.Contains(err.Error(), "runs already") {
+		s.t.Errorf("starting %s again: %v", server, err)
+	}
+}
+
+// running lists VMs that have not ended, by name.
+func (s *soak) running() []string {
+	var out []string
+	for name, v := range s.all() {
+		if !v.GetState().Ended() {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// all is vms for whom a cluster in between two leaders is no news.
+func (s *soak) all() map[string]*api.VM {
+	ctx, cancel := context.WithTimeout(s.t.Context(), faultPatience)
+	defer cancel()
+	for {
+		vms, err := s.vms(ctx)
+		if err == nil {
+			return vms
+		}
+		if ctx.Err() != nil {
+			s.t.Errorf("the cluster has not answered for %v: %v", faultPatience, err)
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// look judges the VMs that have ended, and removes them.
+func (s *soak) look() {
+	for name, v := range s.all() {
+		if !v.GetState().Ended() {
+			continue
+		}
+		s.judge(name, v)
+		if err := s.remove(s.t.Context(), name); err != nil && status.Code(err) != codes.NotFound {
+			s.t.Logf("removing VM %s: %v", name, err) // it comes again
+		}
+	}
+}
+
+func (s *soak) judge(name string, v *api.VM) {
+	s.mu.Lock()
+	expected, kills := s.ending[name], s.kills
+	s.mu.Unlock()
+	what := fmt.Sprintf("VM %s (%s %s) is %s: %s", name, v.GetPayload(), v.GetArgs(), v.GetState().Word(), v.GetReason())
+	switch v.GetState() {
+	case api.VMState_VM_STATE_EXITED:
+		if v.GetExitStatus() != 0 {
+			s.t.Errorf("%s, with status %d", what, v.GetExitStatus())
+		}
+		s.ended++
+		if v.GetPayload() == "count" && v.GetRestarts() == 0 {
+			s.unbroken(name)
+		}
+	case api.VMState_VM_STATE_STOPPED:
+		if !expected {
+			s.t.Error(what)
+		}
+	default:
+		if kills == 0 || v.GetReason() == "" {
+			s.t.Errorf("%s; %d kills", what, kills)
+		}
+	}
+}
+
+// unbroken demands that the records of a count are 0, 1, 2, …
+func (s *soak) unbroken(vm string) {
+	next := uint32(0)
+	err := s.client.Output(s.t.Context(), vm, 0, false, func(_ uint64, record uint32) error {
+		if record != next {
+			return fmt.Errorf("after record %d comes %d", int64(next)-1, record)
+		}
+		next++
+		return nil
+	})
+	if err != nil {
+		s.t.Errorf("output of VM %s: %v", vm, err)
+	}
+}
+
+// settle undoes what was done to the cluster, and demands that everything comes to rest.
+func (s *soak) settle() {
+	for _, server := range s.session.Cluster.Servers {
+		if _, err := local.StartServer(s.dir, server.Name, program); err != nil && !strings.Contains(err.Error(), "runs already") {
+			s.t.Errorf("starting %s again: %v", server.Name, err)
+		}
+	}
+	s.heal("a-1")
+	s.until(soakSettle, "all servers take VMs", func(context.Context) error {
+		if !s.command("server", "uncordon", "a-1", "a-2", "b-1", "b-2", "c-1", "c-2") || !s.command("balance", "mode", "off") {
+			return errors.New("they do not")
+		}
+		return nil
+	})
+	for _, vm := range s.running() {
+		s.command("vm", "resume", vm)
+	}
+	s.until(soakSettle, "operations end", func(ctx context.Context) error {
+		return s.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+			ops, err := svc.ListOperations(ctx, &api.ListOperationsRequest{})
+			for _, op := range ops.GetOperations() {
+				if op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
+					return fmt.Errorf("operation %d, %s, goes on: %s", op.GetId(), op.GetSubject(), op.GetNote())
+				}
+			}
+			return err
+		})
+	})
+	s.until(soakSettle, "VMs have ended or run, with all of their vCPUs", func(context.Context) error {
+		for name, v := range s.all() {
+			placed := 0
+			for _, w := range v.GetWorkers() {
+				placed += len(w.GetVcpus())
+			}
+			if !v.GetState().Ended() && (v.GetState() != api.VMState_VM_STATE_RUNNING || placed != int(v.GetVcpus())) {
+				return fmt.Errorf("VM %s is %s, with %d of %d vCPUs in their places: %s", name, v.GetState().Word(), placed, v.GetVcpus(), v.GetReason())
+			}
+		}
+		return nil
+	})
+	for end := time.Now().Add(soakLinger); time.Now().Before(end) && len(s.running()) > 0; time.Sleep(100 * time.Millisecond) {
+		s.look()
+	}
+	for _, vm := range s.running() { // whose pages travel for a long time yet
+		s.expect(vm)
+		s.command("vm", "stop", vm)
+	}
+	s.until(soakSettle, "VMs end", func(context.Context) error {
+		s.look()
+		if left := s.running(); len(left) > 0 {
+			return fmt.Errorf("there are %v", left)
+		}
+		return nil
+	})
+	s.until(soakSettle, "nothing is left of VMs", func(context.Context) error { return s.leftOver() })
+}
+
+// leftOver tells of processes of VMs and of those that lend them memory, and of memory that is still taken.
+func (s *soak) leftOver() error {
+	members, err := local.Find(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		if m.Kind == local.KindWorker {
+			return fmt.Errorf("process %d on %s, %s", m.PID, m.Server, m.Path)
+		}
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), faultPatience)
+	defer cancel()
+	return s.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		r, err := svc.ListServers(ctx, &api.ListServersRequest{})
+		for _, server := range r.GetServers() {
+			if server.GetSlotsUsed() != 0 || server.GetMemoryUsedBytes() != 0 || server.GetState() != api.ServerState_SERVER_STATE_LIVE {
+				return fmt.Errorf("server %s is %s, with %d slots and %d bytes used", server.GetName(), server.GetState().Word(), server.GetSlotsUsed(), server.GetMemoryUsedBytes())
+			}
+		}
+		return err
+	})
+}

@@ -64,7 +64,7 @@ func TestSoak(t *testing.T) {
 		free <- struct{}{}
 		act := s.pick(int(kills))
 		wg.Go(func() { act(); <-free })
-		time.Sleep(time.Duration(s.rng.IntN(200)) * time.Millisecond)
+		s.pass(time.Duration(s.rng.IntN(200)) * time.Millisecond)
 		s.look()
 	}
 	wg.Wait()
@@ -98,12 +98,12 @@ func (s *soak) pick(kills int) func() {
 		func() { s.command("vm", "spread", vm, "--over", cell+","+other) },
 		func() { s.command("vm", "gather", vm, "--to", cell) },
 		func() { s.command("vm", "protect", vm, []string{"none", "replica", "replica"}[n%3]) },
-		func() { s.command("vm", "pause", vm); time.Sleep(pause); s.command("vm", "resume", vm) },
+		func() { s.command("vm", "pause", vm); s.pass(pause); s.command("vm", "resume", vm) },
 		func() { s.command("vm", "reset", vm) },
 		func() { s.expect(vm); s.command("vm", "stop", vm) },
 		func() {
 			s.command("server", "cordon", server)
-			time.Sleep(pause)
+			s.pass(pause)
 			s.command("server", "uncordon", server)
 		},
 		func() {
@@ -200,9 +200,17 @@ func (s *soak) kill(server string, n int) {
 	if n%4 < 2 {
 		return
 	}
-	time.Sleep(time.Duration(n) * time.Millisecond)
+	s.pass(time.Duration(n) * time.Millisecond)
 	if _, err := local.StartServer(s.dir, server, program); err != nil && !strings.Contains(err.Error(), "runs already") {
 		s.t.Errorf("starting %s again: %v", server, err)
+	}
+}
+
+// pass lets time pass: what happens meanwhile is the test.
+func (s *soak) pass(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-s.t.Context().Done():
 	}
 }
 
@@ -231,7 +239,7 @@ func (s *soak) all() map[string]*api.VM {
 			s.t.Errorf("the cluster has not answered for %v: %v", faultPatience, err)
 			return nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		s.pass(20 * time.Millisecond)
 	}
 }
 
@@ -328,7 +336,7 @@ func (s *soak) settle() {
 		}
 		return nil
 	})
-	for end := time.Now().Add(soakLinger); time.Now().Before(end) && len(s.running()) > 0; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(soakLinger); time.Now().Before(end) && len(s.running()) > 0; s.pass(100 * time.Millisecond) {
 		s.look()
 	}
 	for _, vm := range s.running() { // whose pages travel for a long time yet

@@ -25,7 +25,7 @@ in memory, or are committed to a log on a disk. Needs two idle CPUs to mean anyt
 	cmd.Flags().IntVar(&set.Rounds, "rounds", 3, "in each of which both are started anew")
 	cmd.Flags().IntVar(&set.MemoryMiB, "memory", 64, "of the VM, in MiB")
 	cmd.Flags().IntVar(&set.HotPercent, "hot", 10, "percent of the table that are hot")
-	cmd.Flags().IntVar(&set.Seconds, "seconds", 1, "that each share of cold rows is measured of both, in each round")
+	cmd.Flags().IntVar(&set.Seconds, "seconds", 3, "that each share of cold rows is measured of both, in each round")
 	return cmd
 }
 

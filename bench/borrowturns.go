@@ -97,7 +97,7 @@ func (r *rows) look(ctx context.Context) (v *api.VM, err error) {
 // round starts both sides once, and has them take turns until the payload has told all.
 func (rep *BorrowReport) round(ctx context.Context, near, far *cluster, pairs [][]borrowPair) (fetchUs float64, err error) {
 	set := rep.Settings
-	ctx, cancel := context.WithTimeoutCause(ctx, runPatience+time.Duration(2*borrowRates*set.Seconds)*time.Second, errors.New("a round takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, runPatience+time.Duration(4*borrowRates*set.Seconds)*time.Second, errors.New("a round takes too long"))
 	defer cancel()
 	var sides [2]*rows
 	for i, c := range []*cluster{near, far} {

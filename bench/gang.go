@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cellvisor/cellvisor/api"
@@ -18,7 +20,12 @@ import (
 type GangSettings struct {
 	Seconds int `json:"seconds"` // about so long does one VM alone take
 	Rounds  int `json:"rounds"`  // of everything; the median of each figure counts
+
+	Only string `json:"only,omitempty"` // one of GangParts; "": all
 }
+
+// GangParts are what the gang benchmark consists of: throughputs, the start skew, and what scheduling many VMs costs.
+var GangParts = []string{"locks", "skew", "crowd"}
 
 // Bounds of GangSettings, and the shape of what runs.
 const (
@@ -37,6 +44,8 @@ func (s GangSettings) Check() error {
 		return fmt.Errorf("seconds must be from 1 to %d, not %d", maxGangSeconds, s.Seconds)
 	case s.Rounds < 1 || s.Rounds > 100:
 		return fmt.Errorf("rounds must be from 1 to 100, not %d", s.Rounds)
+	case s.Only != "" && !slices.Contains(GangParts, s.Only):
+		return fmt.Errorf("there is no part %q, only %s", s.Only, strings.Join(GangParts, ", "))
 	}
 	return nil
 }
@@ -86,27 +95,29 @@ func Gang(ctx context.Context, exe string, set GangSettings, say func(string)) (
 	}
 	rep = GangReport{Benchmark: "gang", Host: ThisHost(), Settings: set}
 	g := gangBench{exe: exe, set: set, say: say}
-	say("finding out how fast this machine is")
-	if err := g.with(ctx, config.SchedGang, func(c *cluster) error { return g.calibrate(ctx, c) }); err != nil {
-		return rep, err
-	}
-	for round := range set.Rounds {
-		say(fmt.Sprintf("round %d of %d", round+1, set.Rounds))
-		if err := g.round(ctx); err != nil {
+	if set.wants("locks") {
+		if err := g.locks(ctx); err != nil {
 			return rep, err
 		}
 	}
-	say("two gangs on two servers")
-	if err := g.skew(ctx, &rep.StartSkew); err != nil {
-		return rep, err
+	if set.wants("skew") {
+		say("two gangs on two servers")
+		if err := g.skew(ctx, &rep.StartSkew); err != nil {
+			return rep, err
+		}
 	}
-	say(fmt.Sprintf("%d VMs on one server", crowdVMs))
-	if err := g.crowd(ctx, &rep.Crowd); err != nil {
-		return rep, err
+	if set.wants("crowd") {
+		say(fmt.Sprintf("%d VMs on one server", crowdVMs))
+		if err := g.crowd(ctx, &rep.Crowd); err != nil {
+			return rep, err
+		}
 	}
 	g.fill(&rep)
 	return rep, nil
 }
+
+// wants tells whether a part is to run.
+func (s GangSettings) wants(part string) bool { return s.Only == "" || s.Only == part }
 
 // gangBench is a run of the benchmark.
 type gangBench struct {
@@ -119,6 +130,21 @@ type gangBench struct {
 	host        []float64
 	slices      uint64
 	sliceMicros uint64
+}
+
+// locks measures throughputs.
+func (g *gangBench) locks(ctx context.Context) error {
+	g.say("finding out how fast this machine is")
+	if err := g.with(ctx, config.SchedGang, func(c *cluster) error { return g.calibrate(ctx, c) }); err != nil {
+		return err
+	}
+	for round := range g.set.Rounds {
+		g.say(fmt.Sprintf("round %d of %d", round+1, g.set.Rounds))
+		if err := g.round(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // with runs f on a cluster of one server.

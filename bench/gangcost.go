@@ -20,7 +20,7 @@ import (
 // The shape of what scheduling many VMs is measured with: most of them idle, as most do, and enough are busy that slots are always wanted.
 const (
 	crowdVMs     = 100
-	crowdBusy    = 20
+	crowdBusy    = 40
 	crowdIdle    = "60000000" // microseconds at a time
 	crowdSeconds = 10
 	crowdSlice   = 10 * ident.Millisecond // what the cost of a slice is put in relation to
@@ -31,8 +31,12 @@ type CrowdCost struct {
 	VMs            int     `json:"vms"`
 	Busy           int     `json:"busy"` // of them; the others idle
 	Slices         uint64  `json:"slices"`
-	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve and in all workers: to decide, to tell, to let go and hold, and of vCPUs to leave and begin
+	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve and in all workers: the sum of the next three
 	CostPercent    float64 `json:"cost_percent"`     // of a CPU, if a slice takes 10 ms
+
+	ServeMicros float64 `json:"serve_micros_per_slice"` // to decide and to tell
+	OrderMicros float64 `json:"order_micros_per_slice"` // of the workers' threads that take orders in
+	TurnMicros  float64 `json:"turn_micros_per_slice"`  // of the vCPUs' threads, two of which leave the guest in a slice, wait and begin
 }
 
 // crowd runs many VMs on one server of two slots.
@@ -70,7 +74,9 @@ func (g *gangBench) crowd(ctx context.Context, out *CrowdCost) (err error) {
 		return err
 	}
 	*out = CrowdCost{VMs: crowdVMs, Busy: crowdBusy, Slices: after.slices - before.slices}
-	out.MicrosPerSlice = quotient(float64(after.micros-before.micros), float64(out.Slices))
+	perSlice := func(after, before uint64) float64 { return quotient(float64(after-before), float64(out.Slices)) }
+	out.ServeMicros, out.OrderMicros, out.TurnMicros = perSlice(after.serve, before.serve), perSlice(after.orders, before.orders), perSlice(after.turns, before.turns)
+	out.MicrosPerSlice = out.ServeMicros + out.OrderMicros + out.TurnMicros
 	out.CostPercent = quotient(100*out.MicrosPerSlice, float64(crowdSlice))
 	if out.Slices == 0 {
 		return errors.New("nothing was sliced")
@@ -78,10 +84,12 @@ func (g *gangBench) crowd(ctx context.Context, out *CrowdCost) (err error) {
 	return nil
 }
 
-// schedulingSum is what scheduling has cost so far.
+// schedulingSum is what scheduling has cost so far, in microseconds of CPU time.
 type schedulingSum struct {
 	slices uint64
-	micros uint64
+	serve  uint64
+	orders uint64
+	turns  uint64
 }
 
 // scheduling sums up what the scheduler's thread in serve has used, those in the workers that take its orders, and those of vCPUs to go from turn to turn.
@@ -90,13 +98,13 @@ func (g *gangBench) scheduling(ctx context.Context, c *cluster, pids []uint32) (
 	if err != nil {
 		return s, err
 	}
-	s = schedulingSum{slices: n["gang.slices"], micros: n["gang.busy_micros"] + n["gang.turn_micros"]}
+	s = schedulingSum{slices: n["gang.slices"], serve: n["gang.busy_micros"], turns: n["gang.turn_micros"]}
 	for _, pid := range pids {
 		micros, err := realTimeMicros(pid)
 		if err != nil {
 			return s, fmt.Errorf("worker %d: %w", pid, err)
 		}
-		s.micros += micros
+		s.orders += micros
 	}
 	return s, nil
 }

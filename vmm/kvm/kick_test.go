@@ -1,9 +1,12 @@
 package kvm_test
 
 import (
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/payload/bad"
@@ -105,6 +108,41 @@ func TestKickBeforeRunAndAfterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.Kick()
+}
+
+// TestSignalBeforeRun: a signal that comes to a vCPU's thread before KVM_RUN, as a timer's may at any moment, is a kick all the same. Only one: the Run
+// after it enters the guest, until the next.
+func TestSignalBeforeRun(t *testing.T) {
+	h := newHost(t, "spin", 1)
+	v := h.VCPUs[0]
+	over := time.AfterFunc(30*time.Second, func() { panic("a signal before KVM_RUN was lost") }) // the guest spins for ever
+	defer over.Stop()
+	v.Bind()
+	defer v.Unbind()
+	for range 100 {
+		if err := unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGURG); err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := v.Run(); err != nil || exit.Reason != kvm.Interrupted {
+			t.Fatalf("got %v, %v", exit, err)
+		}
+	}
+	began, kicked := time.Now(), make(chan struct{})
+	time.AfterFunc(50*time.Millisecond, func() { close(kicked); v.Kick() })
+	for n := 0; ; n++ {
+		if _, err := v.Run(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-kicked:
+			t.Logf("left the guest after %v, the %dth time for the kick", time.Since(began), n+1)
+			return
+		default:
+			if n > 10 { // a signal that was not fetched would end every Run
+				t.Fatal("Run returns without being asked to")
+			}
+		}
+	}
 }
 
 // TestRunAllocatesNothing: vCPU threads must not feed the garbage collector.

@@ -30,7 +30,8 @@ type VCPU struct {
 	mu      sync.Mutex    // protects run and area against Kick while Close takes them away
 	kicks   atomic.Uint64 // kicks that had to send a signal
 
-	pending bool // the last exit's instruction is finished by the next KVM_RUN only
+	former  signalSet // signals that the bound thread had blocked before
+	pending bool      // the last exit's instruction is finished by the next KVM_RUN only
 	args    stateArgs
 
 	ioPrivilege uint64   // RFLAGS.IOPL that the guest was started with, see keepIOPL
@@ -64,6 +65,9 @@ func (v *VCPU) init(vm *VM) error {
 		return fmt.Errorf("map its run area: %w", err)
 	}
 	v.area, v.run = area, runPageOf(area)
+	if err := v.letKicksIn(); err != nil {
+		return fmt.Errorf("set its signal mask: %w", err)
+	}
 	v.args.xsave = make([]byte, xsaveSize(vm.fd))
 	if err := gokvm.SetCPUID2(uintptr(v.fd), guestCPUID(vm.system.cpuid, v.id)); err != nil {
 		return fmt.Errorf("set its CPUID: %w", err)
@@ -74,15 +78,19 @@ func (v *VCPU) init(vm *VM) error {
 // ID is the vCPU's number in its VM.
 func (v *VCPU) ID() ident.VCPU { return v.id }
 
-// Bind makes the calling goroutine's OS thread the vCPU's, and locks the goroutine to it. Unbind ends that.
+// Bind makes the calling goroutine's OS thread the vCPU's, and locks the goroutine to it. Unbind ends that. A SIGURG that comes to the thread meanwhile, of
+// a timer say, is a kick: the present Run, or else the next one, returns Interrupted.
 func (v *VCPU) Bind() {
 	runtime.LockOSThread()
+	set := kickSet
+	v.former = maskSignals(unix.SIG_BLOCK, &set)
 	v.tid.Store(int32(unix.Gettid()))
 }
 
 // Unbind releases the thread. Kicks still make the next Run return Interrupted.
 func (v *VCPU) Unbind() {
 	v.tid.Store(0)
+	maskSignals(unix.SIG_SETMASK, &v.former)
 	runtime.UnlockOSThread()
 }
 
@@ -104,7 +112,7 @@ func (v *VCPU) Kick() {
 		return
 	}
 	v.kicks.Add(1)
-	// The thread may be gone by now, and its number another's of this process: a stray SIGURG does nothing.
+	// The thread may be gone by now, and its number another's of this process: a stray SIGURG does nothing, or makes another vCPU look.
 	_ = unix.Tgkill(v.pid, int(tid), kickSignal)
 }
 
@@ -123,6 +131,9 @@ func (v *VCPU) Run() (Exit, error) {
 	case unix.EINTR, unix.EAGAIN:
 		// EAGAIN: the vCPU waited to be started and was woken; run again.
 		v.run.setImmediateExit(false)
+		if v.tid.Load() != 0 {
+			takeKick()
+		}
 		return Exit{Reason: Interrupted}, nil
 	}
 	return Exit{Reason: Unknown, Code: v.run.exitReason}, fmt.Errorf("KVM_RUN of vCPU %d: %w", v.id, errno)

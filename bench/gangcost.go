@@ -17,7 +17,7 @@ import (
 	"github.com/cellvisor/cellvisor/local"
 )
 
-// The shape of what scheduling many VMs is measured with: most of them idle, as most do, and enough are busy that slots are always wanted.
+// The shape of what scheduling many VMs is measured with: most of them idle, as most do, and so many are busy that slices take crowdSlice.
 const (
 	crowdVMs     = 100
 	crowdBusy    = 40

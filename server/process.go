@@ -206,5 +206,5 @@ func beNice(nice int) error {
 // although others are in system calls, and the runtime does not look after these all the time.
 func settleRuntime() {
 	runtime.GOMAXPROCS(runtime.NumCPU() + 8)
-	priority.CalmRuntime()
+	priority.CalmRuntime(10 * time.Millisecond)
 }

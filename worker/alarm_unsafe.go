@@ -9,8 +9,8 @@ import (
 )
 
 // alarm throws the thread that sets it out of the guest at a time: the end of its turn, say. It is a timer of the kernel's that signals the very thread
-// (timer_create(2), SIGEV_THREAD_ID), so nobody else has to be woken to end a turn. A signal that comes just before the thread enters the guest is
-// in vain; so the alarm rings again, until it is set anew: a thread that waits for long outside the guest stops it first. The zero value is not set.
+// (timer_create(2), SIGEV_THREAD_ID), so nobody else has to be woken to end a turn. A signal that comes just before the thread enters the guest makes it leave at
+// once (see kvm.VCPU.Bind). The alarm rings again, until it is set anew: a thread that waits for long outside the guest stops it first. The zero value is not set.
 type alarm struct {
 	at   ident.Micros // CLOCK_BOOTTIME; 0: not set
 	id   int32

@@ -106,9 +106,10 @@ func Run(dir string, log zerolog.Logger) error {
 	defer w.cancel()
 	w.guard = newGuard(w.kickAll, w.vcpuThreads, w.fenced)
 	w.hands.w = w
-	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once.
-	runtime.GOMAXPROCS(runtime.NumCPU() + len(spec.LocalVCPUs) + 8)
-	priority.CalmRuntime()
+	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once. A part has readers of as many
+	// others as have vCPUs.
+	runtime.GOMAXPROCS(runtime.NumCPU() + spec.VCPUs + 16)
+	priority.CalmRuntime(time.Second)
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}

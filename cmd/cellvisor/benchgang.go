@@ -16,7 +16,7 @@ func (a *app) benchGangCmd() *cobra.Command {
 		Short: "What it gains that the vCPUs of a VM run together",
 		Long: `Runs two VMs of two vCPUs with the payload lock on two slots, gang-scheduled and left to Linux, and one of them alone; then two VMs that span two
 servers of one slot each, and measures how far apart the vCPUs of a gang begin. Who waits for a lock spins and never idles, as in a kernel that does not know
-that it is a guest. Last, it has a server of two slots schedule 100 VMs, most of which idle, and measures what that costs. Needs two idle CPUs to mean anything.`,
+that it is a guest. Last, it has a server of two slots schedule 100 VMs, 40 of which are busy, and measures what that costs. Needs two idle CPUs to mean anything.`,
 		Example: "  cellvisor bench gang\n  cellvisor bench gang --rounds 5 -o json > gang.json",
 		Args:    args(0, 0, ""),
 	}

@@ -9,6 +9,7 @@ package priority
 import (
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,15 +47,13 @@ func NiceSession(nice int) {
 	}
 }
 
-// monitorSlackNanos is how late the Go runtime's monitor may look.
-const monitorSlackNanos = 10_000_000
-
-// CalmRuntime lets the thread with which the Go runtime watches its own scheduler (sysmon) look at it a hundred times a second at most. A thread of ours
-// that blocks in a system call for 10 ms loses its place to that monitor, which from such a find on looks every 20 us for a while. Threads
-// that wait for slices, run guests or wait for pages do nothing but block so; and a process of which little is heard would so interrupt a guest's vCPUs thousands of
-// times a second. The price is that goroutines wait longer for a place that is taken by a blocked one: have more of them (GOMAXPROCS) than threads that
-// block. The monitor is the first thread that the runtime starts. Where the kernel refuses (CAP_SYS_NICE), everything stays as it is.
-func CalmRuntime() {
+// CalmRuntime lets the thread with which the Go runtime watches its own scheduler (sysmon) look at it so late. Left alone it looks every 20 us for a while
+// whenever a thread was found that blocks in a system call for 10 ms, takes that thread's place (P) away, and is woken by the next one that comes
+// back from such a call. Threads that wait for slices, run guests or wait for pages do nothing but block so: a worker of which little is heard
+// would interrupt guests thousands of times a second, and each of its vCPU's turns would begin and end with waking the monitor. The price is that
+// goroutines wait longer for a place that is taken by a blocked one: have more of them (GOMAXPROCS) than threads that block. The monitor is
+// the first thread that the runtime starts. Where the kernel refuses (CAP_SYS_NICE), everything stays as it is.
+func CalmRuntime(late time.Duration) {
 	tasks, err := os.Open("/proc/self/task")
 	if err != nil {
 		return
@@ -62,6 +61,6 @@ func CalmRuntime() {
 	defer tasks.Close()
 	tids, err := tasks.Readdirnames(2) // in the order in which they were started
 	if err == nil && len(tids) == 2 {
-		_ = os.WriteFile("/proc/"+tids[1]+"/timerslack_ns", []byte(strconv.Itoa(monitorSlackNanos)), 0)
+		_ = os.WriteFile("/proc/"+tids[1]+"/timerslack_ns", []byte(strconv.FormatInt(late.Nanoseconds(), 10)), 0)
 	}
 }

@@ -109,7 +109,7 @@ func Run(dir string, log zerolog.Logger) error {
 	// Every vCPU and every page thread may sit in a system call at once, and one that returns must find a free P at once. A part has readers of as many
 	// others as have vCPUs.
 	runtime.GOMAXPROCS(runtime.NumCPU() + spec.VCPUs + 16)
-	priority.CalmRuntime(time.Second)
+	priority.CalmRuntime(100 * time.Millisecond) // what has to wait for a place after all does so for less than a lease
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}

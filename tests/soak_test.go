@@ -38,7 +38,7 @@ const (
 
 type soak struct {
 	chaos
-	made, ended, commands int
+	made, ended int
 
 	mu     sync.Mutex
 	ending map[string]bool // by command, or by what was killed: it need not end by itself

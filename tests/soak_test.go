@@ -28,12 +28,12 @@ import (
 // all is undone nothing is in between any more: no VM waits, no operation goes on, no process and no loan is left over. SOAK_SECONDS, SOAK_SEED and SOAK_KILLS choose.
 
 const (
-	soakSeconds = 6 // by default; `make soak` takes ten minutes
+	soakSeconds = 4 // by default; `make soak` takes ten minutes
 	soakKills   = 5 // of a hundred acts
 	soakVMs     = 12
 	soakAtOnce  = 4
 	soakSettle  = 2 * time.Minute
-	soakLinger  = 15 * time.Second // for guests that have nearly ended
+	soakLinger  = 15 * time.Second // at most, for guests that have nearly ended
 )
 
 type soak struct {
@@ -68,7 +68,7 @@ func TestSoak(t *testing.T) {
 		s.look()
 	}
 	wg.Wait()
-	s.settle()
+	s.settle(time.Duration(seconds) * time.Second / 2)
 	var verbs []string
 	for v := range s.asked {
 		verbs = append(verbs, fmt.Sprintf("%s %d of %d", v, s.done[v], s.asked[v]))
@@ -297,7 +297,7 @@ func (s *soak) unbroken(vm string) {
 }
 
 // settle undoes what was done to the cluster, and demands that everything comes to rest.
-func (s *soak) settle() {
+func (s *soak) settle(linger time.Duration) {
 	for _, server := range s.session.Cluster.Servers {
 		if _, err := local.StartServer(s.dir, server.Name, program); err != nil && !strings.Contains(err.Error(), "runs already") {
 			s.t.Errorf("starting %s again: %v", server.Name, err)
@@ -336,7 +336,7 @@ func (s *soak) settle() {
 		}
 		return nil
 	})
-	for end := time.Now().Add(soakLinger); time.Now().Before(end) && len(s.running()) > 0; s.pass(100 * time.Millisecond) {
+	for end := time.Now().Add(min(soakLinger, linger)); time.Now().Before(end) && len(s.running()) > 0; s.pass(100 * time.Millisecond) {
 		s.look()
 	}
 	for _, vm := range s.running() { // whose pages travel for a long time yet

@@ -88,8 +88,8 @@ demo: build ## See a cell die and what that does to whom
 	$(BIN) demo
 
 BENCH ?= fault gang migrate locality borrow balance checkpoint failover reboot console
-bench: build ## Measure what everything costs, each beside an alternative; BENCH="gang borrow": only these
-	@failed=; for b in $(BENCH); do echo "== bench $$b"; $(BIN) bench $$b || failed="$$failed $$b"; done; \
+bench: build ## Run all benchmarks, each figure beside its floor or an alternative; BENCH="gang borrow": only these
+	@trap "exit 130" INT; failed=; for b in $(BENCH); do echo "== bench $$b"; $(BIN) bench $$b || failed="$$failed $$b"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed

@@ -45,8 +45,11 @@ func standIn(t *testing.T, dir string, env ...string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if n, err := out.Read(make([]byte, 16)); err != nil || n == 0 {
+	n, err := out.Read(make([]byte, 16))
+	reaped := make(chan struct{})
+	go func() { defer close(reaped); _ = cmd.Wait() }() // as init does for a worker whose serve is gone: at once
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-reaped })
+	if err != nil || n == 0 {
 		t.Fatalf("the stand-in did not start: %v", err)
 	}
 	return cmd
@@ -85,7 +88,6 @@ func TestFindAndDown(t *testing.T) {
 	if err != nil || len(found) != 1 || found[0].PID != mine.Process.Pid || found[0].Kind != KindWorker || found[0].Server != "a-1" {
 		t.Fatalf("found %+v, %v", found, err)
 	}
-	go func() { _ = mine.Wait() }()
 	ended, err := Down(dir)
 	if err != nil || len(ended) != 1 || ended[0].PID != mine.Process.Pid || ended[0].Killed {
 		t.Errorf("ended %+v, %v", ended, err)
@@ -108,8 +110,6 @@ func TestDownEndsTheObstinate(t *testing.T) {
 	if err := unix.Kill(frozen.Process.Pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = deaf.Wait() }()
-	go func() { _ = frozen.Wait() }()
 	ended, err := Down(dir)
 	if err != nil || len(ended) != 2 {
 		t.Fatalf("ended %+v, %v", ended, err)

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -250,5 +251,40 @@ func TestFreePorts(t *testing.T) {
 			t.Errorf("port %d", p)
 		}
 		seen[p] = true
+	}
+}
+
+// A server that ends as soon as it is started is told of by what it said last; one that stays is left to itself when patience ends.
+func TestAnswers(t *testing.T) {
+	dir := clusterDir(t)
+	c, err := open(dir, Shape{})
+	if err == nil {
+		err = c.save()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, server := range []struct {
+		script, words string
+		patience      time.Duration
+	}{{"echo its disk is full; exit 1", "its disk is full", time.Minute}, {"exec sleep 60", "", 50 * time.Millisecond}} {
+		exe := filepath.Join(t.TempDir(), "exe")
+		if err := os.WriteFile(exe, []byte("#!/bin/sh\n"+server.script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		p, err := StartServer(dir, "a-1", exe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), server.patience)
+		err = Answers(ctx, dir, "a-1", p)
+		cancel()
+		if server.words == "" {
+			_ = unix.Kill(p.PID, unix.SIGKILL)
+		}
+		_, _ = unix.Wait4(p.PID, nil, 0, nil)
+		if server.words == "" && err != nil || server.words != "" && (err == nil || !strings.Contains(err.Error(), server.words)) {
+			t.Errorf("%q: %v", server.script, err)
+		}
 	}
 }

@@ -325,6 +325,47 @@ func StartServer(dir, name, exe string) (Process, error) {
 	return started, err
 }
 
+// Answers waits until a server that StartServer started answers, or ctx ends, which is no error: a server with much to read takes its time. One that ends instead,
+// because its files are damaged or its disk is full, is an error with the end of its log.
+func Answers(ctx context.Context, dir, name string, p Process) error {
+	c, err := Load(dir)
+	if err != nil {
+		return err
+	}
+	srv := c.Server(name)
+	if srv == nil {
+		return fmt.Errorf("the cluster in %s has no server %q any more", dir, name)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if !p.Alive() {
+			return fmt.Errorf("server %s ended as soon as it was started; the end of its log %s:\n%s", name, srv.Log, Tail(srv.Log, 1))
+		}
+		if srv.answers(ctx) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// answers tells whether a server says anything of itself.
+func (s *Server) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	c, err := api.Dial(ctx, s.API)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	_, err = c.API().Status(ctx, &api.StatusRequest{})
+	return err == nil
+}
+
 func (c *Cluster) names() []string {
 	var out []string
 	for _, s := range c.Servers {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -68,22 +69,30 @@ func vote(s *api.Server) string {
 	return "-"
 }
 
+// startPatience is how long "server start" waits for a server to answer, or to end.
+const startPatience = 5 * time.Second
+
 func (a *app) serverStartCmd() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use:   "start NAME",
 		Short: "Start a dead server of a local cluster again, on its own data",
 		Long: `Starts the serve process of a server whose process has ended, in a cluster that "up" made. It comes back with what its log and disk hold, and is
-admitted to the view as new. The process belongs to the cluster: "down" ends it.`,
+admitted to the view as new. The process belongs to the cluster: "down" ends it. If it ends at once, the error tells why.`,
 		Example: "  cellvisor server start b-1\n  cellvisor server start b-1 --dir /tmp/lab",
 		Args:    args(1, 1, "the name of one server"),
-		RunE: a.does(func(_ context.Context, names []string) error {
+		RunE: a.does(func(ctx context.Context, names []string) error {
 			d, err := a.dir(dir)
 			if err != nil {
 				return err
 			}
 			p, err := local.StartServer(d, names[0], "")
 			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(ctx, startPatience)
+			defer cancel()
+			if err := local.Answers(ctx, d, names[0], p); err != nil {
 				return err
 			}
 			if a.format == "json" {

@@ -89,39 +89,50 @@ func (n *namespaces) remove() {
 // cut takes a server off the network, or lets it on again.
 func (n *namespaces) cut(i int, off bool) {
 	n.t.Helper()
+	if err := n.setPort(i, off); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *namespaces) setPort(i int, off bool) error {
 	state := "up"
 	if off {
 		state = "down"
 	}
-	if err := ipCommand("-n", n.hub(), "link", "set", fmt.Sprintf("p%d", i), state); err != nil {
-		n.t.Fatal(err)
-	}
+	return ipCommand("-n", n.hub(), "link", "set", fmt.Sprintf("p%d", i), state)
 }
 
 // deafen keeps what one server sends to another from leaving, or lets it out again; the other direction stays.
 func (n *namespaces) deafen(from, to int, off bool) {
 	n.t.Helper()
-	op := "del"
-	if off {
-		op = "add"
-	}
-	if err := n.in(from, "route", op, "blackhole", n.addr(to)+"/32"); err != nil {
+	if err := n.setRoute(from, to, off); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+func (n *namespaces) setRoute(from, to int, off bool) error {
+	return n.in(from, "route", addOrDel(off), "blackhole", n.addr(to)+"/32")
+}
+
+func addOrDel(add bool) string {
+	if add {
+		return "add"
+	}
+	return "del"
 }
 
 // silence takes away what one server's workers send to another's; what serve processes say to each other passes: they listen on ports below those that
 // the kernel gives to workers and to whoever connects.
 func (n *namespaces) silence(from, to int, off bool) {
 	n.t.Helper()
-	op := "del"
-	if off {
-		op = "add"
-	}
-	const given = "32768-60999" // net.ipv4.ip_local_port_range of a new namespace
-	if err := n.in(from, "rule", op, "to", n.addr(to)+"/32", "ipproto", "tcp", "sport", given, "dport", given, "blackhole"); err != nil {
+	if err := n.setRule(from, to, off); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+func (n *namespaces) setRule(from, to int, off bool) error {
+	const given = "32768-60999" // net.ipv4.ip_local_port_range of a new namespace
+	return n.in(from, "rule", addOrDel(off), "to", n.addr(to)+"/32", "ipproto", "tcp", "sport", given, "dport", given, "blackhole")
 }
 
 // cutCluster is a cluster whose servers live in namespaces, with a protected VM.
@@ -137,6 +148,13 @@ func startCut(t *testing.T, cells int) *cutCluster {
 	c := &cutCluster{failover: *newFailover(t, rand.New(rand.NewPCG(seed, 4)), ""), net: newNamespaces(t, cells)}
 	c.cells = cells
 	c.start()
+	c.net.house(&c.chaos)
+	return c
+}
+
+// house begins a cluster that was just started anew, with its servers in the namespaces.
+func (n *namespaces) house(c *chaos) {
+	t := c.t
 	c.client.Close()
 	if _, err := local.Down(c.dir); err != nil {
 		t.Fatal(err)
@@ -161,13 +179,15 @@ func startCut(t *testing.T, cells int) *cutCluster {
 		}
 		now := loopback.ReplaceAllStringFunc(string(text), func(a string) string {
 			_, port, _ := strings.Cut(a, ":")
-			return c.net.addr(owner[port]) + ":" + port
+			return n.addr(owner[port]) + ":" + port
 		})
-		now = strings.ReplaceAll(now, `"127.0.0.1"`, fmt.Sprintf("%q", c.net.addr(i)))
+		now = strings.ReplaceAll(now, `"127.0.0.1"`, fmt.Sprintf("%q", n.addr(i)))
 		if err := errors.Join(os.WriteFile(s.Config, []byte(now), 0o600), os.RemoveAll(s.DataDir), os.Mkdir(s.DataDir, 0o700)); err != nil {
 			t.Fatal(err)
 		}
-		c.startIn(i)
+		if err := n.startIn(c, i); err != nil {
+			t.Fatal(err)
+		}
 	}
 	c.client = nil
 	c.until(time.Minute, "servers answer", func(ctx context.Context) (err error) {
@@ -177,20 +197,17 @@ func startCut(t *testing.T, cells int) *cutCluster {
 	for _, s := range servers {
 		c.heal(s.Name)
 	}
-	return c
 }
 
 // startIn starts a server in its namespace.
-func (c *cutCluster) startIn(i int) {
-	c.t.Helper()
+func (n *namespaces) startIn(c *chaos, i int) error {
 	wrapper := filepath.Join(c.dir, fmt.Sprintf("in-%d", i))
-	script := fmt.Sprintf("#!/bin/sh\nexec ip netns exec %s %s \"$@\"\n", c.net.name(i), program)
+	script := fmt.Sprintf("#!/bin/sh\nexec ip netns exec %s %s \"$@\"\n", n.name(i), program)
 	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil {
-		c.t.Fatal(err)
+		return err
 	}
-	if _, err := local.StartServer(c.dir, c.session.Cluster.Servers[i].Name, wrapper); err != nil {
-		c.t.Fatal(err)
-	}
+	_, err := local.StartServer(c.dir, c.session.Cluster.Servers[i].Name, wrapper)
+	return err
 }
 
 // askOthers asks the cluster from now on by its other servers: one that is about to be cut off would tell what it last knew.

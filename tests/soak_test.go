@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cellvisor/cellvisor/api"
+	"github.com/cellvisor/cellvisor/config"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/local"
 )
@@ -25,7 +27,8 @@ import (
 // A soak: VMs of all kinds on three cells of two servers that lend each other memory and promise more than they have, and whatever an operator may do to them,
 // several things at once, in any order: moves, spreads, pauses, protection, resets, cordons, drains, balancing. Then the same with kills. Every command
 // ends, with success or with a reason; every guest that ends by itself has counted right; a VM is lost or fails only after a process was killed, and says so; and once
-// all is undone nothing is in between any more: no VM waits, no operation goes on, no process and no loan is left over. SOAK_SECONDS, SOAK_SEED and SOAK_KILLS choose.
+// all is undone nothing is in between any more: no VM waits, no operation goes on, no process and no loan is left over. SOAK_SECONDS, SOAK_SEED and SOAK_KILLS choose;
+// SOAK_FAULTS names other faults than kills, and has more kinds of VMs made.
 
 const (
 	soakSeconds = 4 // by default; `make soak` takes ten minutes
@@ -39,6 +42,11 @@ const (
 type soak struct {
 	chaos
 	made, ended int
+
+	faults []string    // kinds; nil: kill alone
+	net    *namespaces // if the servers live in some
+	disks  int
+	saves  int // protected by mu
 
 	mu     sync.Mutex
 	ending map[string]bool // by command, or by what was killed: it need not end by itself
@@ -56,7 +64,8 @@ func TestSoak(t *testing.T) {
 	kills := envNumber(t, "SOAK_KILLS", soakKills)
 	t.Logf("replay: SOAK_SEED=%d SOAK_SECONDS=%d SOAK_KILLS=%d go test -run TestSoak ./tests", seed, seconds, kills)
 	s := &soak{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 21))}, ending: map[string]bool{}, done: map[string]int{}, asked: map[string]int{}}
-	s.startWith(local.Shape{Cells: 3, PerCell: 2, Slots: 2, Memory: 192 * ident.MiB, Lend: true, Overcommit: 2, LogLevel: serverLogLevel()})
+	s.startWith(local.Shape{Cells: 3, PerCell: 2, Slots: 2, Sched: config.Sched(os.Getenv("SOAK_SCHED")), Memory: 192 * ident.MiB, Lend: true, Overcommit: 2, LogLevel: serverLogLevel()})
+	s.widen(os.Getenv("SOAK_FAULTS"))
 	s.command("balance", "mode", "auto")
 	var wg sync.WaitGroup
 	free := make(chan struct{}, soakAtOnce)
@@ -83,6 +92,9 @@ func (s *soak) pick(kills int) func() {
 	cell, other, vcpu := string(rune('a'+s.rng.IntN(3))), string(rune('a'+s.rng.IntN(3))), fmt.Sprint(s.rng.IntN(2))
 	n, pause := s.rng.IntN(1000), time.Duration(s.rng.IntN(1500))*time.Millisecond
 	if s.rng.IntN(100) < kills {
+		if s.faults != nil {
+			return s.fault(s.faults[s.rng.IntN(len(s.faults))])
+		}
 		return func() { s.kill(server, n) }
 	}
 	vms := s.running()
@@ -114,6 +126,12 @@ func (s *soak) pick(kills int) func() {
 		func() { s.command("balance", "mode", []string{"off", "suggest", "auto"}[n%3]) },
 		func() { s.command("vm", "show", vm) },
 	}
+	if s.faults != nil {
+		acts = append(acts, func() { s.saveAndRestore(vm) }, func() {
+			s.command("server", "drain", server, "--yes", "--deadline", "10s")
+			s.command("server", "restore", server)
+		})
+	}
 	return acts[n%len(acts)]
 }
 
@@ -123,7 +141,11 @@ func (s *soak) create() func() {
 	s.made++
 	args := []string{"vm", "run", name}
 	memory := []string{"16MiB", "48MiB"}[s.rng.IntN(2)]
-	switch s.rng.IntN(5) {
+	kinds := 5
+	if s.faults != nil {
+		kinds = 9
+	}
+	switch s.rng.IntN(kinds) {
 	case 0:
 		args = append(args, "--payload", "count", "--args", fmt.Sprint(100+s.rng.IntN(1500), " 100"), "--vcpus", "1")
 	case 1:
@@ -132,8 +154,10 @@ func (s *soak) create() func() {
 		args = append(args, "--payload", "lock", "--args", fmt.Sprint(1+s.rng.IntN(1_000_000), " spin"), "--vcpus", "2")
 	case 3:
 		args = append(args, "--payload", "dirty", "--args", fmt.Sprint("90 ", 1000+s.rng.IntN(20000), " ", 1+s.rng.IntN(12)), "--vcpus", fmt.Sprint(1+s.rng.IntN(2)))
-	default:
+	case 4:
 		args = append(args, "--payload", "count", "--args", fmt.Sprint(100+s.rng.IntN(1500), " 100"), "--vcpus", "1", "--protect", "replica")
+	default:
+		args = append(args, s.wideKind()...)
 	}
 	args = append(args, "--memory", memory, "--weight", fmt.Sprint([]int{50, 100, 200}[s.rng.IntN(3)]))
 	return func() {
@@ -180,20 +204,7 @@ func (s *soak) command(args ...string) bool {
 
 // kill ends processes of a server: one worker, all of them, its serve process, or everything; and starts it again.
 func (s *soak) kill(server string, n int) {
-	members, err := local.Find(s.dir)
-	if err != nil {
-		s.t.Error(err)
-		return
-	}
-	members = slices.DeleteFunc(members, func(m local.Member) bool {
-		return m.Server != server || n%4 < 2 && m.Kind != local.KindWorker || n%4 == 2 && m.Kind != local.KindServe
-	})
-	if n%4 == 0 && len(members) > 1 {
-		members = members[:1]
-	}
-	s.mu.Lock()
-	s.kills++
-	s.mu.Unlock()
+	members := s.victims(server, n)
 	for _, m := range members {
 		_ = syscall.Kill(m.PID, syscall.SIGKILL)
 	}
@@ -201,9 +212,7 @@ func (s *soak) kill(server string, n int) {
 		return
 	}
 	s.pass(time.Duration(n) * time.Millisecond)
-	if _, err := local.StartServer(s.dir, server, program); err != nil && !strings.Contains(err.Error(), "runs already") {
-		s.t.Errorf("starting %s again: %v", server, err)
-	}
+	s.startAgain(server)
 }
 
 // pass lets time pass: what happens meanwhile is the test.
@@ -285,6 +294,9 @@ func (s *soak) judge(name string, v *api.VM) {
 func (s *soak) unbroken(vm string) {
 	next := uint32(0)
 	err := s.client.Output(s.t.Context(), vm, 0, false, func(_ uint64, record uint32) error {
+		if record == 0 && strings.HasPrefix(vm, "again-") {
+			next = 0 // it was reset before it was saved
+		}
 		if record != next {
 			return fmt.Errorf("after record %d comes %d", int64(next)-1, record)
 		}
@@ -299,9 +311,7 @@ func (s *soak) unbroken(vm string) {
 // settle undoes what was done to the cluster, and demands that everything comes to rest.
 func (s *soak) settle(linger time.Duration) {
 	for _, server := range s.session.Cluster.Servers {
-		if _, err := local.StartServer(s.dir, server.Name, program); err != nil && !strings.Contains(err.Error(), "runs already") {
-			s.t.Errorf("starting %s again: %v", server.Name, err)
-		}
+		s.startAgain(server.Name)
 	}
 	s.heal("a-1")
 	s.until(soakSettle, "all servers take VMs", func(context.Context) error {
@@ -351,6 +361,7 @@ func (s *soak) settle(linger time.Duration) {
 		return nil
 	})
 	s.until(soakSettle, "nothing is left of VMs", func(context.Context) error { return s.leftOver() })
+	s.noDirectories()
 }
 
 // leftOver tells of processes of VMs and of those that lend them memory, and of memory that is still taken.

@@ -27,6 +27,8 @@ const (
 	callBudget     = 30 * time.Second       // of a call with its repetitions at other servers
 	streamSilence  = 1 * time.Second        // of a following stream, which says something four times as often, before another server is asked
 	silenceMost    = 2 * time.Second        // the same, after others were silent too
+	absence        = 15 * time.Second       // that whoever follows something bears since it last heard of it: all servers may be starting again
+	absencePause   = 200 * time.Millisecond // before servers are looked for again meanwhile
 	callSilence    = 1 * time.Second        // of a unary call, and of its server's status, before another server is asked
 	maxMessageSize = 16 << 20
 )

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -56,17 +57,22 @@ func (f *fake) RunVM(s Cellvisor_RunVMServer) error                     { return
 
 func (f *fake) start(t *testing.T) *fake {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
+	f.addr = "unix://" + filepath.Join(t.TempDir(), "s")
+	f.listen(t)
+	t.Cleanup(func() { f.grpc.Stop() })
+	return f
+}
+
+// listen begins to serve, or does so again.
+func (f *fake) listen(t *testing.T) {
+	l, err := net.Listen("unix", strings.TrimPrefix(f.addr, "unix://"))
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return
 	}
-	f.addr = "unix://" + path
 	f.grpc = grpc.NewServer()
 	RegisterCellvisorServer(f.grpc, f)
 	go func() { _ = f.grpc.Serve(l) }()
-	t.Cleanup(f.grpc.Stop)
-	return f
 }
 
 // stopped is a server that accepts connections and never answers, as a process under SIGSTOP does.
@@ -225,6 +231,41 @@ func TestConsoleResumes(t *testing.T) {
 	}
 }
 
+// Who follows something goes on when all servers were away for a while; who has not heard of it yet is told at once.
+func TestFollowBearsAbsence(t *testing.T) {
+	srv := &fake{name: "one"}
+	srv.console = func(r *ConsoleVMRequest, s Cellvisor_ConsoleVMServer) error {
+		if r.GetOffset() == 0 {
+			defer func() { <-s.Context().Done() }()
+			return s.Send(&ConsoleVMResponse{Data: []byte("before ")})
+		}
+		return s.Send(&ConsoleVMResponse{Offset: 7, Data: []byte("and after")})
+	}
+	srv.start(t)
+	c := dialTest(t, srv.addr)
+	again := make(chan struct{})
+	var out bytes.Buffer
+	w := onceWriter{&out, sync.OnceFunc(func() {
+		go func() {
+			defer close(again)
+			srv.grpc.Stop()
+			if _, err := Dial(t.Context(), srv.addr); err == nil {
+				t.Error("a server that was stopped answers")
+			}
+			<-time.After(absencePause) // the client finds nobody, too
+			srv.listen(t)
+		}()
+	})}
+	if err := c.Console(t.Context(), "x", 0, true, w); err != nil || out.String() != "before and after" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+	<-again
+	srv.grpc.Stop()
+	if err := c.Console(t.Context(), "x", 0, true, &out); status.Code(err) != codes.Unavailable {
+		t.Errorf("nobody is there: %v", err)
+	}
+}
+
 // An error of the receiver ends the stream and comes back as it is.
 func TestFollowStopsOnReceiversError(t *testing.T) {
 	srv := (&fake{name: "one", console: func(_ *ConsoleVMRequest, s Cellvisor_ConsoleVMServer) error {
@@ -238,6 +279,14 @@ func TestFollowStopsOnReceiversError(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// onceWriter does something when it is written to for the first time.
+type onceWriter struct {
+	w    io.Writer
+	once func()
+}
+
+func (w onceWriter) Write(p []byte) (int, error) { w.once(); return w.w.Write(p) }
 
 type failingWriter struct{ err error }
 

@@ -17,6 +17,7 @@ type receiver[M any] interface{ Recv() (*M, error) }
 // open is called anew each time, so it must ask for what has not been seen yet. It returns nil at the stream's own end.
 func follow[M any](ctx context.Context, c *Client, watch bool, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) error {
 	patience := streamSilence
+	var heard time.Time // when a message last came, about
 	for failures := 0; ; {
 		addr := c.Addr()
 		quiet := patience
@@ -39,15 +40,38 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 			patience = min(2*patience, silenceMost)
 		}
 		if progress {
-			failures, patience = 0, streamSilence
+			failures, patience, heard = 0, streamSilence, time.Now()
 		}
+		bears := func(err error) bool { return watch && Absent(err, heard) }
 		if failures++; failures > 2*len(c.addrs)+2 {
-			return err
+			if !bears(err) {
+				return err
+			}
+			pause(ctx, absencePause)
 		}
-		if cerr := c.choose(ctx, addr); cerr != nil {
-			return cerr
+		for cerr := c.choose(ctx, addr); cerr != nil; cerr = c.choose(ctx, addr) {
+			if late(ctx) {
+				return context.DeadlineExceeded
+			}
+			if ctx.Err() != nil || !bears(cerr) {
+				return cerr
+			}
+			pause(ctx, absencePause)
 		}
 	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// Absent tells whether err is of a cluster none of whose servers has answered, and whoever watches what it last heard of at a time should go on asking: they
+// may all be starting again.
+func Absent(err error, heard time.Time) bool {
+	return elsewhere(err) && time.Since(heard) < absence
 }
 
 // late tells whether the caller's deadline has passed, or is about to: the server knows it too, and may end the stream a moment earlier.

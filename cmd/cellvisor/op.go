@@ -244,6 +244,7 @@ func (a *app) awaitOperation(ctx context.Context, c *api.Client, op *api.Operati
 		fmt.Fprintf(a.err, "watching operation %d, %s %s, which goes on without a watcher\n", op.GetId(), op.GetKind().Word(), op.GetSubject())
 	}
 	began := time.Now()
+	heard := began
 	for op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
 		p.say("%s", progressLine(op, time.Now()))
 		select {
@@ -255,8 +256,8 @@ func (a *app) awaitOperation(ctx context.Context, c *api.Client, op *api.Operati
 		next, err := getOperation(ctx, c, op.GetId())
 		switch {
 		case err == nil:
-			op = next
-		case ctx.Err() == nil:
+			op, heard = next, time.Now()
+		case ctx.Err() == nil && !api.Absent(err, heard):
 			return nil, err
 		}
 	}

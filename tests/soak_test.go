@@ -78,6 +78,7 @@ func TestSoak(t *testing.T) {
 	}
 	wg.Wait()
 	s.settle(time.Duration(seconds) * time.Second / 2)
+	s.complaints()
 	var verbs []string
 	for v := range s.asked {
 		verbs = append(verbs, fmt.Sprintf("%s %d of %d", v, s.done[v], s.asked[v]))
@@ -183,7 +184,9 @@ func (s *soak) command(args ...string) bool {
 	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	began := time.Now()
 	err := cmd.Run()
+	s.slow(strings.Join(args, " "), began)
 	verb := strings.Join(args[:2], " ")
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -314,7 +317,7 @@ func (s *soak) settle(linger time.Duration) {
 		s.startAgain(server.Name)
 	}
 	s.heal("a-1")
-	s.until(soakSettle, "all servers take VMs", func(context.Context) error {
+	s.rest("all servers take VMs", func(context.Context) error {
 		if !s.command("server", "uncordon", "a-1", "a-2", "b-1", "b-2", "c-1", "c-2") || !s.command("balance", "mode", "off") {
 			return errors.New("they do not")
 		}
@@ -323,7 +326,7 @@ func (s *soak) settle(linger time.Duration) {
 	for _, vm := range s.running() {
 		s.command("vm", "resume", vm)
 	}
-	s.until(soakSettle, "operations end", func(ctx context.Context) error {
+	s.rest("operations end", func(ctx context.Context) error {
 		return s.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
 			ops, err := svc.ListOperations(ctx, &api.ListOperationsRequest{})
 			for _, op := range ops.GetOperations() {
@@ -334,7 +337,7 @@ func (s *soak) settle(linger time.Duration) {
 			return err
 		})
 	})
-	s.until(soakSettle, "VMs have ended or run, with all of their vCPUs", func(context.Context) error {
+	s.rest("VMs have ended or run, with all of their vCPUs", func(context.Context) error {
 		for name, v := range s.all() {
 			placed := 0
 			for _, w := range v.GetWorkers() {
@@ -353,15 +356,22 @@ func (s *soak) settle(linger time.Duration) {
 		s.expect(vm)
 		s.command("vm", "stop", vm)
 	}
-	s.until(soakSettle, "VMs end", func(context.Context) error {
+	s.rest("VMs end", func(context.Context) error {
 		s.look()
 		if left := s.running(); len(left) > 0 {
 			return fmt.Errorf("there are %v", left)
 		}
 		return nil
 	})
-	s.until(soakSettle, "nothing is left of VMs", func(context.Context) error { return s.leftOver() })
+	s.rest("nothing is left of VMs", func(context.Context) error { return s.leftOver() })
 	s.noDirectories()
+}
+
+// rest waits for something that comes to rest.
+func (s *soak) rest(what string, ok func(context.Context) error) {
+	s.t.Helper()
+	defer s.slow(what, time.Now())
+	s.until(soakSettle, what, ok)
 }
 
 // leftOver tells of processes of VMs and of those that lend them memory, and of memory that is still taken.

@@ -22,7 +22,11 @@ import (
 //	cut     a server is off the network, or cannot send to another, or only its workers cannot reach another's; needs root
 //	pair    two of these on two servers at the same moment
 //	during  one of these in the middle of a command
+//
+// SOAK_PAYLOAD is the file of one more kind of guest, which ends with status 0 if all is well; its argument is how long that takes, in some unit from 1 to 3000.
 const soakAllFaults = "kill,stop,cut,pair,during"
+
+var soakPayload = os.Getenv("SOAK_PAYLOAD")
 
 // widen has a soak commit the faults of these kinds. Those that it cannot commit here are left out.
 func (s *soak) widen(kinds string) {
@@ -164,12 +168,46 @@ func (s *soak) startAgain(server string) {
 	}
 }
 
+// soakSlow is what a command or a rest at the end may take without being told of.
+const soakSlow = 20 * time.Second
+
+// slow tells of what took long.
+func (s *soak) slow(what string, since time.Time) {
+	if took := time.Since(since); took > soakSlow {
+		s.t.Logf("%s took %v", what, took.Round(time.Millisecond))
+	}
+}
+
+// complaints tells what servers have logged as errors: nothing of that is a failure by itself.
+func (s *soak) complaints() {
+	for _, server := range s.session.Cluster.Servers {
+		raw, err := os.ReadFile(server.Log)
+		if err != nil {
+			s.t.Error(err)
+		}
+		for _, line := range strings.Split(string(raw), "\n") {
+			if strings.Contains(line, "panic:") || strings.Contains(line, "fatal error") {
+				s.t.Errorf("%s: %s", server.Name, line)
+			} else if strings.Contains(line, " ERR ") || strings.Contains(line, "another one is started") {
+				s.t.Logf("%s: %s", server.Name, line)
+			}
+		}
+	}
+}
+
 // wideKind is what a VM runs that only a soak with faults has: disks, more than one replica, parts in three cells, damage that is only seen when it is touched.
 func (s *soak) wideKind() []string {
 	count := []string{"--payload", "count", "--args", fmt.Sprint(100+s.rng.IntN(1500), " 100"), "--vcpus", "1"}
 	s.disks++
 	disk := fmt.Sprintf("disk-%d,size=1MiB", s.disks)
-	switch s.rng.IntN(7) {
+	kinds := 7
+	if soakPayload != "" {
+		kinds = 11
+	}
+	switch kind := s.rng.IntN(kinds); kind {
+	case 7, 8, 9, 10:
+		own := []string{"--payload", soakPayload, "--args", fmt.Sprint(1 + s.rng.IntN(3000)), "--vcpus", fmt.Sprint(1 + s.rng.IntN(3))}
+		return append(own, [][]string{{}, {"--protect", "replica"}, {"--span", "a,b,c", "--vcpus", "3"}, {"--span", "a,c", "--vcpus", "2", "--protect", "replica"}}[kind-7]...)
 	case 0:
 		return append(count, "--protect", "replica:2")
 	case 1:

@@ -11,18 +11,20 @@ import (
 // once. What it has committed itself to stays what it would be if it planned slice after slice: the slices up to the present one. What was told
 // beyond is what follows from there, and is taken back, all of it, by whatever changes something.
 //
-//	committed --rotate--> present slice --rotate, on a copy--> told ahead (tip)
+//	committed --rotate--> present slice --rotate, on a copy--> told ahead: up to half, up to tip
 //	report that changes something, view: back to the present slice, nothing is ahead; then a little, then twice as much
 const (
 	reachLeast = 40 * ident.Millisecond  // how far ahead, at first
 	reachMost  = 640 * ident.Millisecond // and at most: half of it is well below SliceLease
-	reachAlone = 2 * reachMost           // if all is on one server: it hears of itself
-	aheadMost  = 64                      // slices
+	reachAlone = 6 * reachMost           // if all is on one server: it hears of itself. Half of it is just below orderRenew
+	aheadMost  = 64                      // slices that are told at once
+	aloneMost  = 256                     // the same, if all is on one server: no message to another one holds them
 )
 
 // planned is how far ahead of the present slice a conductor has told its servers.
 type planned struct {
 	tip   *conductor   // as it will be after the last slice that was told; nil: nothing was told beyond the present one
+	half  *conductor   // what was tip before that, as long as it lies ahead; nil: nothing
 	reach ident.Micros // how far ahead that is to be
 	next  ident.Micros // when to go on
 	calm  bool         // a slice has been planned since the last change
@@ -67,6 +69,12 @@ func (l *conductor) due() ident.Micros {
 // commit makes those slices present that have been told and whose time has come, each as if it was planned only then.
 func (c *Core) commit(now ident.Micros) {
 	l := &c.lead
+	if l.half != nil && now >= l.half.set { // it was planned by then, from the present state and nothing else
+		if l.half.turned > l.turned {
+			l.adopt(l.half, &c.count)
+		}
+		l.half = nil
+	}
 	for l.tip != nil && now >= l.planAt() {
 		if l.end >= l.tip.end {
 			l.tip = nil // all that was told has begun
@@ -75,6 +83,16 @@ func (c *Core) commit(now ident.Micros) {
 		c.rotate(l.planAt())
 		c.count.Slices++
 	}
+}
+
+// adopt goes on to a later state that was planned ahead of time.
+func (l *conductor) adopt(later *conductor, count *Counters) {
+	count.Slices += later.turned - l.turned
+	for i := range l.gangs {
+		later.gangs[i].starts = l.gangs[i].starts // that is no part of the plan
+	}
+	l.gangs, l.virtual, l.late, l.turned = later.gangs, later.virtual, later.late, later.turned
+	l.start, l.end, l.nominal, l.set = later.start, later.end, later.nominal, later.set
 }
 
 // conduct plans what is due: the next slice, if nobody knows of it yet, and those that follow as long as nothing changes.
@@ -105,17 +123,18 @@ func (l *conductor) mayPlan() bool {
 // planAhead goes on from the last slice that was told, on a copy of the present state.
 func (c *Core) planAhead(now ident.Micros) (news []slice) {
 	present := c.lead
-	most := reachMost
+	most, slicesMost := reachMost, aheadMost
 	if len(present.servers) == 1 {
-		most = reachAlone
+		most, slicesMost = reachAlone, aloneMost
 	}
 	present.reach = min(max(2*present.reach, reachLeast), most)
+	from := &present
 	if present.tip != nil {
-		c.lead = *present.tip
-	} else {
-		c.lead.gangs = slices.Clone(present.gangs)
+		from, present.half = present.tip, present.tip
 	}
-	for l := &c.lead; l.end < now+present.reach && len(news) < aheadMost; {
+	c.lead = *from
+	c.lead.gangs = slices.Clone(from.gangs)
+	for l := &c.lead; l.end < now+present.reach && len(news) < slicesMost; {
 		c.rotate(l.planAt())
 		l.number = present.number
 		news = append(news, l.slice(l.start))
@@ -125,7 +144,7 @@ func (c *Core) planAhead(now ident.Micros) (news []slice) {
 	tip.planned = planned{}
 	c.lead = present
 	c.lead.tip = &tip
-	c.lead.next = min(tip.planAt(), now+present.reach/2)
+	c.lead.next = now + (min(tip.planAt(), now+present.reach)-now)/2
 	return news
 }
 

@@ -27,7 +27,7 @@ func TestPlanningAheadChangesNothing(t *testing.T) {
 			cores[i].lead.stepwise = i == 1
 		}
 		for range rapid.IntRange(1, 12).Draw(rt, "events") {
-			at := now + ident.Micros(rapid.IntRange(0, 1_500_000).Draw(rt, "after"))
+			at := now + ident.Micros(rapid.IntRange(0, rapid.SampledFrom([]int{1_500_000, 9_000_000}).Draw(rt, "calm")).Draw(rt, "after"))
 			note := Note{wire.SliceNote{VM: ident.VMID(rapid.IntRange(1, len(v.VMs)).Draw(rt, "vm")), Busy: rapid.IntRange(0, 2).Draw(rt, "busy")}}
 			for _, c := range cores {
 				// What is due at the very moment of the note comes before it: who has told ahead has it behind him already.
@@ -39,6 +39,9 @@ func TestPlanningAheadChangesNothing(t *testing.T) {
 			}
 			now = at
 			a, b := &cores[0].lead, &cores[1].lead
+			if n, m := cores[0].Counters().Slices, cores[1].Counters().Slices; n != m {
+				rt.Fatalf("%d slices, step by step %d", n, m)
+			}
 			if a.start != b.start || a.end != b.end || a.virtual != b.virtual {
 				rt.Fatalf("the slice is from %d to %d at %d, step by step from %d to %d at %d", a.start, a.end, a.virtual, b.start, b.end, b.virtual)
 			}
@@ -112,5 +115,35 @@ func TestOrdersSayWhatIsNew(t *testing.T) {
 	c.instruct(150, p)
 	if o := c.Orders(); len(o) != 0 {
 		t.Errorf("nothing is new, and said is %+v", o)
+	}
+}
+
+// A part that takes many turns, of many slots, knows in time what it does next, although an order does not hold all of it.
+func TestLongPlansAreToldInTime(t *testing.T) {
+	for _, slots := range []int{1, 8, 64} {
+		c, now := New(Config{Self: 1}), ident.Second
+		c.Step(now, View{Epoch: 1, Servers: []Server{{1, slots}}, VMs: []VM{one(1, slots), one(2, slots)}})
+		told := map[ident.VMID][]stint{} // what each worker knows of
+		for from := now; now < from+20*ident.Second; {
+			for _, o := range c.Orders() {
+				mine := told[o.VM]
+				for len(mine) > 0 && mine[len(mine)-1].at >= o.At {
+					mine = mine[:len(mine)-1]
+				}
+				mine = append(mine, stint{at: max(now, o.At), mode: o.Mode})
+				for _, n := range o.Next {
+					mine = append(mine, stint{at: n.At, mode: n.Mode})
+				}
+				told[o.VM] = mine
+			}
+			for vm := range told {
+				if told[vm] = since(now, told[vm]); now > from+100*ident.Millisecond && told[vm][0].at+2*MaxSlice < now {
+					t.Fatalf("%d slots: VM %d is at what began %d us ago, and knows of %d turns", slots, vm, now-told[vm][0].at, len(told[vm])-1)
+				}
+			}
+			next, _ := c.NextDeadline()
+			now = max(now+1, min(next, now+ident.Millisecond))
+			c.Step(now, Tick{})
+		}
 	}
 }

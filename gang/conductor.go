@@ -32,6 +32,7 @@ type conductor struct {
 	servers  []peer       // by rising ID
 	gangs    []gang       // by rising VM
 	virtual  int64        // the least virtual time of those that have work; it only grows
+	turned   uint64       // slices planned
 
 	planned
 }
@@ -262,9 +263,10 @@ func (c *Core) rotate(now ident.Micros) {
 	}
 	c.advance()
 	order := c.byWait()
-	free := l.slots()
+	free := c.slots()
 	waiting := false
-	for _, g := range order {
+	for _, w := range order {
+		g := &l.gangs[w.gang]
 		was := g.running
 		g.running = c.fit(g, free)
 		switch {
@@ -282,6 +284,7 @@ func (c *Core) rotate(now ident.Micros) {
 		l.end = start + keepAlive
 	}
 	l.set = now
+	l.turned++
 }
 
 // fill gives slots that are free in the present slice to gangs that wait, and ends the slice early for one that has waited longer than those
@@ -290,7 +293,7 @@ func (c *Core) fill(now ident.Micros) {
 	l := &c.lead
 	l.forget()
 	start := max(now+l.lead(), l.start)
-	free := l.slots()
+	free := c.slots()
 	latest := int64(0)
 	for i := range l.gangs {
 		if g := &l.gangs[i]; g.running {
@@ -301,7 +304,8 @@ func (c *Core) fill(now ident.Micros) {
 		}
 	}
 	filled, waiting, cut := false, false, false
-	for _, g := range c.byWait() {
+	for _, w := range c.byWait() {
+		g := &l.gangs[w.gang]
 		switch {
 		case g.running:
 		case c.fit(g, free):

@@ -147,6 +147,9 @@ type Core struct {
 
 	messages []Message
 	orders   []Order
+
+	order []waiter // byWait's
+	spare []int    // slots'
 }
 
 // New returns a core that knows no view yet.

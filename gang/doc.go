@@ -30,7 +30,7 @@
 // slots left; those have their share then, and the others rise on. It is had where gangs pack, as on one server and on servers of one slot; wide gangs on several
 // servers of several slots leave holes, and all of them have less alike.
 //
-// As long as no vCPU comes or goes nothing of that changes, so slices are told many at a time, for up to reachMost: with a hundred VMs, to decide anew and tell it
+// As long as no vCPU comes or goes nothing of that changes, so slices are told many at a time, for up to reachMost or reachAlone: with a hundred VMs, to decide anew and tell it
 // anew every few milliseconds would cost more than it is worth. What changes takes back what was told ahead (see ahead.go). Who runs is the same as if
 // slices were planned one by one. A server or worker of a version that knows nothing of it is told one slice at a time, and so is its domain.
 //

@@ -22,7 +22,7 @@ type member struct {
 	reported  ident.Micros
 	echoed    uint64 // number of the last slice that was answered
 	started   []wire.GangStart
-	retry     ident.Micros // when to repeat orders that did not reach their workers, 0: there are none
+	retry     ident.Micros // when to give orders again that did not reach their workers, and the rest of long ones; 0: there are none
 }
 
 // part is a VM's part on this server.
@@ -146,6 +146,11 @@ func (c *Core) instruct(now ident.Micros, p *part) {
 		o.Next = append(o.Next, wire.SliceTurn{Number: s.number, Mode: s.mode, At: s.at, CPUs: s.cpus()})
 	}
 	p.told, p.ordered = slices.Clone(p.plan[:len(p.plan)-len(news)+count]), now
+	if count < len(news) { // the rest when half of that is over
+		if at := max(now+orderRetry, now+(news[count-1].at-now)/2); c.member.retry == 0 || at < c.member.retry {
+			c.member.retry = at
+		}
+	}
 	c.orders = append(c.orders, o)
 	c.count.Orders++
 }

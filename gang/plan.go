@@ -6,36 +6,43 @@ import (
 	"github.com/cellvisor/cellvisor/ident"
 )
 
-// byWait lists the gangs that have work, in the order in which they get slots.
-func (c *Core) byWait() []*gang {
-	var order []*gang
+// waiter is a gang that has work.
+type waiter struct {
+	virtual int64
+	gang    int // index in conductor.gangs, so by VM
+}
+
+// byWait lists the gangs that have work, in the order in which they get slots. The list is good until the next call.
+func (c *Core) byWait() []waiter {
+	order := c.order[:0]
 	for i := range c.lead.gangs {
 		if g := &c.lead.gangs[i]; g.work {
-			order = append(order, g)
+			order = append(order, waiter{g.virtual, i})
 		}
 	}
-	slices.SortFunc(order, func(a, b *gang) int {
-		if c.cfg.Canary == CanarySmallFirst && a.demand() != b.demand() {
-			return a.demand() - b.demand()
-		}
+	slices.SortFunc(order, func(a, b waiter) int {
 		switch {
 		case a.virtual < b.virtual:
 			return -1
 		case a.virtual > b.virtual:
 			return 1
 		}
-		return compareVM(a.vm, b.vm)
+		return a.gang - b.gang
 	})
+	if c.cfg.Canary == CanarySmallFirst {
+		slices.SortStableFunc(order, func(a, b waiter) int { return c.lead.gangs[a.gang].demand() - c.lead.gangs[b.gang].demand() })
+	}
+	c.order = order
 	return order
 }
 
-// slots returns what each server has.
-func (l *conductor) slots() []int {
-	free := make([]int, len(l.servers))
-	for i, s := range l.servers {
-		free[i] = s.slots
+// slots returns what each server has. The list is good until the next call.
+func (c *Core) slots() []int {
+	c.spare = c.spare[:0]
+	for _, s := range c.lead.servers {
+		c.spare = append(c.spare, s.slots)
 	}
-	return free
+	return c.spare
 }
 
 // fit takes the gang's slots out of free, all or none. A gang with more vCPUs than its server has slots takes the whole server.

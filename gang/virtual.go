@@ -2,6 +2,7 @@ package gang
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -37,20 +38,34 @@ func (c *Core) charge(until ident.Micros, g *gang) {
 // gap opens below some of them, it is closed for all of them alike. Gangs that wait for the same slots never have such a gap between them.
 func (c *Core) advance() {
 	l := &c.lead
-	var order []*gang
-	lightest := int64(MaxWeight)
+	least, most, lightest := int64(math.MaxInt64), int64(0), int64(MaxWeight)
 	for i := range l.gangs {
-		g := &l.gangs[i]
-		order = append(order, g)
-		if g.work {
-			lightest = min(lightest, g.weight)
+		if g := &l.gangs[i]; g.work {
+			least, most, lightest = min(least, g.virtual), max(most, g.virtual), min(lightest, g.weight)
 		}
 	}
-	slices.SortFunc(order, func(a, b *gang) int { return cmp.Or(cmp.Compare(a.virtual, b.virtual), compareVM(a.vm, b.vm)) })
-	if i := slices.IndexFunc(order, func(g *gang) bool { return g.work }); i >= 0 {
-		l.virtual = max(l.virtual, order[i].virtual)
+	if least != math.MaxInt64 {
+		l.virtual = max(l.virtual, least)
 	}
 	gap := int64(gapSlices*MaxSlice) * MaxWeight / lightest
+	if most-l.virtual > gap {
+		c.closeGaps(gap)
+	}
+	for i := range l.gangs {
+		if g := &l.gangs[i]; g.virtual >= l.virtual {
+			g.virtual = min(g.virtual, l.virtual+g.virtualOf(aheadSlices*MaxSlice))
+		}
+	}
+}
+
+// closeGaps brings gangs back by what the gaps below them are too wide. It is for gangs that are further apart than one gap may be: most slices find none.
+func (c *Core) closeGaps(gap int64) {
+	l := &c.lead
+	order := make([]*gang, len(l.gangs))
+	for i := range l.gangs {
+		order[i] = &l.gangs[i]
+	}
+	slices.SortFunc(order, func(a, b *gang) int { return cmp.Or(cmp.Compare(a.virtual, b.virtual), compareVM(a.vm, b.vm)) })
 	last, shift := l.virtual, int64(0)
 	for _, g := range order {
 		was := g.virtual
@@ -59,7 +74,7 @@ func (c *Core) advance() {
 			last = max(last, was)
 		}
 		if was >= l.virtual {
-			g.virtual = min(was-shift, l.virtual+g.virtualOf(aheadSlices*MaxSlice))
+			g.virtual = was - shift
 		}
 	}
 }

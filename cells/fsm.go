@@ -37,6 +37,7 @@ type FSM struct {
 	hooks    Hooks
 	pending  []Event // of the entry being applied
 	now      *Command
+	roomier  bool // the entry being applied has made room for standbys that VMs lack
 }
 
 type pastRequest struct {
@@ -89,7 +90,7 @@ func (f *FSM) Apply(index, term uint64, data []byte) Applied {
 		out.Result, out.Fault, out.Duplicate = past.Result, past.Fault, true
 		return out
 	}
-	f.pending, f.now = nil, cmd
+	f.pending, f.now, f.roomier = nil, cmd, false
 	epoch := f.state.View.Epoch
 	var result any
 	if fault == nil {
@@ -98,6 +99,7 @@ func (f *FSM) Apply(index, term uint64, data []byte) Applied {
 	if fault == nil {
 		f.tendStarts()
 		f.tendOperations()
+		f.useRoom()
 		f.tendDisks()
 	}
 	if fault == nil && result != nil {

@@ -130,6 +130,7 @@ func (f *FSM) switchVM(c *SwitchVM) *Fault {
 	}
 	vm.MovedMs = f.now.UnixMs
 	vm.Moved = Moved{Op: m.Op, Step: m.Step, Epoch: vm.Epoch, CutMicros: c.CutMicros}
+	f.roomier = true
 	f.tendStandbys(vm)
 	return nil
 }

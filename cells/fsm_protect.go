@@ -100,6 +100,7 @@ func (f *FSM) protectVM(c *ProtectVM) *Fault {
 	fewer := spec.Protect != ProtectReplica || spec.Replicas < vm.Spec.Replicas
 	vm.Spec = spec
 	if fewer {
+		f.roomier = true
 		f.dropStandbys(vm, func(p *VMPart) bool { return !p.Mirror })
 	} else {
 		f.dropStandbys(vm, func(p *VMPart) bool { return p.Mirror }) // the replicas have copies of their own
@@ -188,13 +189,32 @@ func (f *FSM) dropStandbys(vm *VM, match func(*VMPart) bool) {
 	}
 }
 
-// tendAllStandbys looks for servers for the standbys that VMs lack: a server has come, or a VM has changed.
+// useRoom looks for servers for the standbys that VMs lack if an entry has made room: a VM has ended or moved, a server has been opened.
+func (f *FSM) useRoom() {
+	if f.roomier {
+		f.tendAllStandbys()
+	}
+}
+
+// tendAllStandbys looks for servers for the standbys that VMs lack.
 func (f *FSM) tendAllStandbys() {
 	for i := range f.state.VMs {
-		if vm := &f.state.VMs[i]; vm.State.Active() {
+		if vm := &f.state.VMs[i]; vm.lacksStandbys() {
 			f.tendStandbys(vm)
 		}
 	}
+}
+
+// lacksStandbys tells whether the VM has fewer standbys than it is to have, those that are not ready yet counted.
+func (v *VM) lacksStandbys() bool {
+	any := func(*VMPart) bool { return true }
+	switch {
+	case !v.State.Active():
+		return false
+	case v.Spec.Protect == ProtectReplica:
+		return !v.covered(any)
+	}
+	return v.mirrors(any) < v.Spec.Mirrors()
 }
 
 // tendStandbys adds the standbys that the VM lacks, if there are servers for them.

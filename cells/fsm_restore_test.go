@@ -113,3 +113,37 @@ func TestStandbyMovesWithoutGap(t *testing.T) {
 		t.Errorf("step %+v", s)
 	}
 }
+
+// crampedHooks have room for standbys only while no VM is called hog.
+type crampedHooks struct{ moveHooks }
+
+func (h crampedHooks) Standbys(st *State, vm *VM) []ident.ServerID {
+	if slices.ContainsFunc(st.VMs, func(v VM) bool { return v.Spec.Name == "hog" && v.State.Active() }) {
+		return nil
+	}
+	return h.moveHooks.Standbys(st, vm)
+}
+
+// A VM that had no server for its replica gets one as soon as there is one: servers are opened, other VMs end.
+func TestRoomIsUsed(t *testing.T) {
+	w := newMoveWorld(t)
+	w.f.hooks.Placer = crampedHooks{}
+	protection := func(want string) {
+		t.Helper()
+		if got := w.f.state.VMNamed("web").Protection(); got != want {
+			t.Fatalf("protection %s, want %s", got, want)
+		}
+	}
+	w.do(Command{Cordon: &Cordon{Cell: "b", On: true}})
+	w.run("web", ProtectReplica)
+	protection("unprotected")
+	w.do(Command{Cordon: &Cordon{Server: "b-2"}})
+	protection("syncing")
+	w.lose(3)
+	protection("unprotected")
+	w.run("hog", ProtectNone)
+	w.do(Command{Cordon: &Cordon{Cell: "b"}})
+	protection("unprotected")
+	w.do(Command{StopVM: &StopVM{Name: "hog"}})
+	protection("syncing")
+}

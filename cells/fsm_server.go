@@ -231,6 +231,7 @@ func (f *FSM) rebuildView() {
 
 func (f *FSM) cordon(c *Cordon) *Fault {
 	verb := map[bool]string{true: "cordoned: no new VM parts are placed on it", false: "open for new VM parts again"}[c.On]
+	f.roomier = f.roomier || !c.On
 	switch {
 	case (c.Server == "") == (c.Cell == ""):
 		return faultf(CodeInvalid, "a cordon needs a server or a cell, not both")

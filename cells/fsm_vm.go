@@ -250,6 +250,7 @@ func (f *FSM) endVM(c *EndVM) *Fault {
 
 // finish ends a VM. Its workers are stopped by the servers that see this state.
 func (f *FSM) finish(vm *VM, state VMState, reason string, cause uint64) {
+	f.roomier = true
 	vm.Start.Wanted, vm.Paused, vm.Saving, vm.Hand = false, false, Saving{}, nil
 	vm.State, vm.Reason, vm.EndedMs = state, clip(reason, 512), f.now.UnixMs
 	kind := map[VMState]EventKind{VMStopped: EventVMStopped, VMExited: EventVMExited, VMLost: EventVMLost, VMFailed: EventVMFailed}[state]

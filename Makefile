@@ -95,10 +95,11 @@ bench: build ## Run all benchmarks, each figure beside its floor or an alternati
 shares: build ## Twenty VMs of mixed weights on two slots, ten minutes, while others come, go, move and are killed
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SHARES_SECONDS=600 $(GO) test -count=1 -v -timeout 30m -run TestShares ./tests
 
-soak: build ## Whatever an operator may do to VMs, several things at once, for ten minutes: without kills, with kills, then with all kinds of faults (needs root)
+soak: build ## Whatever an operator may do to VMs, several things at once, for ten minutes: without kills, with kills, then with all kinds of faults (needs root); then ROUNDS=100 faults in the middle of something
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SOAK_SECONDS=150 SOAK_KILLS=0 $(GO) test -count=1 -v -timeout 15m -run TestSoak ./tests
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SOAK_SECONDS=200 $(GO) test -count=1 -v -timeout 15m -run TestSoak ./tests
 	CELLVISOR_BIN=$(CURDIR)/$(BIN) SOAK_SECONDS=250 SOAK_FAULTS=all SOAK_KILLS=10 $(GO) test -count=1 -v -timeout 15m -run TestSoak ./tests
+	CELLVISOR_BIN=$(CURDIR)/$(BIN) MIDOP_ROUNDS=$(ROUNDS) $(GO) test -count=1 -v -timeout 30m -run TestFaultsInTheMiddle ./tests
 
 borrow: build ## A VM that borrows memory from another cell: gives back on demand, is lost with its lender; others never notice
 	BORROW_SCRIPT=1 CELLVISOR_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m -run 'TestScripts/borrow' ./tests

@@ -261,14 +261,17 @@ func (s *soak) look() {
 		if !v.GetState().Ended() {
 			continue
 		}
-		s.judge(name, v)
+		if !s.judge(name, v) {
+			continue
+		}
 		if err := s.remove(s.t.Context(), name); err != nil && status.Code(err) != codes.NotFound {
 			s.t.Logf("removing VM %s: %v", name, err) // it comes again
 		}
 	}
 }
 
-func (s *soak) judge(name string, v *api.VM) {
+// judge returns false if it cannot yet.
+func (s *soak) judge(name string, v *api.VM) bool {
 	s.mu.Lock()
 	expected, kills := s.ending[name], s.kills
 	s.mu.Unlock()
@@ -278,10 +281,10 @@ func (s *soak) judge(name string, v *api.VM) {
 		if v.GetExitStatus() != 0 {
 			s.t.Errorf("%s, with status %d", what, v.GetExitStatus())
 		}
-		s.ended++
-		if v.GetPayload() == "count" && v.GetRestarts() == 0 {
-			s.unbroken(name)
+		if v.GetPayload() == "count" && v.GetRestarts() == 0 && !s.unbroken(name) {
+			return false
 		}
+		s.ended++
 	case api.VMState_VM_STATE_STOPPED:
 		if !expected {
 			s.t.Error(what)
@@ -291,10 +294,11 @@ func (s *soak) judge(name string, v *api.VM) {
 			s.t.Errorf("%s; %d kills", what, kills)
 		}
 	}
+	return true
 }
 
-// unbroken demands that the records of a count are 0, 1, 2, …
-func (s *soak) unbroken(vm string) {
+// unbroken demands that the records of a count are 0, 1, 2, … It returns false if the server that keeps them is dead: they are there again when that is back.
+func (s *soak) unbroken(vm string) bool {
 	next := uint32(0)
 	err := s.client.Output(s.t.Context(), vm, 0, false, func(_ uint64, record uint32) error {
 		if record == 0 && strings.HasPrefix(vm, "again-") {
@@ -306,9 +310,14 @@ func (s *soak) unbroken(vm string) {
 		next++
 		return nil
 	})
+	if status.Code(err) == codes.FailedPrecondition {
+		s.t.Logf("output of VM %s: %v", vm, err)
+		return false
+	}
 	if err != nil {
 		s.t.Errorf("output of VM %s: %v", vm, err)
 	}
+	return true
 }
 
 // settle undoes what was done to the cluster, and demands that everything comes to rest.
@@ -326,17 +335,7 @@ func (s *soak) settle(linger time.Duration) {
 	for _, vm := range s.running() {
 		s.command("vm", "resume", vm)
 	}
-	s.rest("operations end", func(ctx context.Context) error {
-		return s.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
-			ops, err := svc.ListOperations(ctx, &api.ListOperationsRequest{})
-			for _, op := range ops.GetOperations() {
-				if op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
-					return fmt.Errorf("operation %d, %s, goes on: %s", op.GetId(), op.GetSubject(), op.GetNote())
-				}
-			}
-			return err
-		})
-	})
+	s.rest("operations end", s.operationsEnd)
 	s.rest("VMs have ended or run, with all of their vCPUs", func(context.Context) error {
 		for name, v := range s.all() {
 			placed := 0
@@ -365,6 +364,19 @@ func (s *soak) settle(linger time.Duration) {
 	})
 	s.rest("nothing is left of VMs", func(context.Context) error { return s.leftOver() })
 	s.noDirectories()
+}
+
+// operationsEnd tells of an operation that has not ended.
+func (s *soak) operationsEnd(ctx context.Context) error {
+	return s.client.Call(ctx, func(ctx context.Context, svc api.CellvisorClient) error {
+		ops, err := svc.ListOperations(ctx, &api.ListOperationsRequest{})
+		for _, op := range ops.GetOperations() {
+			if op.GetState() == api.OperationState_OPERATION_STATE_RUNNING {
+				return fmt.Errorf("operation %d, %s, goes on: %s", op.GetId(), op.GetSubject(), op.GetNote())
+			}
+		}
+		return err
+	})
 }
 
 // rest waits for something that comes to rest.

@@ -55,7 +55,10 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 	}
 	s := &share{header: chunkHeader{number: seq, members: members, part: r.w.spec.Part, flags: chunkBase, booted: booted}}
 	index := 0
-	flush := func(all bool) bool { // what is collected so far leaves in full chunks; all: the rest too
+	flush := func(all bool) bool { // what is collected so far leaves in full chunks; all: the rest too, as the last one
+		if all {
+			s.say()
+		}
 		for len(s.chunks) > 1 || all && len(s.chunks) > 0 {
 			one := &share{header: s.header, chunks: s.chunks[:1]}
 			last := all && len(s.chunks) == 1
@@ -102,7 +105,6 @@ func (r *replicas) copyAll(seq uint64, to ident.PartSet, p wire.WorkerProtect, b
 		return false
 	}
 	logs, ok := r.copyLogs(s, flush) // last: the less time is between this and the first checkpoint, the less output is in that
-	s.add(recordZero, 0, nil)        // so that there is a last chunk; page 0 is never used by a payload
 	if !ok || !flush(true) {
 		return false
 	}

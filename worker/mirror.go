@@ -176,15 +176,14 @@ func (l *loop) bringIntoStep(every time.Duration, tick func() bool) bool {
 func (l *loop) sayWhole(to ident.PartSet) bool {
 	s := l.r.w.blocksShare(l.p.Seq, 0)
 	s.header.flags = chunkBase
+	s.say()
 	return l.r.shipOne(s, 0, true, to, l.p, l.change)
 }
 
 // blocksShare makes a share for mirrors, which have nothing to do with other parts.
 func (w *Worker) blocksShare(number, since uint64) *share {
 	self := w.spec.Part
-	s := &share{header: chunkHeader{number: number, since: since, members: ident.PartSet(0).Set(self), part: self, booted: w.cutter.bootedNow()}}
-	s.add(recordZero, 0, nil) // so that there is a chunk
-	return s
+	return &share{header: chunkHeader{number: number, since: since, members: ident.PartSet(0).Set(self), part: self, booted: w.cutter.bootedNow()}}
 }
 
 // mirror cuts a checkpoint of the disks and waits until all mirrors have it; without must only if something was written. It returns false when the

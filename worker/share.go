@@ -125,12 +125,17 @@ func (s *share) encodeAt(dst []byte, i, index int, last bool) []byte {
 // compressRoom are buffers that any chunk's compressed form fits.
 var compressRoom = sync.Pool{New: func() any { b := make([]byte, s2.MaxEncodedLen(chunkRecordBytes)); return &b }}
 
-// encodeAll makes all chunks ready to be sent. A share without records is a chunk too: a part that runs no vCPU and has written nothing must say so, else the
-// standbys wait for it.
-func (s *share) encodeAll() {
+// say makes sure that there is a chunk: a share without records is one too, since a part that runs no vCPU and has written nothing must say so, else the standbys
+// wait for it.
+func (s *share) say() {
 	if len(s.chunks) == 0 {
 		s.chunks = [][]byte{nil}
 	}
+}
+
+// encodeAll makes all chunks ready to be sent.
+func (s *share) encodeAll() {
+	s.say()
 	for i := range s.chunks {
 		buf := make([]byte, 1, 1+chunkHeaderBytes+len(s.chunks[i]))
 		buf[0] = byte(replicaChunk)

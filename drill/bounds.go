@@ -20,6 +20,7 @@ const (
 
 // bound gives a thread its bounds.
 func bound(t *starlark.Thread) {
+	runtime.GC() // what nobody holds any more is not part of the base, else each greedy drill would let the next one take as much again
 	base, steps := heapBytes(), uint64(0)
 	t.SetMaxExecutionSteps(lookSteps)
 	t.OnMaxSteps = func(t *starlark.Thread) {

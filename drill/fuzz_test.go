@@ -66,6 +66,19 @@ func TestMaliciousDrills(t *testing.T) {
 	}
 }
 
+// What greedy drills leave behind gives the next ones nothing: a process may run many.
+func TestGreedyDrillsInARow(t *testing.T) {
+	for range 8 {
+		_, err := Load("greedy.star", []byte("def f():\n    s = 'x'\n    while True:\n        s += s\nf()\ndef drill():\n    pass\n"))
+		if err == nil {
+			t.Fatal("a text that doubles for ever was loaded")
+		}
+		if n := heapBytes(); n > 16*maxHeapBytes {
+			t.Fatalf("the heap has grown to %d MiB: %v", n>>20, err)
+		}
+	}
+}
+
 func anyOf(text, alternatives string) bool {
 	for _, a := range strings.Split(alternatives, "|") {
 		if strings.Contains(text, a) {

@@ -232,8 +232,8 @@ func (s *soak) saveAndRestore(vm string) {
 	file, name := filepath.Join(s.dir, fmt.Sprintf("saved-%d", s.saves)), fmt.Sprintf("again-%d", s.saves)
 	s.mu.Unlock()
 	saved := s.command("vm", "save", vm, file)
-	if _, err := os.Stat(file); (err == nil) != saved {
-		s.t.Errorf("saving VM %s: done is %v, the file: %v", vm, saved, err)
+	if _, err := os.Stat(file); saved && err != nil {
+		s.t.Errorf("VM %s was saved, and there is no file: %v", vm, err)
 	}
 	if saved && !s.command("vm", "restore", name, file, "--timeout", "30s") {
 		s.expect(name)

@@ -142,6 +142,8 @@ func (a *app) afterSave(c *api.Client, saved *api.VM, path string, cause error) 
 		switch same := err == nil && v.GetId() == saved.GetId(); {
 		case same && v.GetState() == api.VMState_VM_STATE_STOPPED:
 			return nil
+		case same && v.GetState().Ended() && v.GetPauseSeq() == saved.GetPauseSeq(): // it was lost in that pause: the file has all that it did
+			return nil
 		case same && v.GetPauseSeq() > saved.GetPauseSeq():
 			return errors.Join(cause, os.Remove(path))
 		}

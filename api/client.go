@@ -66,6 +66,7 @@ type Client struct {
 	mu      sync.Mutex // protects what follows
 	conns   map[string]*grpc.ClientConn
 	current string
+	alone   string // name of the current server if it had no quorum when it was chosen
 }
 
 // Dial chooses a server among those of a comma-separated list (see ParseAddrs): the first that answers and has a quorum, else the first that
@@ -203,7 +204,7 @@ func (c *Client) choose(ctx context.Context, avoid string) error {
 				}
 				next.Reset(0)
 			case a.st.GetQuorum() && a.st.GetServerState() == ServerState_SERVER_STATE_LIVE:
-				c.setCurrent(a.addr)
+				c.setCurrent(a)
 				return nil
 			case fallback == nil:
 				fallback = &a
@@ -216,7 +217,7 @@ func (c *Client) choose(ctx context.Context, avoid string) error {
 		}
 	}
 	if fallback != nil {
-		c.setCurrent(fallback.addr)
+		c.setCurrent(*fallback)
 		return nil
 	}
 	return c.unreachable(ctx, firstErr)
@@ -247,10 +248,20 @@ func certificateTrouble(text string) string {
 	return text
 }
 
-func (c *Client) setCurrent(addr string) {
+func (c *Client) setCurrent(a answer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.current = addr
+	c.current, c.alone = a.addr, ""
+	if !a.st.GetQuorum() {
+		c.alone = a.st.GetServer()
+	}
+}
+
+// Alone returns the name of the current server if it had no contact with a quorum when it was chosen: it tells what it last knew. Else it returns "".
+func (c *Client) Alone() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alone
 }
 
 func (c *Client) probe(ctx context.Context, addr string, out chan<- answer) {

@@ -116,12 +116,12 @@ func TestDialChooses(t *testing.T) {
 	}}).start(t)
 	good := (&fake{name: "good"}).start(t)
 	c := dialTest(t, "unix:///nonexistent/s", stopped(t), alone.addr, good.addr)
-	if c.Addr() != good.addr {
-		t.Errorf("chose %s, want the one with a quorum", c.Addr())
+	if c.Addr() != good.addr || c.Alone() != "" {
+		t.Errorf("chose %s, want the one with a quorum; alone is %q", c.Addr(), c.Alone())
 	}
 	c = dialTest(t, "unix:///nonexistent/s", alone.addr)
-	if c.Addr() != alone.addr {
-		t.Errorf("chose %s, want the only one that answers", c.Addr())
+	if c.Addr() != alone.addr || c.Alone() != "alone" {
+		t.Errorf("chose %s, want the only one that answers; alone is %q", c.Addr(), c.Alone())
 	}
 }
 
@@ -197,7 +197,7 @@ func TestCallLeavesAServerThatStandsStill(t *testing.T) {
 	}
 	slow.start(t)
 	c := dialTest(t, still.addr, slow.addr)
-	c.setCurrent(still.addr)
+	c.setCurrent(answer{addr: still.addr, st: live("still")})
 	began := time.Now()
 	err := c.Call(t.Context(), func(ctx context.Context, svc CellvisorClient) error {
 		_, err := svc.GetVM(ctx, &GetVMRequest{Name: "x"})

@@ -164,6 +164,9 @@ func (a *app) withClient(f func(ctx context.Context, c *api.Client, args []strin
 			return err
 		}
 		defer c.Close()
+		if alone := c.Alone(); alone != "" {
+			fmt.Fprintf(a.err, "cellvisor: no server that answers has contact with a quorum; this is what %s last knew\n", alone)
+		}
 		return f(ctx, c, args)
 	})
 }

@@ -203,8 +203,15 @@ func beNice(nice int) error {
 }
 
 // settleRuntime fits the Go runtime to a process that has a host full of spinning vCPUs beside it, and threads that block: a goroutine finds a place to run
-// although others are in system calls, and the runtime does not look after these all the time.
-func settleRuntime() {
+// although others are in system calls, and the runtime does not look after these all the time. What it returns must be kept.
+//
+// That is a ballast, which makes the heap seem larger than it is, so that it is collected every some seconds and not every second: a collection takes all
+// CPUs for milliseconds, ahead of guests, and of a gang that begins on several servers just then a part begins late. The ballast is never touched, so it
+// takes no memory; garbage may take as much.
+func settleRuntime() (ballast []byte) {
 	runtime.GOMAXPROCS(runtime.NumCPU() + 8)
 	priority.CalmRuntime(10 * time.Millisecond)
+	return make([]byte, ballastBytes)
 }
+
+const ballastBytes = 32 << 20

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,7 +84,7 @@ var errAsked = errors.New("asked to stop")
 // Run runs one serve process with the logging that its configuration asks for. It returns nil when ctx ended and everything was put in
 // order; the workers live on.
 func Run(ctx context.Context, cfg *config.Server) error {
-	settleRuntime()
+	defer runtime.KeepAlive(settleRuntime())
 	tail := &logTail{}
 	return RunWith(ctx, cfg, Options{Log: newLogger(cfg, os.Stderr, tail), Tail: tail})
 }

@@ -176,11 +176,7 @@ func (p *Peers) answer(conn net.Conn, r io.Reader, e wire.Envelope) error {
 	if err != nil {
 		return err
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(writePatience)); err != nil {
-		return err
-	}
-	_, err = conn.Write(frame)
-	return err
+	return writeWhole(conn, frame)
 }
 
 // errorTextLimit bounds the text of an error sent to a requester, in bytes.

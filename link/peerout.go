@@ -172,10 +172,7 @@ func (q *peer) write(conn net.Conn, batch []outgoing, buf *[]byte) error {
 		if len(out) == 0 {
 			return nil
 		}
-		if err := conn.SetWriteDeadline(time.Now().Add(writePatience)); err != nil {
-			return err
-		}
-		if _, err := conn.Write(out); err != nil {
+		if err := writeWhole(conn, out); err != nil {
 			return err
 		}
 		p.count.sent.Add(pending)
@@ -209,6 +206,24 @@ func (q *peer) write(conn net.Conn, batch []outgoing, buf *[]byte) error {
 // writePatience is for how long a peer may leave its side of a connection unread before the connection is given up: the queue behind it
 // only holds what is out of date by then.
 const writePatience = 5 * time.Second
+
+// writePiece is what has to pass in that time: a whole snapshot need not, on a slow network.
+const writePiece = 256 << 10
+
+// writeWhole writes all of b to a peer that goes on reading, however slowly.
+func writeWhole(conn net.Conn, b []byte) error {
+	for len(b) > 0 {
+		if err := conn.SetWriteDeadline(time.Now().Add(writePatience)); err != nil {
+			return err
+		}
+		n, err := conn.Write(b[:min(len(b), writePiece)])
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
 
 // dial connects to an address and runs the handshake. want is the server that must answer, 0 for whoever does. The connection is held:
 // the caller releases it.

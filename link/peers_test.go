@@ -5,8 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cellvisor/cellvisor/ident"
@@ -157,6 +161,37 @@ func TestPeersCarryLargeBodies(t *testing.T) {
 	if got != len(body) {
 		t.Errorf("%d bytes arrived of %d", got, len(body))
 	}
+}
+
+// What is large may take long, as long as the peer reads; one that reads nothing is given up.
+func TestWriteWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		defer theirs.Close()
+		const pieces = 5
+		read := make(chan error, 1)
+		go func() {
+			piece := make([]byte, writePiece)
+			for range pieces {
+				<-time.After(writePatience - time.Second)
+				if _, err := io.ReadFull(theirs, piece); err != nil {
+					read <- err
+					return
+				}
+			}
+			read <- nil
+		}()
+		if err := writeWhole(ours, make([]byte, pieces*writePiece)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-read; err != nil {
+			t.Fatal(err)
+		}
+		if err := writeWhole(ours, make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("nobody reads: %v", err)
+		}
+	})
 }
 
 func TestPeersReportResetAndReconnect(t *testing.T) {

@@ -28,7 +28,8 @@ const (
 	streamSilence  = 1 * time.Second        // of a following stream, which says something four times as often, before another server is asked
 	silenceMost    = 2 * time.Second        // the same, after others were silent too
 	absence        = 15 * time.Second       // that whoever follows something bears since it last heard of it: all servers may be starting again
-	absencePause   = 200 * time.Millisecond // before servers are looked for again meanwhile
+	absenceFirst   = 5 * time.Millisecond   // before servers are looked for again meanwhile
+	absencePause   = 200 * time.Millisecond // the same, at most: it doubles each time
 	callSilence    = 1 * time.Second        // of a unary call, and of its server's status, before another server is asked
 	maxMessageSize = 16 << 20
 )

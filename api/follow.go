@@ -16,7 +16,7 @@ type receiver[M any] interface{ Recv() (*M, error) }
 // follow opens a stream, hands each message to each, and opens it again at another server when the one that serves it dies or falls silent.
 // open is called anew each time, so it must ask for what has not been seen yet. It returns nil at the stream's own end.
 func follow[M any](ctx context.Context, c *Client, watch bool, open func(context.Context, CellvisorClient) (receiver[M], error), each func(*M) error) error {
-	patience := streamSilence
+	patience, away := streamSilence, absenceFirst
 	var heard time.Time // when a message last came, about
 	for failures := 0; ; {
 		addr := c.Addr()
@@ -40,23 +40,26 @@ func follow[M any](ctx context.Context, c *Client, watch bool, open func(context
 			patience = min(2*patience, silenceMost)
 		}
 		if progress {
-			failures, patience, heard = 0, streamSilence, time.Now()
+			failures, patience, away, heard = 0, streamSilence, absenceFirst, time.Now()
 		}
-		bears := func(err error) bool { return watch && Absent(err, heard) }
-		if failures++; failures > 2*len(c.addrs)+2 {
-			if !bears(err) {
-				return err
+		bears := func(err error) bool { // it waits for a moment if it does: at first a short one, for servers that are about to agree on who is left
+			if ctx.Err() != nil || !watch || !Absent(err, heard) {
+				return false
 			}
-			pause(ctx, absencePause)
+			pause(ctx, away)
+			away = min(2*away, absencePause)
+			return true
+		}
+		if failures++; failures > 2*len(c.addrs)+2 && !bears(err) {
+			return err
 		}
 		for cerr := c.choose(ctx, addr); cerr != nil; cerr = c.choose(ctx, addr) {
 			if late(ctx) {
 				return context.DeadlineExceeded
 			}
-			if ctx.Err() != nil || !bears(cerr) {
+			if !bears(cerr) {
 				return cerr
 			}
-			pause(ctx, absencePause)
 		}
 	}
 }

@@ -62,10 +62,12 @@ func TestSoak(t *testing.T) {
 	needKVM(t)
 	seconds, seed := envNumber(t, "SOAK_SECONDS", soakSeconds), envNumber(t, "SOAK_SEED", uint64(time.Now().UnixNano()))
 	kills := envNumber(t, "SOAK_KILLS", soakKills)
-	t.Logf("replay: SOAK_SEED=%d SOAK_SECONDS=%d SOAK_KILLS=%d go test -run TestSoak ./tests", seed, seconds, kills)
+	faults, sched := os.Getenv("SOAK_FAULTS"), os.Getenv("SOAK_SCHED")
+	t.Logf("replay: SOAK_SEED=%d SOAK_SECONDS=%d SOAK_KILLS=%d SOAK_FAULTS=%s SOAK_SCHED=%s SOAK_PAYLOAD=%s go test -run TestSoak ./tests",
+		seed, seconds, kills, faults, sched, soakPayload)
 	s := &soak{chaos: chaos{t: t, rng: rand.New(rand.NewPCG(seed, 21))}, ending: map[string]bool{}, done: map[string]int{}, asked: map[string]int{}}
-	s.startWith(local.Shape{Cells: 3, PerCell: 2, Slots: 2, Sched: config.Sched(os.Getenv("SOAK_SCHED")), Memory: 192 * ident.MiB, Lend: true, Overcommit: 2, LogLevel: serverLogLevel()})
-	s.widen(os.Getenv("SOAK_FAULTS"))
+	s.startWith(local.Shape{Cells: 3, PerCell: 2, Slots: 2, Sched: config.Sched(sched), Memory: 192 * ident.MiB, Lend: true, Overcommit: 2, LogLevel: serverLogLevel()})
+	s.widen(faults)
 	s.command("balance", "mode", "auto")
 	var wg sync.WaitGroup
 	free := make(chan struct{}, soakAtOnce)

@@ -34,14 +34,15 @@ func Enter(as *Owner, connect bool) error {
 	runtime.LockOSThread() // no_new_privs and the filter are the thread's, from which the kernel copies them to all others
 	defer runtime.UnlockOSThread()
 	_ = time.Now().Local().String() // reads the time zone, which later it could not
-	if err := limit(); err != nil {
+	mayRaise, err := limit()
+	if err != nil {
 		return fmt.Errorf("jail: limits: %w", err)
 	}
 	if err := closeOnExec(); err != nil {
 		return fmt.Errorf("jail: descriptors: %w", err)
 	}
 	if as != nil && os.Geteuid() == 0 {
-		if err := become(*as); err != nil {
+		if err := become(*as, !mayRaise && os.Getpid() == 1); err != nil {
 			return fmt.Errorf("jail: become user %d: %w", as.UID, err)
 		}
 	}
@@ -70,25 +71,25 @@ func install(p []unix.SockFilter) error {
 	return nil
 }
 
-// limit sets resource limits while the process may still raise some.
-func limit() error {
+// limit sets resource limits while the process may still raise some. It tells whether the process may then make real-time threads.
+func limit() (mayRaise bool, err error) {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return err
+		return false, err
 	}
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		return err
+		return false, err
 	}
 	files.Max = min(files.Max, maxDescriptors)
 	files.Cur = files.Max
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, (*syscall.Rlimit)(&files)); err != nil {
-		return err
+		return false, err
 	}
 	// Threads that serve pages go ahead of vCPUs, after root's rights are gone too.
-	_ = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: rtLimit, Max: rtLimit})
+	err = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: rtLimit, Max: rtLimit})
 	_ = unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: rtTimeMicros, Max: rtTimeMicros})
 	_ = unix.Setrlimit(unix.RLIMIT_NICE, &unix.Rlimit{Cur: niceLimit, Max: niceLimit})
-	return nil
+	return err == nil, nil
 }
 
 // closeOnExec makes sure that no descriptor outlives an exec, should there ever be one.
@@ -100,15 +101,39 @@ func closeOnExec() error {
 	return err
 }
 
-// become gives up root, on all threads.
-func become(o Owner) error {
+// become gives up root, on all threads. With keepNice all but CAP_SYS_NICE goes: where root may not raise limits (no CAP_SYS_RESOURCE), a worker could make no
+// real-time thread otherwise. It reaches the process's own threads only, since keepNice is for one that is alone in its PID namespace.
+func become(o Owner, keepNice bool) error {
+	if keepNice {
+		_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0)
+		keepNice = errno == 0 // a program with cgo, such as one with the race detector, cannot
+	}
 	if err := syscall.Setgroups(nil); err != nil {
 		return err
 	}
 	if err := syscall.Setresgid(int(o.GID), int(o.GID), int(o.GID)); err != nil {
 		return err
 	}
-	return syscall.Setresuid(int(o.UID), int(o.UID), int(o.UID))
+	if err := syscall.Setresuid(int(o.UID), int(o.UID), int(o.UID)); err != nil || !keepNice {
+		return err
+	}
+	return onlyNice()
+}
+
+// onlyNice gives up all capabilities but CAP_SYS_NICE, on all threads.
+func onlyNice() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var held, kept [2]unix.CapUserData // the second has the capabilities from 32 on
+	if err := unix.Capget(&header, &held[0]); err != nil {
+		return err
+	}
+	kept[0].Permitted = held[0].Permitted & (1 << unix.CAP_SYS_NICE)
+	kept[0].Effective = kept[0].Permitted
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&kept[0])), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Users that workers get when none is named.

@@ -283,15 +283,27 @@ func (p *Pages) heartbeat() {
 	ticker := time.NewTicker(max(p.cfg.SilentAfter/ticks, time.Millisecond))
 	defer ticker.Stop()
 	for {
+		p.mu.Lock()
+		changed := p.changed
+		p.mu.Unlock()
+		linked := false
+		for part := range p.conns {
+			if c := p.conns[part].Load(); c != nil {
+				linked = true
+				c.beat(ticks)
+			}
+		}
+		tick := ticker.C
+		if linked {
+			changed = nil
+		} else {
+			tick = nil // most VMs are alone: they are not woken for nothing
+		}
 		select {
 		case <-p.done:
 			return
-		case <-ticker.C:
-		}
-		for part := range p.conns {
-			if c := p.conns[part].Load(); c != nil {
-				c.beat(ticks)
-			}
+		case <-changed:
+		case <-tick:
 		}
 	}
 }

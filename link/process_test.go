@@ -32,24 +32,23 @@ func withProcess(t *testing.T, change func(cfg *PagesConfig)) (*Pages, *recorder
 // The kernel closes a killed process's sockets: its peers must know at once, and a vCPU that waits must go on.
 func TestKilledProcessIsNoticedAtOnce(t *testing.T) {
 	p, r, cmd := withProcess(t, nil)
-	failed := make(chan error, 1)
-	go func() {
-		var err error
-		for err == nil {
-			_, _, err = p.Request(1, 1, wire.DeviceConsole, nil, time.Now().Add(testPatience))
-		}
-		failed <- err
-	}()
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil { // so that it cannot answer any more
+		t.Fatal(err)
+	}
+	asked := p.Ask(1, 1, wire.DeviceConsole, nil)
+	if asked == nil {
+		t.Fatal("not connected")
+	}
 	at := len(r.all())
 	start := time.Now()
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	r.waitFor(t, at, "down", 1)
-	t.Logf("noticed after %v", time.Since(start))
-	if err := <-failed; err == nil || time.Since(start) > testPatience/2 {
+	if _, _, err := asked.Answer(time.Now().Add(testPatience)); err == nil || time.Since(start) > testPatience/2 {
 		t.Errorf("the request ended after %v with %v", time.Since(start), err)
 	}
+	r.waitFor(t, at, "down", 1)
+	t.Logf("noticed after %v", time.Since(start))
 }
 
 func TestStoppedProcessIsSilent(t *testing.T) {

@@ -42,6 +42,20 @@ func (s *Server) planJail() error {
 	return nil
 }
 
+// apart tells whether jailed processes get PID namespaces of their own, in which they see no others: it takes root, with the right to make them.
+func (s *supervisor) apart() bool {
+	if s.jail == nil || os.Geteuid() != 0 {
+		return false
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var held [2]unix.CapUserData
+	if unix.Capget(&header, &held[0]) != nil || held[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
+		return false
+	}
+	_, err := os.Stat("/proc/self/ns/pid") // CONFIG_PID_NS
+	return err == nil
+}
+
 // openToWorkers lets workers of another user reach what they send notes to. Above it, the data directory keeps everyone else out: a worker
 // is there already.
 func (s *supervisor) openToWorkers(bell string) error {

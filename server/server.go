@@ -130,7 +130,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	}
 	s.workers.idleSleep = s.cfg.IdleCPUs == config.IdleSleep
 	s.workers.scrub = ident.Micros(s.cfg.Scrub.Microseconds())
-	s.workers.slow = slowness(s.cfg.Timing)
+	s.workers.slow, s.workers.leaseStep = slowness(s.cfg.Timing), ident.Micros(s.cfg.Timing.LeaseLength.Microseconds())/leaseSteps
 	s.workers.rule = memoryRule{on: s.cfg.Overcommit > 1, memory: s.cfg.MemoryBytes, file: s.cfg.PagingBytes, lend: s.cfg.Lend}
 	s.workers.prepare, s.workers.report = s.prepareFiles, s.report
 	stored, err := s.store.Load()

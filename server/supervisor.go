@@ -57,6 +57,7 @@ type supervisor struct {
 	seal       bool                                                                     // page traffic is encrypted
 	idleSleep  bool                                                                     // see wire.WorkerSpec
 	scrub      ident.Micros                                                             // see wire.WorkerSpec
+	leaseStep  ident.Micros                                                             // workers are told of no renewal that brings less
 	slow       int                                                                      // workers may be silent for so many times longer than usual
 	comeUp     int                                                                      // ticks of silence until a worker has to have said something
 	prepare    func(ctx context.Context, start monitor.StartWorker) (guestFiles, error) // brings the payload here
@@ -131,18 +132,6 @@ func (s *supervisor) add(vm ident.VMID, inc ident.Incarnation, dir string) *work
 	}
 	s.workers[vm] = w
 	return w
-}
-
-// renew passes the lease on to every worker of its incarnation.
-func (s *supervisor) renew(l monitor.Lease) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lease = l
-	for _, w := range s.workers {
-		if w.incarnation == l.Incarnation {
-			w.post(func() { w.lease = &wire.WorkerLease{UntilBootMicros: l.Until} })
-		}
-	}
 }
 
 func (s *supervisor) sendMembers(a monitor.SendMembers) {

@@ -360,6 +360,23 @@ func TestKeepOnly(t *testing.T) {
 	})
 }
 
+// A worker is not told of renewals that bring little, and of all others.
+func TestLeaseSteps(t *testing.T) {
+	s, w := testSupervisor(t, t.TempDir())
+	s.leaseStep = 10
+	s.startWorker(monitor.StartWorker{Spec: spec(1, 1, ""), Created: 1})
+	expect[monitor.WorkerReady](w)
+	told := ""
+	for _, until := range []ident.Micros{100, 109, 110, 115, 400} {
+		s.renew(monitor.Lease{Incarnation: 1, Until: until})
+		if until == 109 || until == 115 {
+			continue
+		}
+		told += fmt.Sprintln(int64(until))
+		eventually(t, "told", fileHas(filepath.Join(s.workerDir(1, 1), "lease"), told))
+	}
+}
+
 // A connection that breaks is made again, and what the worker must know is sent again.
 func TestReconnect(t *testing.T) {
 	s, w := testSupervisor(t, t.TempDir())

@@ -198,6 +198,9 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker, files guestFiles, 
 func (s *supervisor) spawn(what, dir string, limits jail.Limits, inherits ...*os.File) (*exec.Cmd, *process, error) {
 	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
 	attr := &syscall.SysProcAttr{Setsid: true}
+	if s.apart() {
+		attr.Cloneflags = unix.CLONE_NEWPID
+	}
 	if s.groups != nil {
 		group, err := s.groups.Make(filepath.Base(dir), limits)
 		if err != nil {

@@ -68,18 +68,35 @@ func TestMisbehavingWorkers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range members {
-		if m.Kind == local.KindWorker && !jailed(t, m.PID) {
+		if m.Kind != local.KindWorker {
+			continue
+		}
+		if !jailed(t, m.PID) {
 			t.Errorf("worker %d is not jailed", m.PID)
+		}
+		if os.Getuid() == 0 && namespace(t, m.PID) == namespace(t, os.Getpid()) {
+			t.Errorf("worker %d is in the PID namespace of others", m.PID)
 		}
 	}
 }
 
-// jailed reads from /proc whether a process has a system call filter and no way to more rights.
+func namespace(t *testing.T, pid int) string {
+	t.Helper()
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// jailed reads from /proc whether a process has a system call filter, no way to more rights, and none of root's but to make its own threads real-time ones.
 func jailed(t *testing.T, pid int) bool {
 	t.Helper()
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Contains(string(raw), "Seccomp:\t2\n") && strings.Contains(string(raw), "NoNewPrivs:\t1\n")
+	has := func(line string) bool { return strings.Contains(string(raw), line+"\n") }
+	const none, nice = "CapEff:\t0000000000000000", "CapEff:\t0000000000800000" // CAP_SYS_NICE
+	return has("Seccomp:\t2") && has("NoNewPrivs:\t1") && (has(none) || has(nice))
 }

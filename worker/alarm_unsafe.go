@@ -9,16 +9,13 @@ import (
 )
 
 // alarm throws the thread that sets it out of the guest at a time: the end of its turn, say. It is a timer of the kernel's that signals the very thread
-// (timer_create(2), SIGEV_THREAD_ID), so nobody else has to be woken to end a turn. A signal that comes just before the thread enters the guest makes it leave at
-// once (see kvm.VCPU.Bind). The alarm rings again, until it is set anew: a thread that waits for long outside the guest stops it first. The zero value is not set.
+// (timer_create(2), SIGEV_THREAD_ID), so nobody else has to be woken to end a turn. It rings once. A signal that comes just before the thread enters the guest makes
+// it leave at once (see kvm.VCPU.Bind). The zero value is not set.
 type alarm struct {
 	at   ident.Micros // CLOCK_BOOTTIME; 0: not set
 	id   int32
 	made bool
 }
-
-// alarmAgain is how long after a ring it rings again.
-const alarmAgain = 4 * ident.Millisecond
 
 // sigevent is struct sigevent of <asm-generic/siginfo.h>.
 type sigevent struct {
@@ -45,7 +42,7 @@ func (a *alarm) set(at ident.Micros) bool {
 	}
 	spec := struct{ interval, value unix.Timespec }{}
 	if at != 0 {
-		spec.interval, spec.value = unix.NsecToTimespec(int64(alarmAgain)*1000), unix.NsecToTimespec(int64(at)*1000)
+		spec.value = unix.NsecToTimespec(int64(at) * 1000)
 	}
 	if _, _, errno := unix.Syscall6(unix.SYS_TIMER_SETTIME, uintptr(a.id), 1 /* TIMER_ABSTIME */, uintptr(unsafe.Pointer(&spec)), 0, 0, 0); errno != 0 {
 		return false

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/vmm/ram"
 )
 
@@ -146,12 +147,31 @@ func (w *Worker) capture(number, seq uint64, byDisk bool) (*arena, error) {
 			c.found = append(c.found, page)
 		}
 	})
-	a, err := c.take(len(c.found))
+	var a *arena
+	var err error
+	if pages := c.found; len(pages) > manyPages {
+		priority.Apart(func() { a, err = w.gather(pages, byDisk) })
+	} else {
+		a, err = w.gather(pages, byDisk)
+	}
 	if err != nil {
 		return nil, err
 	}
 	a.number, a.seq, a.booted = number, seq, c.bootedNow()
-	a.pages = append(a.pages, c.found...)
+	return a, nil
+}
+
+// manyPages is how many pages take so long to copy, a tenth of a second or so, that the thread which does it need not be ahead of others.
+const manyPages = 1 << 16
+
+// gather copies pages to a free arena. It requires the cutter's mu and the plane's.
+func (w *Worker) gather(pages []ident.PageNo, byDisk bool) (*arena, error) {
+	c, p := &w.cutter, w.plane
+	a, err := c.take(len(pages))
+	if err != nil {
+		return nil, err
+	}
+	a.pages = append(a.pages, pages...)
 	if byDisk {
 		a.disk = p.cache.onDisk(a.disk, a.pages)
 	}

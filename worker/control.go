@@ -193,29 +193,35 @@ func (c *control) orphaned() bool {
 	return c.now == nil && time.Since(c.lost) > orphanAfter
 }
 
-// processStartTime reads when this process started, in clock ticks since boot: field 22 of /proc/self/stat.
-func processStartTime() (uint64, error) {
+// identity reads the PID of this process as others see it, who are not in its PID namespace, and when it started, in clock ticks since boot: fields 1 and 22 of
+// /proc/self/stat.
+func identity() (pid int, started uint64, err error) {
 	text, err := os.ReadFile("/proc/self/stat")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	_, after, ok := strings.Cut(string(text), ") ") // the name in parentheses may hold spaces
+	before, after, ok := strings.Cut(string(text), ") ") // the name in parentheses may hold spaces
 	fields := strings.Fields(after)
 	const index = 22 - 3 // after the third field
 	if !ok || len(fields) <= index {
-		return 0, fmt.Errorf("/proc/self/stat: unexpected text %q", text)
+		return 0, 0, fmt.Errorf("/proc/self/stat: unexpected text %q", text)
 	}
-	return strconv.ParseUint(fields[index], 10, 64)
+	number, _, _ := strings.Cut(before, " ")
+	if pid, err = strconv.Atoi(number); err != nil {
+		return 0, 0, fmt.Errorf("/proc/self/stat: unexpected text %q", text)
+	}
+	started, err = strconv.ParseUint(fields[index], 10, 64)
+	return pid, started, err
 }
 
 // announce makes the ready message, which each serve that connects is told first.
 func (w *Worker) announce() {
-	started, err := processStartTime()
+	pid, started, err := identity()
 	if err != nil {
-		w.fail(fmt.Errorf("own start time: %w", err))
+		w.fail(fmt.Errorf("own process: %w", err))
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: os.Getpid(), StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr(), Level: levelOf(w.spec), Turns: true}
+	w.ready = &wire.WorkerReady{VM: w.spec.VM, Part: w.spec.Part, PID: pid, StartTime: started, PageAddr: w.plane.pages.Addr(), Replica: w.replica.plane.Addr(), NetAddr: w.netAddr(), Level: levelOf(w.spec), Turns: true}
 }

@@ -4,20 +4,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/link/futex"
 )
-
-// bootMicros reads CLOCK_BOOTTIME: the clock that serve and its workers share, which also counts the time that a machine was suspended.
-func bootMicros() ident.Micros {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("worker: CLOCK_BOOTTIME: " + err.Error()) // exists on every supported kernel
-	}
-	return ident.Micros(ts.Sec)*ident.Second + ident.Micros(ts.Nsec/1000)
-}
 
 // A guard decides whether this part may act: run guest instructions, answer page requests, release output. It opens when the VM has
 // started, closes for good when it ends, and closes for a while when the part is paused or when the server's lease has lapsed.
@@ -94,15 +83,17 @@ func (g *guard) leave() {
 // enter blocks until the vCPU may enter the guest, and returns the life that it enters; ok is false when the VM has ended. The fast path may
 // still return the former life when a restart is under way: restart waits until every thread has parked, so nothing comes of it.
 //
-// A vCPU that is called does not wait for its turn: it will not enter the guest, but stand aside.
+// now is the time: who comes when something of the gang's turns is due does that first. A vCPU that is called does not wait for its turn: it will not enter the guest, but stand aside.
 //
 // A pause holds who is in the present life. Who is still in the life that he is in now, which is none for one that has not begun, gets the next, so
 // that a VM which goes on elsewhere while it is paused is all there.
-func (g *guard) enter(in uint64, called *atomic.Bool) (life uint64, ok bool) {
-	if g.open.Load() && g.leased() {
+//
+// q is how it waits. After a turn of a gang on several servers it is still in q: see headStart.
+func (g *guard) enter(now ident.Micros, in uint64, called *atomic.Bool, q *queue) (life uint64, ok bool) {
+	if g.open.Load() && g.mayActAt(now) && int64(now) < g.slot.due.Load() {
 		return g.lifeNow.Load(), true
 	}
-	return g.wait(called, false, in)
+	return g.wait(called, false, in, q)
 }
 
 // enterIdle is enter for a vCPU that idles: it needs no slot.
@@ -110,26 +101,26 @@ func (g *guard) enterIdle(in uint64, called *atomic.Bool) (life uint64, ok bool)
 	if g.open.Load() && g.leased() {
 		return g.lifeNow.Load(), true
 	}
-	return g.wait(called, true, in)
+	return g.wait(called, true, in, &queue{})
 }
 
 // wait is enter's slow path.
-func (g *guard) wait(called *atomic.Bool, idle bool, in uint64) (life uint64, ok bool) {
-	var q queue
-	life, waited, ok := g.await(called, idle, in, &q)
-	q.leave()
-	if ok && waited { // only now: what counts is when it goes on as the ordinary thread that it is
-		g.mu.Lock()
+func (g *guard) wait(called *atomic.Bool, idle bool, in uint64, q *queue) (life uint64, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	life, waited, ok := g.await(called, idle, in, q)
+	if ok && waited {
 		g.slot.taken(bootMicros())
+	} else if q.raised != 0 {
 		g.mu.Unlock()
+		q.leave() // without the lock, which others would have to wait for an ordinary thread for
+		g.mu.Lock()
 	}
 	return life, ok
 }
 
-// await blocks; waited tells that it was for the gang's turn, which has come.
+// await blocks; waited tells that it was for the gang's turn, which has come. It requires mu.
 func (g *guard) await(called *atomic.Bool, idle bool, in uint64, q *queue) (life uint64, waited, ok bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.parked++
 	g.stops.ring()
 	defer func() { g.parked-- }()
@@ -149,7 +140,9 @@ func (g *guard) await(called *atomic.Bool, idle bool, in uint64, q *queue) (life
 			g.slot.wait(&g.mu)
 		case g.slot.off && !idle:
 			waited = true
-			q.join()
+			if g.slot.together {
+				q.join()
+			}
 			g.slot.waitTurn(&g.mu, now)
 		default:
 			return g.life, waited, true
@@ -207,7 +200,7 @@ func (g *guard) holdUnless(within time.Duration, over func() bool) bool {
 		if left <= 0 || over() {
 			break
 		}
-		g.stops.wait(&g.mu, left)
+		g.stops.wait(&g.mu, bootMicros()+ident.Micros(left.Microseconds())+1)
 	}
 	if g.parked == g.threads {
 		return true
@@ -304,7 +297,7 @@ func (g *guard) awaitPaused(begun func(life uint64) bool) bool {
 		case g.started && g.parked == g.threads && begun(g.life):
 			return true
 		}
-		g.stops.wait(&g.mu, bellSleep)
+		g.stops.wait(&g.mu, notDue)
 	}
 }
 

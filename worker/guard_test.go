@@ -13,7 +13,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	fences := make(chan bool, 16)
 	g := newGuard(func() { kicks <- struct{}{} }, noThreads, func(on bool) { fences <- on })
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(0, new(atomic.Bool)); entered <- ok }()
+	go func() { _, ok := g.enter(bootMicros(), 0, new(atomic.Bool), &queue{}); entered <- ok }()
 
 	g.start()
 	select {
@@ -36,7 +36,7 @@ func TestGuardHoldsUntilStartedAndLeased(t *testing.T) {
 	if on := <-fences; on {
 		t.Fatal("a renewed lease raised the fence again")
 	}
-	if _, ok := g.enter(0, new(atomic.Bool)); !ok {
+	if _, ok := g.enter(bootMicros(), 0, new(atomic.Bool), &queue{}); !ok {
 		t.Fatal("did not go on under a renewed lease")
 	}
 }
@@ -54,7 +54,7 @@ func TestGuardIgnoresAnOlderLease(t *testing.T) {
 func TestGuardStopEndsWaiters(t *testing.T) {
 	g := newGuard(func() {}, noThreads, func(bool) {})
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(0, new(atomic.Bool)); entered <- ok }()
+	go func() { _, ok := g.enter(bootMicros(), 0, new(atomic.Bool), &queue{}); entered <- ok }()
 	g.stop()
 	if <-entered {
 		t.Fatal("entered a stopped part")
@@ -67,7 +67,7 @@ func TestGuardPauseHolds(t *testing.T) {
 	g.start()
 	g.pause(true)
 	entered := make(chan bool, 1)
-	go func() { _, ok := g.enter(1, new(atomic.Bool)); entered <- ok }()
+	go func() { _, ok := g.enter(bootMicros(), 1, new(atomic.Bool), &queue{}); entered <- ok }()
 	select {
 	case <-entered:
 		t.Fatal("entered while paused")
@@ -93,7 +93,7 @@ func TestGuardHoldWaitsForEveryThread(t *testing.T) {
 	for range 2 {
 		go func() {
 			<-ready
-			life, _ := g.enter(1, new(atomic.Bool))
+			life, _ := g.enter(bootMicros(), 1, new(atomic.Bool), &queue{})
 			lives <- life
 		}()
 	}

@@ -228,7 +228,9 @@ func (s *slicer) obey(o *wire.SliceOrder) {
 
 // append adds what is to be done at a time after all that is known. It requires the guard's mu.
 func (s *slicer) append(t wire.SliceTurn) {
-	if t.Mode == wire.SliceHold && !s.w.alone() {
+	together := !s.w.alone()
+	s.w.guard.slot.together = together
+	if t.Mode == wire.SliceHold && together {
 		t.At = max(0, t.At-holdEarly)
 	}
 	t.At = max(t.At, bootMicros())
@@ -241,7 +243,7 @@ func (s *slicer) carryOut(o wire.SliceTurn) {
 	s.order.Number, s.order.Mode = o.Number, o.Mode
 	s.mode.Store(uint32(o.Mode))
 	s.countSlots(o.At, o.Mode == wire.SliceHold)
-	note := wire.SliceNote{VM: s.w.spec.VM, Busy: s.busy()}
+	note := wire.SliceNote{VM: s.w.spec.VM}
 	switch {
 	case o.Mode == wire.SliceHold:
 		note.First, note.Last = s.w.guard.setTurn(false, s.w.kickGuests)
@@ -261,8 +263,10 @@ func (s *slicer) carryOut(o wire.SliceTurn) {
 			s.owed = append(s.owed, note)
 		} // later: at this moment it would only wake serve's thread, which has priority over the vCPUs that begin
 	}
-	if before.Mode == wire.SliceFree && !s.send(note) {
-		s.remind = min(s.remind, bootMicros()+remindAfter)
+	if before.Mode == wire.SliceFree {
+		if note.Busy = s.busy(); !s.send(note) {
+			s.remind = min(s.remind, bootMicros()+remindAfter)
+		}
 	}
 }
 

@@ -87,6 +87,7 @@ func (w *Worker) runSeat(v *vcpu) error {
 		return err
 	}
 	if !run {
+		v.queue.leave()
 		w.rest(v)
 		return nil
 	}
@@ -94,9 +95,7 @@ func (w *Worker) runSeat(v *vcpu) error {
 	v.inside.Store(true)
 	w.spins.enters()
 	exit, known, err := v.seat.Run()
-	v.inside.Store(false)
-	v.exits.Add(1)
-	v.runMicros.Add(time.Since(began).Microseconds())
+	v.left(began)
 	switch {
 	case err != nil:
 		return err

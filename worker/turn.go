@@ -24,13 +24,18 @@ type turn struct {
 	carryOut    func(now ident.Micros) // does what is due; requires mu. nil: nothing ever is
 	due         atomic.Int64           // when the next of it is; notDue: nothing is planned
 	bell        bell                   // rings when something may have changed for who waits
+	together    bool                   // other servers' vCPUs begin at the same time
 	first, last ident.Micros           // when the first and the last vCPU took their turn, 0 if none has
 }
 
-// queue is how a vCPU's thread waits for its turn: ahead of all ordinary threads, so that it runs at the moment that it is woken, even if the vCPU which had
-// the CPU before has not left it yet. An ordinary one would wait for that one's slice of the host's scheduler to end, which is at a tick, while
-// its gang spins elsewhere. It raises and lowers itself only, so no guest ever runs ahead of others.
+// queue is how a vCPU's thread waits for its turn in a gang on several servers: ahead of all ordinary threads, so that it runs at the moment that it is woken. An
+// ordinary one would wait for whatever its host does at that moment, while its gang spins elsewhere. It raises and lowers itself only, and no guest runs ahead of
+// others for longer than headStart.
 type queue struct{ raised int } // the thread, 0: none
+
+// headStart is for how long at most such a vCPU still runs ahead when its turn has begun: until the others have surely begun as well. Its first exit from the guest
+// ends it.
+const headStart = 300 * ident.Micros(1)
 
 func (q *queue) join() {
 	if q.raised != 0 || notRaised.Load() {
@@ -49,6 +54,7 @@ var notRaised atomic.Bool
 func (q *queue) leave() {
 	if q.raised != 0 {
 		priority.Lower(q.raised)
+		q.raised = 0
 	}
 }
 
@@ -61,13 +67,28 @@ type bell struct {
 	waiting atomic.Int32 // who sleeps, or is about to
 }
 
-// wait sleeps until the next ring. mu is held before and after; it may return for no reason.
-func (b *bell) wait(mu sync.Locker, atMost time.Duration) {
+// wait sleeps until the next ring, or until a time on bootMicros's clock. mu is held before and after; it may return for no reason.
+func (b *bell) wait(mu sync.Locker, until ident.Micros) {
 	seen := b.word.Load()
 	b.waiting.Add(1)
 	defer b.waiting.Add(-1)
 	mu.Unlock()
-	futex.Wait(&b.word, seen, min(atMost, bellSleep))
+	mono := monoNanos() // before the other clock: if the thread is put off its CPU in between, it wakes too early
+	left := min(max(0, until-bootMicros()), ident.Micros(bellSleep/time.Microsecond))
+	futex.WaitUntil(&b.word, seen, mono+int64(left)*1000)
+	mu.Lock()
+}
+
+// watchFrom is how long before a gang on several servers begins its vCPUs' threads are awake: a CPU that has to be woken from its rest at that very moment, or
+// that the host has something else to do with, comes late. The gang before has let go of the CPU by then (holdEarly).
+const watchFrom = 100 * ident.Micros(1)
+
+// watch is wait without sleep.
+func (b *bell) watch(mu sync.Locker, until ident.Micros) {
+	seen := b.word.Load()
+	mu.Unlock()
+	for bootMicros() < until && b.word.Load() == seen {
+	}
 	mu.Lock()
 }
 
@@ -91,15 +112,18 @@ func (t *turn) pass(now ident.Micros) {
 
 // waitTurn is wait for who is to wake when something is due.
 func (t *turn) waitTurn(mu sync.Locker, now ident.Micros) {
-	atMost := bellSleep
-	if due := t.due.Load(); due != notDue {
-		atMost = min(atMost, max(0, time.Duration(due-int64(now))*time.Microsecond))
+	due := ident.Micros(t.due.Load())
+	if !t.together || due == notDue {
+		t.bell.wait(mu, due)
+	} else if due-now > watchFrom {
+		t.bell.wait(mu, due-watchFrom)
+	} else {
+		t.bell.watch(mu, due)
 	}
-	t.bell.wait(mu, atMost)
 }
 
 // wait sleeps until the next wake. mu is held before and after; it may return for no reason.
-func (t *turn) wait(mu sync.Locker) { t.bell.wait(mu, bellSleep) }
+func (t *turn) wait(mu sync.Locker) { t.bell.wait(mu, notDue) }
 
 // wake lets all that wait look again.
 func (t *turn) wake() { t.bell.ring() }
@@ -133,17 +157,15 @@ func (g *guard) setTurn(on bool, kick func()) (first, last ident.Micros) {
 	return first, last
 }
 
-// endTurn does what is due if the vCPU's alarm was set for that, and stops the alarm of one that has to wait.
-func (w *Worker) endTurn(v *vcpu) {
+// endTurn notes that the vCPU's alarm has rung, or stops it if the vCPU has to wait.
+func (w *Worker) endTurn(v *vcpu, now ident.Micros) {
 	if v.alarm.at == 0 {
 		return
 	}
-	if ago := bootMicros() - v.alarm.at; ago >= 0 {
-		w.slices.turnNanos.Add(int64(min(ago, leaveMost)) * 1000)
-		v.ended = threadNanos()
-		w.guard.pass()
-	}
-	if !w.guard.open.Load() {
+	if ago := now - v.alarm.at; ago >= 0 {
+		v.alarm.at = 0 // it rings once
+		v.ended = threadNanos() - int64(min(ago, leaveMost))*1000
+	} else if !w.guard.open.Load() {
 		v.alarm.set(0)
 	}
 }
@@ -151,23 +173,18 @@ func (w *Worker) endTurn(v *vcpu) {
 // leaveMost bounds what leaving the guest at an alarm is taken to cost: if it takes longer, somebody else had the CPU. (The CPU time up to the alarm is not known.)
 const leaveMost = 10 * ident.Micros(1)
 
-// threadNanos is the CPU time of the calling thread.
-func threadNanos() int64 {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
-		return 0
-	}
-	return ts.Nano()
-}
-
 // setAlarm has the vCPU, which is about to enter the guest, leave it when something is due. It counts what going from turn to turn has cost.
 func (w *Worker) setAlarm(v *vcpu) {
 	due := ident.Micros(w.guard.slot.due.Load())
+	if v.queue.raised != 0 {
+		due = min(due, bootMicros()+headStart)
+	}
 	if due == notDue {
 		due = 0
 	}
 	if v.alarm.at != due && !v.alarm.set(due) {
 		w.slices.minded.Store(true) // its thread does it
+		v.queue.leave()
 	}
 	if v.ended != 0 {
 		w.slices.turnNanos.Add(threadNanos() - v.ended)

@@ -1,9 +1,12 @@
 package worker
 
 import (
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
 )
@@ -15,7 +18,7 @@ func enters(g *guard) <-chan struct{} {
 	go func() {
 		defer close(done)
 		defer g.leave()
-		g.enter(0, new(atomic.Bool))
+		g.enter(bootMicros(), 0, new(atomic.Bool), &queue{})
 	}()
 	return done
 }
@@ -90,4 +93,54 @@ func TestHoldOutlivesTurn(t *testing.T) {
 	g.release()
 	g.release()
 	soon(t, waiting, "a vCPU does not go on after a hold")
+}
+
+// A vCPU of a gang on several servers takes its turn ahead of ordinary threads, where it may, and is an ordinary one when it has left the guest. One that does
+// not go to its guest, or is alone, has no head start.
+func TestHeadStart(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	v := &vcpu{}
+	if v.queue.join(); v.queue.raised == 0 {
+		t.Skip("this process may not make its threads real-time ones (RLIMIT_RTPRIO, CAP_SYS_NICE)")
+	}
+	v.queue.leave()
+	for _, c := range []struct {
+		what               string
+		together, ends, on bool
+	}{{"on several servers", true, false, true}, {"on one server", false, false, false}, {"the VM has ended", true, true, false}} {
+		g := openGuard()
+		setTurn(g, false, func() {})
+		g.mu.Lock()
+		g.slot.together = c.together
+		g.slot.carryOut = func(ident.Micros) {
+			g.slot.due.Store(notDue)
+			g.setTurn(true, nil)
+			g.stopped = c.ends
+		}
+		due := bootMicros() + 2*watchFrom
+		g.slot.due.Store(int64(due))
+		g.mu.Unlock()
+		if _, ok := g.enter(bootMicros(), g.lifeNow.Load(), new(atomic.Bool), &v.queue); ok == c.ends {
+			t.Errorf("%s: entered %v", c.what, ok)
+		}
+		if now := bootMicros(); now < due {
+			t.Errorf("%s: the turn began %d us too early", c.what, due-now)
+		}
+		if got := policy(t) == unix.SCHED_FIFO; got != c.on || got != (v.queue.raised != 0) {
+			t.Errorf("%s: ahead of ordinary threads: %v", c.what, got)
+		}
+		if v.left(time.Now()); policy(t) != unix.SCHED_NORMAL {
+			t.Errorf("%s: still ahead when it has left the guest", c.what)
+		}
+	}
+}
+
+func policy(t *testing.T) uint32 {
+	t.Helper()
+	a, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.Policy
 }

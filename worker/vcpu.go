@@ -42,6 +42,7 @@ type vcpu struct {
 	reset     *kvm.VCPUState // before its first instruction; its thread's
 	standing  bool           // counted as idle because the VM is paused; protected by the worker's vcpuMu
 	handing
+	queue  queue // where it waits for its turn; its thread's
 	alarm  alarm // for the next that is due of the gang's turns; its thread's
 	ended  int64 // CPU time of its thread when it left its last turn, in nanoseconds, 0: that has been counted; its thread's
 	pinned int   // the CPU that its thread is bound to, plus one; 0: to none. The slicer's
@@ -73,10 +74,15 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 	defer w.running.Done()
 	defer w.guard.leave()
 	for {
-		w.endTurn(v)
-		life, ok := w.guard.enter(v.life, &v.called)
+		now := bootMicros()
+		w.endTurn(v, now)
+		life, ok := w.guard.enter(now, v.life, &v.called, &v.queue)
 		if !ok || v.retired.Load() {
+			v.queue.leave()
 			return
+		}
+		if life != v.life || v.called.Load() || !v.idleTill.IsZero() {
+			v.queue.leave() // it does not go to its guest
 		}
 		var err error
 		switch {
@@ -95,6 +101,7 @@ func (w *Worker) runVCPU(v *vcpu, arriving bool) {
 			err = w.runOnce(v)
 		}
 		if err != nil {
+			v.queue.leave()
 			v.alarm.set(0)
 		}
 		switch {
@@ -130,13 +137,19 @@ func (w *Worker) runOnce(v *vcpu) error {
 	began := time.Now()
 	v.inside.Store(true)
 	exit, err := v.cpu.Run()
-	v.inside.Store(false)
-	v.exits.Add(1)
-	v.runMicros.Add(time.Since(began).Microseconds())
+	v.left(began)
 	if err != nil {
 		return err
 	}
 	return w.handle(v, exit)
+}
+
+// left notes that the vCPU has left the guest, in which it was since a time. Its head start, if it had one, is over.
+func (v *vcpu) left(began time.Time) {
+	v.inside.Store(false)
+	v.queue.leave()
+	v.exits.Add(1)
+	v.runMicros.Add(time.Since(began).Microseconds())
 }
 
 // handle acts on one exit.

@@ -13,6 +13,8 @@ import (
 const (
 	waitPrivate = 0 | 128 // FUTEX_WAIT | FUTEX_PRIVATE_FLAG, linux/futex.h
 	wakePrivate = 1 | 128
+	waitUntil   = 9 | 128 // FUTEX_WAIT_BITSET: the time is one on CLOCK_MONOTONIC
+	anyBit      = 0xffffffff
 )
 
 // Wait blocks the calling thread while the word has the value, until somebody wakes it or for the given time; it may also return for no reason. The
@@ -20,6 +22,12 @@ const (
 func Wait(word *atomic.Uint32, value uint32, atMost time.Duration) {
 	ts := unix.NsecToTimespec(int64(atMost))
 	_, _, _ = syscall.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), waitPrivate, uintptr(value), uintptr(unsafe.Pointer(&ts)), 0, 0)
+}
+
+// WaitUntil is Wait until a time on CLOCK_MONOTONIC, in nanoseconds: who is kept off the CPU on the way to its sleep wakes in time all the same.
+func WaitUntil(word *atomic.Uint32, value uint32, deadline int64) {
+	ts := unix.NsecToTimespec(deadline)
+	_, _, _ = syscall.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), waitUntil, uintptr(value), uintptr(unsafe.Pointer(&ts)), 0, anyBit)
 }
 
 // Wake wakes one thread that waits on the word.

@@ -25,6 +25,16 @@ func First() {
 	}
 }
 
+// Apart runs f on the calling thread as an ordinary one, although First was called for it: what takes long must not keep others off the CPU, and a process whose
+// real-time thread does not sleep for too long is killed (RLIMIT_RTTIME).
+func Apart(f func()) {
+	if a, err := unix.SchedGetAttr(0, 0); err == nil && a.Policy == unix.SCHED_FIFO {
+		Lower(0)
+		defer First()
+	}
+	f()
+}
+
 // Raise puts a thread of this process ahead of all ordinary ones until Lower. It tells whether that was allowed.
 func Raise(tid int) bool {
 	return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) == nil

@@ -32,6 +32,17 @@ func TestRaiseAndLower(t *testing.T) {
 	}
 }
 
+// What takes long is done by an ordinary thread, which then comes first again.
+func TestApart(t *testing.T) {
+	runtime.LockOSThread()
+	First()
+	was, ran := policy(t), false
+	Apart(func() { ran = policy(t) == unix.SCHED_NORMAL })
+	if !ran || policy(t) != was {
+		t.Errorf("ran as an ordinary thread: %v; policy %d, before %d", ran, policy(t), was)
+	}
+}
+
 // Threads that a first one starts are ordinary ones.
 func TestFirstIsNotInherited(t *testing.T) {
 	runtime.LockOSThread()

@@ -32,15 +32,28 @@ type CrowdCost struct {
 	Busy           int     `json:"busy"` // of them; the others idle
 	Slices         uint64  `json:"slices"`
 	MicrosPerSlice float64 `json:"micros_per_slice"` // of a CPU, in serve and in all workers: the sum of the next three
-	CostPercent    float64 `json:"cost_percent"`     // of a CPU, if a slice takes 10 ms
+	CostPercent    float64 `json:"cost_percent"`     // of one CPU, if a slice takes 10 ms, all slots together
+	Slots          int     `json:"slots"`
+	SlotPercent    float64 `json:"slot_percent"` // the same, of the CPU of each slot
 
 	ServeMicros float64 `json:"serve_micros_per_slice"` // to decide and to tell
 	OrderMicros float64 `json:"order_micros_per_slice"` // of the workers' threads that take orders in
-	TurnMicros  float64 `json:"turn_micros_per_slice"`  // of the vCPUs' threads, two of which leave the guest in a slice, wait and begin
+	TurnMicros  float64 `json:"turn_micros_per_slice"`  // of the vCPUs' threads, one of each slot, which leave the guest in a slice, wait and begin
+
+	BareTurnMicros float64 `json:"bare_turn_micros"` // of a thread that sleeps on the clock until its turn to compute, without a guest: the host's part of a turn
 }
 
-// crowd runs many VMs on one server of two slots.
-func (g *gangBench) crowd(ctx context.Context, out *CrowdCost) (err error) {
+// crowd runs many VMs on one server of two slots, and then as many bare threads.
+func (g *gangBench) crowd(ctx context.Context, out *CrowdCost) error {
+	if err := g.crowdVMs(ctx, out); err != nil {
+		return err
+	}
+	var err error
+	out.BareTurnMicros, err = bareTurn(ctx)
+	return err
+}
+
+func (g *gangBench) crowdVMs(ctx context.Context, out *CrowdCost) (err error) {
 	c, err := startShape(ctx, g.exe, local.Shape{Cells: 1, PerCell: 1, Slots: gangSlots, Memory: (crowdVMs + 8) * gangMemory})
 	if err != nil {
 		return err
@@ -73,11 +86,12 @@ func (g *gangBench) crowd(ctx context.Context, out *CrowdCost) (err error) {
 	if err != nil {
 		return err
 	}
-	*out = CrowdCost{VMs: crowdVMs, Busy: crowdBusy, Slices: after.slices - before.slices}
+	*out = CrowdCost{VMs: crowdVMs, Busy: crowdBusy, Slots: gangSlots, Slices: after.slices - before.slices}
 	perSlice := func(after, before uint64) float64 { return quotient(float64(after-before), float64(out.Slices)) }
 	out.ServeMicros, out.OrderMicros, out.TurnMicros = perSlice(after.serve, before.serve), perSlice(after.orders, before.orders), perSlice(after.turns, before.turns)
 	out.MicrosPerSlice = out.ServeMicros + out.OrderMicros + out.TurnMicros
 	out.CostPercent = quotient(100*out.MicrosPerSlice, float64(crowdSlice))
+	out.SlotPercent = out.CostPercent / gangSlots
 	if out.Slices == 0 {
 		return errors.New("nothing was sliced")
 	}

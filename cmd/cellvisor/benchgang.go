@@ -47,8 +47,10 @@ func (a *app) printGang(r bench.GangReport) error {
 		fmt.Fprintf(a.out, "a gang on two servers begins within %d us (median), %d us (p99 of %d starts)\n", r.StartSkew.P50, r.StartSkew.P99, r.StartSkew.Samples)
 	}
 	if c := r.Crowd; only == "" || only == "crowd" {
-		fmt.Fprintf(a.out, "a slice of %d VMs, %d of them busy, costs %.1f us: serve %.1f, orders in workers %.1f, turns of vCPUs %.1f; %.2f%% of a CPU if it takes 10 ms\n",
-			c.VMs, c.Busy, c.MicrosPerSlice, c.ServeMicros, c.OrderMicros, c.TurnMicros, c.CostPercent)
+		fmt.Fprintf(a.out, "a slice of %d VMs, %d of them busy, costs %.1f us: serve %.1f, orders in workers %.1f, turns of vCPUs %.1f\n",
+			c.VMs, c.Busy, c.MicrosPerSlice, c.ServeMicros, c.OrderMicros, c.TurnMicros)
+		fmt.Fprintf(a.out, "if it takes 10 ms, that is %.2f%% of one CPU, %.2f%% of each of the %d slots'; a bare thread's turn takes %.1f us here, of which a slice has %d\n",
+			c.CostPercent, c.SlotPercent, c.Slots, c.BareTurnMicros, c.Slots)
 	}
 	return nil
 }

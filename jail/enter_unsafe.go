@@ -30,29 +30,30 @@ const (
 
 // Enter jails the process. as is the user to become if the process is root; nil leaves the user as it is. Everything that the process will
 // ever open by name must be open. With connect it may still make TCP connections: one whose VM has a card on the built-in switch does.
-func Enter(as *Owner, connect bool) error {
+// Afterwards its threads may be permitted CAP_SYS_NICE, for use on themselves.
+func Enter(as *Owner, connect bool) (permitted bool, err error) {
 	runtime.LockOSThread() // no_new_privs and the filter are the thread's, from which the kernel copies them to all others
 	defer runtime.UnlockOSThread()
 	_ = time.Now().Local().String() // reads the time zone, which later it could not
 	mayRaise, err := limit()
 	if err != nil {
-		return fmt.Errorf("jail: limits: %w", err)
+		return false, fmt.Errorf("jail: limits: %w", err)
 	}
 	if err := closeOnExec(); err != nil {
-		return fmt.Errorf("jail: descriptors: %w", err)
+		return false, fmt.Errorf("jail: descriptors: %w", err)
 	}
 	if as != nil && os.Geteuid() == 0 {
-		if err := become(*as, !mayRaise && os.Getpid() == 1); err != nil {
-			return fmt.Errorf("jail: become user %d: %w", as.UID, err)
+		if permitted, err = become(*as, !mayRaise && os.Getpid() == 1); err != nil {
+			return false, fmt.Errorf("jail: become user %d: %w", as.UID, err)
 		}
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("jail: no core dumps: %w", err)
+		return false, fmt.Errorf("jail: no core dumps: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("jail: no new privileges: %w", err)
+		return false, fmt.Errorf("jail: no new privileges: %w", err)
 	}
-	return install(program(os.Getpid(), connect))
+	return permitted, install(program(os.Getpid(), connect, permitted))
 }
 
 // install gives all threads the filter.
@@ -101,39 +102,38 @@ func closeOnExec() error {
 	return err
 }
 
-// become gives up root, on all threads. With keepNice all but CAP_SYS_NICE goes: where root may not raise limits (no CAP_SYS_RESOURCE), a worker could make no
-// real-time thread otherwise. It reaches the process's own threads only, since keepNice is for one that is alone in its PID namespace.
-func become(o Owner, keepNice bool) error {
+// become gives up root, on all threads. With keepNice all but the permission to take up CAP_SYS_NICE goes: where root may not raise limits (no CAP_SYS_RESOURCE), a
+// worker could make no real-time thread otherwise. It reaches the process's own threads only, since keepNice is for one that is alone in its PID namespace.
+func become(o Owner, keepNice bool) (kept bool, err error) {
 	if keepNice {
 		_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0)
 		keepNice = errno == 0 // a program with cgo, such as one with the race detector, cannot
 	}
 	if err := syscall.Setgroups(nil); err != nil {
-		return err
+		return false, err
 	}
 	if err := syscall.Setresgid(int(o.GID), int(o.GID), int(o.GID)); err != nil {
-		return err
+		return false, err
 	}
 	if err := syscall.Setresuid(int(o.UID), int(o.UID), int(o.UID)); err != nil || !keepNice {
-		return err
+		return false, err
 	}
 	return onlyNice()
 }
 
-// onlyNice gives up all capabilities but CAP_SYS_NICE, on all threads.
-func onlyNice() error {
+// onlyNice gives up all capabilities but CAP_SYS_NICE, on all threads, and that too until a thread takes it up. It tells whether there was that one.
+func onlyNice() (bool, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var held, kept [2]unix.CapUserData // the second has the capabilities from 32 on
 	if err := unix.Capget(&header, &held[0]); err != nil {
-		return err
+		return false, err
 	}
 	kept[0].Permitted = held[0].Permitted & (1 << unix.CAP_SYS_NICE)
-	kept[0].Effective = kept[0].Permitted
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&kept[0])), 0)
 	if errno != 0 {
-		return errno
+		return false, errno
 	}
-	return nil
+	return kept[0].Permitted != 0, nil
 }
 
 // Users that workers get when none is named.

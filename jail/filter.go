@@ -107,7 +107,8 @@ func unless(k uint32, n uint8) unix.SockFilter {
 }
 
 // program is the filter for the process with this PID. Its length is bounded by the lists above, far below the kernel's 4096.
-func program(pid int, connect bool) []unix.SockFilter {
+// With capset its threads may take up what they are permitted to; that is never more than the kernel knows they have.
+func program(pid int, connect, capset bool) []unix.SockFilter {
 	p := []unix.SockFilter{
 		load(offsetArch), {Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: unix.AUDIT_ARCH_X86_64}, give(kill),
 		load(offsetNumber), {Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, Jf: 1, K: x32Bit}, give(kill),
@@ -116,7 +117,11 @@ func program(pid int, connect bool) []unix.SockFilter {
 		p = append(p, unless(nr, 1), give(allow))
 	}
 	for _, nr := range fatal {
-		p = append(p, unless(nr, 1), give(kill))
+		verdict := uint32(kill)
+		if nr == unix.SYS_CAPSET && capset {
+			verdict = allow
+		}
+		p = append(p, unless(nr, 1), give(verdict))
 	}
 	rules := guarded(pid, connect)
 	for _, nr := range slices.Sorted(maps.Keys(rules)) {

@@ -46,7 +46,7 @@ func prisoner(crime string) int {
 	if os.Getuid() == 0 {
 		as = &Owner{UID: nobody, GID: nobody}
 	}
-	if err := Enter(as, crime == "connected"); err != nil {
+	if _, err := Enter(as, crime == "connected"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
 	}
@@ -199,7 +199,7 @@ func TestWhatTheJailAllows(t *testing.T) {
 
 // The filter as the kernel's machine would run it: every call not named is refused, another architecture or ABI kills.
 func TestProgram(t *testing.T) {
-	p := program(77, false)
+	p := program(77, false, false)
 	run := func(nr, arch uint32, args ...uint32) uint32 {
 		data := make([]uint32, 16)
 		data[0], data[1] = nr, arch

@@ -89,7 +89,7 @@ func namespace(t *testing.T, pid int) string {
 	return name
 }
 
-// jailed reads from /proc whether a process has a system call filter, no way to more rights, and none of root's but to make its own threads real-time ones.
+// jailed reads from /proc whether a process has a system call filter, no way to more rights, and at most the permission to make its own threads real-time ones.
 func jailed(t *testing.T, pid int) bool {
 	t.Helper()
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -97,6 +97,6 @@ func jailed(t *testing.T, pid int) bool {
 		t.Fatal(err)
 	}
 	has := func(line string) bool { return strings.Contains(string(raw), line+"\n") }
-	const none, nice = "CapEff:\t0000000000000000", "CapEff:\t0000000000800000" // CAP_SYS_NICE
-	return has("Seccomp:\t2") && has("NoNewPrivs:\t1") && (has(none) || has(nice))
+	const none, nice = "CapPrm:\t0000000000000000", "CapPrm:\t0000000000800000" // CAP_SYS_NICE
+	return has("Seccomp:\t2") && has("NoNewPrivs:\t1") && has("CapEff:\t0000000000000000") && (has(none) || has(nice))
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/cellvisor/cellvisor/disk"
 	"github.com/cellvisor/cellvisor/ident"
 	"github.com/cellvisor/cellvisor/jail"
+	"github.com/cellvisor/cellvisor/link/priority"
 	"github.com/cellvisor/cellvisor/vmm/uffd"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -33,8 +34,17 @@ func (w *Worker) enterJail() error {
 	}
 	go w.usher.serve()
 	w.jailed.Store(true)
-	if err := jail.Enter(&jail.Owner{UID: j.UID, GID: j.GID}, w.usesSwitch()); err != nil {
+	return beJailed(j, w.usesSwitch())
+}
+
+// beJailed jails the process.
+func beJailed(j *wire.WorkerJail, connect bool) error {
+	permitted, err := jail.Enter(&jail.Owner{UID: j.UID, GID: j.GID}, connect)
+	if err != nil {
 		return fmt.Errorf("%w; `jail = \"off\"` in the block security of the server's configuration does without", err)
+	}
+	if permitted {
+		priority.Keep()
 	}
 	return nil
 }

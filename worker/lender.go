@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellvisor/cellvisor/ident"
-	"github.com/cellvisor/cellvisor/jail"
 	"github.com/cellvisor/cellvisor/link"
 	"github.com/cellvisor/cellvisor/wire"
 )
@@ -69,7 +68,7 @@ func runLender(dir string, spec wire.WorkerSpec, log zerolog.Logger) error {
 		l.desks = append(l.desks, d)
 	}
 	if j := spec.Jail; j != nil {
-		if err := jail.Enter(&jail.Owner{UID: j.UID, GID: j.GID}, false); err != nil {
+		if err := beJailed(j, false); err != nil {
 			return err
 		}
 	}

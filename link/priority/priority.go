@@ -9,6 +9,7 @@ package priority
 import (
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +21,7 @@ const niceFirst = -20
 // First puts the calling thread ahead of all ordinary ones for the rest of its life, but not threads that it starts. The goroutine must be locked to it.
 func First() {
 	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1}
-	if unix.SchedSetAttr(0, &fifo, 0) != nil {
+	if unix.SchedSetAttr(0, &fifo, 0) != nil && !(kept.Load() && takeUp() && unix.SchedSetAttr(0, &fifo, 0) == nil) {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceFirst)
 	}
 }
@@ -37,7 +38,24 @@ func Apart(f func()) {
 
 // Raise puts a thread of this process ahead of all ordinary ones until Lower. It tells whether that was allowed.
 func Raise(tid int) bool {
-	return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) == nil
+	first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+	if unix.SchedSetAttr(tid, &first, 0) == nil {
+		return true
+	}
+	return kept.Load() && takeUp() && unix.SchedSetAttr(tid, &first, 0) == nil
+}
+
+// kept: see Keep.
+var kept atomic.Bool
+
+// Keep says that the threads of this process, which has no other rights, are permitted CAP_SYS_NICE (capabilities(7)): those that need it take it up.
+func Keep() { kept.Store(true) }
+
+// takeUp makes the calling thread's permission effective.
+func takeUp() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := [2]unix.CapUserData{{Permitted: 1 << unix.CAP_SYS_NICE, Effective: 1 << unix.CAP_SYS_NICE}}
+	return unix.Capset(&header, &data[0]) == nil
 }
 
 // promptNanos is the slice of the host's scheduler that a guest's thread asks for, the shortest that there is (sched_setattr(2), Linux 6.12). It is no

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -42,18 +43,27 @@ func (s *Server) planJail() error {
 	return nil
 }
 
-// apart tells whether jailed processes get PID namespaces of their own, in which they see no others: it takes root, with the right to make them.
-func (s *supervisor) apart() bool {
-	if s.jail == nil || os.Geteuid() != 0 {
-		return false
+// begin starts the process that describe tells of. A jailed one is in a PID namespace of its own, in which it sees no others, if serve may make those: root with
+// CAP_SYS_ADMIN may, unless the kernel has none (CONFIG_PID_NS, user.max_pid_namespaces) or a container's filter refuses.
+func (s *supervisor) begin(describe func() *exec.Cmd) (*exec.Cmd, error) {
+	if s.jail == nil || os.Geteuid() != 0 || s.together.Load() {
+		cmd := describe()
+		return cmd, cmd.Start()
 	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var held [2]unix.CapUserData
-	if unix.Capget(&header, &held[0]) != nil || held[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
-		return false
+	cmd := describe()
+	cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
+	err := cmd.Start()
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSPC) {
+		return cmd, err
 	}
-	_, err := os.Stat("/proc/self/ns/pid") // CONFIG_PID_NS
-	return err == nil
+	again := describe()
+	if again.Start() != nil {
+		return cmd, err
+	}
+	if !s.together.Swap(true) {
+		s.log.Warn().Err(err).Msg("workers get no PID namespaces of their own: they are jailed without")
+	}
+	return again, nil
 }
 
 // openToWorkers lets workers of another user reach what they send notes to. Above it, the data directory keeps everyone else out: a worker

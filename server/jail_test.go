@@ -3,10 +3,14 @@ package server
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rs/zerolog"
@@ -105,5 +109,35 @@ func TestConnectionsAreHandedToTheirWorker(t *testing.T) {
 	}
 	if got := s.counts.refusedDials.Load(); got != 2 {
 		t.Errorf("%d refused", got)
+	}
+}
+
+// A worker gets a PID namespace of its own; where the kernel refuses that, it runs without, and so do later ones.
+func TestBeginsWithoutNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("takes root, who may make PID namespaces")
+	}
+	s := &supervisor{jail: &wire.WorkerJail{}, log: zerolog.Nop()}
+	for i, c := range []struct{ refused, apart bool }{{false, true}, {true, false}, {false, false}} {
+		tries := 0
+		cmd, err := s.begin(func() *exec.Cmd {
+			tries++
+			cmd := exec.Command("sleep", "3600")
+			cmd.SysProcAttr = &syscall.SysProcAttr{}
+			if c.refused && tries == 1 {
+				cmd.SysProcAttr.Cloneflags = unix.CLONE_THREAD // never alone: EINVAL
+			}
+			return cmd
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, err1 := os.Readlink("/proc/self/ns/pid")
+		its, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", cmd.Process.Pid))
+		if err := errors.Join(err1, err2); err != nil || (own != its) != c.apart {
+			t.Errorf("%d: namespace %s beside %s, %v", i, its, own, err)
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 	}
 }

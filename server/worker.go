@@ -198,9 +198,6 @@ func (s *supervisor) launch(w *worker, a monitor.StartWorker, files guestFiles, 
 func (s *supervisor) spawn(what, dir string, limits jail.Limits, inherits ...*os.File) (*exec.Cmd, *process, error) {
 	// A session of its own: a signal to the terminal's or the launcher's group must not reach it, and it survives this process.
 	attr := &syscall.SysProcAttr{Setsid: true}
-	if s.apart() {
-		attr.Cloneflags = unix.CLONE_NEWPID
-	}
 	if s.groups != nil {
 		group, err := s.groups.Make(filepath.Base(dir), limits)
 		if err != nil {
@@ -215,11 +212,14 @@ func (s *supervisor) spawn(what, dir string, limits jail.Limits, inherits ...*os
 	}
 	defer log.Close()
 	args := append(append(append([]string{}, s.command[1:]...), workerCommand...), dir)
-	cmd := exec.Command(s.command[0], args...)
-	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, inherits
-	cmd.SysProcAttr = attr
-	if err := cmd.Start(); err != nil {
+	cmd, err := s.begin(func() *exec.Cmd {
+		cmd, own := exec.Command(s.command[0], args...), *attr
+		cmd.Dir = dir
+		cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, inherits
+		cmd.SysProcAttr = &own
+		return cmd
+	})
+	if err != nil {
 		return nil, nil, fmt.Errorf("start the %s: %w", what, err)
 	}
 	p, err := openProcess(cmd.Process.Pid, 0) // our own child, not waited for: its PID cannot have been reused

@@ -6,7 +6,7 @@
 // After Enter the process, all its threads and whatever they start:
 //
 //   - has another user's rights if it was root: none over files, processes or devices. What it opened before it keeps. It may make its own threads
-//     real-time ones: within RLIMIT_RTPRIO or, where root may not raise that, with CAP_SYS_NICE, which it keeps if it is in a PID namespace of its own;
+//     real-time ones: within RLIMIT_RTPRIO or, where root may not raise that, with CAP_SYS_NICE, which its threads may then take up if it is in a PID namespace of its own;
 //   - can gain no privileges by executing a program, and cannot execute one;
 //   - may make the system calls of the list in filter.go and no others: it opens no file, makes no socket, connects to nothing, maps nothing
 //     executable, starts no process. What an honest worker could try by mistake fails with EPERM. What none does, such as execve or

@@ -46,21 +46,20 @@ func (s *Server) planJail() error {
 // begin starts the process that describe tells of. A jailed one is in a PID namespace of its own, in which it sees no others, if serve may make those: root with
 // CAP_SYS_ADMIN may, unless the kernel has none (CONFIG_PID_NS, user.max_pid_namespaces) or a container's filter refuses.
 func (s *supervisor) begin(describe func() *exec.Cmd) (*exec.Cmd, error) {
-	if s.jail == nil || os.Geteuid() != 0 || s.together.Load() {
-		cmd := describe()
-		return cmd, cmd.Start()
-	}
 	cmd := describe()
-	cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
+	apart := s.jail != nil && os.Geteuid() == 0 && !s.noPIDNS.Load()
+	if apart {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
+	}
 	err := cmd.Start()
-	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSPC) {
+	if !apart || !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSPC) {
 		return cmd, err
 	}
 	again := describe()
 	if again.Start() != nil {
-		return cmd, err
+		return cmd, err // that was not the reason
 	}
-	if !s.together.Swap(true) {
+	if !s.noPIDNS.Swap(true) {
 		s.log.Warn().Err(err).Msg("workers get no PID namespaces of their own: they are jailed without")
 	}
 	return again, nil

@@ -51,7 +51,7 @@ type supervisor struct {
 	command    []string // run as `command... worker --dir DIR`
 	listenHost string
 	jail       *wire.WorkerJail // nil: workers are not confined
-	together   atomic.Bool      // they can have no PID namespaces of their own
+	noPIDNS    atomic.Bool      // the kernel has refused to make PID namespaces for them
 	groups     *jail.Groups     // nil: what they take is not bounded
 	mayDial    func(vm ident.VMID, addr string) bool
 	diskOf     func(vm ident.VMID, name string) (wire.WorkerDisk, bool)

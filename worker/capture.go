@@ -149,10 +149,11 @@ func (w *Worker) capture(number, seq uint64, byDisk bool) (*arena, error) {
 	})
 	var a *arena
 	var err error
-	if pages := c.found; len(pages) > manyPages {
-		priority.Apart(func() { a, err = w.gather(pages, byDisk) })
+	gather := func() { a, err = w.gather(c.found, byDisk) }
+	if len(c.found) > manyPages {
+		priority.Apart(gather)
 	} else {
-		a, err = w.gather(pages, byDisk)
+		gather()
 	}
 	if err != nil {
 		return nil, err

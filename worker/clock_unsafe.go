@@ -11,9 +11,6 @@ import (
 // bootMicros reads CLOCK_BOOTTIME: the clock that serve and its workers share, which also counts the time that a machine was suspended.
 func bootMicros() ident.Micros { return ident.Micros(clockNanos(unix.CLOCK_BOOTTIME) / 1000) }
 
-// monoNanos reads CLOCK_MONOTONIC.
-func monoNanos() int64 { return clockNanos(unix.CLOCK_MONOTONIC) }
-
 // threadNanos is the CPU time of the calling thread.
 func threadNanos() int64 { return clockNanos(unix.CLOCK_THREAD_CPUTIME_ID) }
 

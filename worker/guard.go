@@ -83,7 +83,8 @@ func (g *guard) leave() {
 // enter blocks until the vCPU may enter the guest, and returns the life that it enters; ok is false when the VM has ended. The fast path may
 // still return the former life when a restart is under way: restart waits until every thread has parked, so nothing comes of it.
 //
-// now is the time: who comes when something of the gang's turns is due does that first. A vCPU that is called does not wait for its turn: it will not enter the guest, but stand aside.
+// now is the time: who comes when something of the gang's turns is due does that first. A vCPU that is called does not wait for its turn: it will not enter the
+// guest, but stand aside.
 //
 // A pause holds who is in the present life. Who is still in the life that he is in now, which is none for one that has not begun, gets the next, so
 // that a VM which goes on elsewhere while it is paused is all there.

@@ -44,7 +44,7 @@ func beJailed(j *wire.WorkerJail, connect bool) error {
 		return fmt.Errorf("%w; `jail = \"off\"` in the block security of the server's configuration does without", err)
 	}
 	if permitted {
-		priority.Keep()
+		priority.Permit()
 	}
 	return nil
 }

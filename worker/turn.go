@@ -73,7 +73,7 @@ func (b *bell) wait(mu sync.Locker, until ident.Micros) {
 	b.waiting.Add(1)
 	defer b.waiting.Add(-1)
 	mu.Unlock()
-	mono := monoNanos() // before the other clock: if the thread is put off its CPU in between, it wakes too early
+	mono := futex.Now() // before the other clock: if the thread is put off its CPU in between, it wakes too early
 	left := min(max(0, until-bootMicros()), ident.Micros(bellSleep/time.Microsecond))
 	futex.WaitUntil(&b.word, seen, mono+int64(left)*1000)
 	mu.Lock()

@@ -6,9 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cellvisor/cellvisor/ident"
+	"github.com/cellvisor/cellvisor/link/priority"
 )
 
 // enters runs enter on a thread of its own and says when it has returned.
@@ -127,20 +126,11 @@ func TestHeadStart(t *testing.T) {
 		if now := bootMicros(); now < due {
 			t.Errorf("%s: the turn began %d us too early", c.what, due-now)
 		}
-		if got := policy(t) == unix.SCHED_FIFO; got != c.on || got != (v.queue.raised != 0) {
+		if got := priority.IsFirst(); got != c.on || got != (v.queue.raised != 0) {
 			t.Errorf("%s: ahead of ordinary threads: %v", c.what, got)
 		}
-		if v.left(time.Now()); policy(t) != unix.SCHED_NORMAL {
+		if v.left(time.Now()); priority.IsFirst() {
 			t.Errorf("%s: still ahead when it has left the guest", c.what)
 		}
 	}
-}
-
-func policy(t *testing.T) uint32 {
-	t.Helper()
-	a, err := unix.SchedGetAttr(0, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a.Policy
 }

@@ -24,7 +24,14 @@ func Wait(word *atomic.Uint32, value uint32, atMost time.Duration) {
 	_, _, _ = syscall.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), waitPrivate, uintptr(value), uintptr(unsafe.Pointer(&ts)), 0, 0)
 }
 
-// WaitUntil is Wait until a time on CLOCK_MONOTONIC, in nanoseconds: who is kept off the CPU on the way to its sleep wakes in time all the same.
+// Now is the time by which WaitUntil goes: CLOCK_MONOTONIC, in nanoseconds.
+func Now() int64 {
+	var ts unix.Timespec
+	_, _, _ = syscall.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ts)), 0) // cannot fail
+	return ts.Nano()
+}
+
+// WaitUntil is Wait until a time, as Now tells it: who is kept off the CPU on the way to its sleep wakes in time all the same.
 func WaitUntil(word *atomic.Uint32, value uint32, deadline int64) {
 	ts := unix.NsecToTimespec(deadline)
 	_, _, _ = syscall.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), waitUntil, uintptr(value), uintptr(unsafe.Pointer(&ts)), 0, anyBit)

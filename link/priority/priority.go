@@ -20,16 +20,21 @@ const niceFirst = -20
 
 // First puts the calling thread ahead of all ordinary ones for the rest of its life, but not threads that it starts. The goroutine must be locked to it.
 func First() {
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: 1}
-	if unix.SchedSetAttr(0, &fifo, 0) != nil && !(kept.Load() && takeUp() && unix.SchedSetAttr(0, &fifo, 0) == nil) {
+	if !realTime(0, unix.SCHED_FLAG_RESET_ON_FORK) {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceFirst)
 	}
+}
+
+// IsFirst tells whether the calling thread is ahead of all ordinary ones.
+func IsFirst() bool {
+	a, err := unix.SchedGetAttr(0, 0)
+	return err == nil && a.Policy == unix.SCHED_FIFO
 }
 
 // Apart runs f on the calling thread as an ordinary one, although First was called for it: what takes long must not keep others off the CPU, and a process whose
 // real-time thread does not sleep for too long is killed (RLIMIT_RTTIME).
 func Apart(f func()) {
-	if a, err := unix.SchedGetAttr(0, 0); err == nil && a.Policy == unix.SCHED_FIFO {
+	if IsFirst() {
 		Lower(0)
 		defer First()
 	}
@@ -37,19 +42,22 @@ func Apart(f func()) {
 }
 
 // Raise puts a thread of this process ahead of all ordinary ones until Lower. It tells whether that was allowed.
-func Raise(tid int) bool {
-	first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
-	if unix.SchedSetAttr(tid, &first, 0) == nil {
+func Raise(tid int) bool { return realTime(tid, 0) }
+
+// realTime makes a thread a real-time one of the lowest priority, if that is allowed; 0 is the calling thread.
+func realTime(tid int, flags uint64) bool {
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Flags: flags, Priority: 1}
+	if unix.SchedSetAttr(tid, &attr, 0) == nil {
 		return true
 	}
-	return kept.Load() && takeUp() && unix.SchedSetAttr(tid, &first, 0) == nil
+	return permitted.Load() && takeUp() && unix.SchedSetAttr(tid, &attr, 0) == nil
 }
 
-// kept: see Keep.
-var kept atomic.Bool
+// permitted: see Permit.
+var permitted atomic.Bool
 
-// Keep says that the threads of this process, which has no other rights, are permitted CAP_SYS_NICE (capabilities(7)): those that need it take it up.
-func Keep() { kept.Store(true) }
+// Permit says that the threads of this process, which has no other rights, are permitted CAP_SYS_NICE (capabilities(7)): those that need it take it up.
+func Permit() { permitted.Store(true) }
 
 // takeUp makes the calling thread's permission effective.
 func takeUp() bool {

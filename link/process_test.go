@@ -32,8 +32,12 @@ func withProcess(t *testing.T, change func(cfg *PagesConfig)) (*Pages, *recorder
 // The kernel closes a killed process's sockets: its peers must know at once, and a vCPU that waits must go on.
 func TestKilledProcessIsNoticedAtOnce(t *testing.T) {
 	p, r, cmd := withProcess(t, nil)
-	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil { // so that it cannot answer any more
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() { // all its threads: it cannot answer any more
+		t.Fatalf("not stopped: %v, %v", status, err)
 	}
 	asked := p.Ask(1, 1, wire.DeviceConsole, nil)
 	if asked == nil {
